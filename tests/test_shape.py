@@ -1,0 +1,46 @@
+"""The shape that design and style promise: file sizes, imports, names."""
+
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "packages").glob("*/src/**/*.py"))
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_source_files_can_be_read_in_one_sitting():
+    sizes = {path.relative_to(ROOT): lines(path) for path in SOURCES if path.name != "__init__.py"}
+    assert max(sizes.values()) <= 600, {path: n for path, n in sizes.items() if n > 600}
+    assert statistics.median(sizes.values()) <= 180
+
+
+def test_pipeline_scripts_are_short():
+    sizes = {path.name: lines(path) for path in (ROOT / "pipelines").glob("*.py")}
+    assert sizes
+    assert max(sizes.values()) <= 120, sizes
+
+
+def test_entry_points_are_short():
+    entries = [path for path in SOURCES if path.name in ("cli.py", "__main__.py")]
+    assert len(entries) >= 3
+
+
+def test_light_packages_import_no_heavy_library():
+    heavy = "{'torch', 'ray', 'transformers', 'timm', 'torchvision', 'aiohttp', 'PIL'}"
+    code = f"import sys, clip_data, clip_models, clip_train, clip_eval; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_todo_without_an_issue():
+    # Without an issue's number behind it, a note to oneself is lost.
+    loose = re.compile(r"\b(TODO|FIXME|XXX)\b(?!\(#\d+\))")
+    tracked = [*SOURCES, *(ROOT / "pipelines").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    found = [path for path in tracked if path != Path(__file__) and loose.search(path.read_text(encoding="utf-8"))]
+    assert found == []
