@@ -1,0 +1,108 @@
+"""Settings of the acquire stage."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clip_data.config import to_dict
+from clip_data.errors import ClipDataError
+
+SPEED_ONLY = ("concurrency", "per_host", "decode_threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcquireConfig:
+    """How pictures are fetched, what is refused, and how they are stored. Raises ClipDataError for a bad value."""
+
+    image_size: int = 256
+    """side of the stored picture in pixels; which side, the resize mode says"""
+    resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio"
+    """keep_ratio: shorter side = image_size; keep_ratio_largest: longer side; border: longer side, padded with white
+    to a square; center_crop: shorter side, cut to a square; no: as it is"""
+    resize_only_if_bigger: bool = True
+    """leave a picture alone whose deciding side is not above image_size"""
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    """format of the stored pictures"""
+    encode_quality: int = 95
+    """jpg and webp: 1 to 100; png: compression level 0 to 9"""
+    skip_reencode: bool = False
+    """store the fetched bytes as they are (metadata included) where they already are an upright, opaque, still picture
+    of the right size and format"""
+    min_image_size: int = 0
+    """refuse pictures with a side below this many pixels"""
+    max_aspect_ratio: float = 0.0
+    """refuse pictures whose longer side is more than this many times the shorter one; 0: no limit"""
+    max_pixels: int = 64_000_000
+    """refuse larger pictures by their header, before decoding: 64 million hold the photos of nearly all cameras and
+    phones, and cost at most 0.5 GB while one is decoded"""
+    max_bytes: int = 20_000_000
+    """refuse larger bodies, as soon as so much was received or announced"""
+    connect_timeout: float = 5.0
+    """seconds for name lookup, connection and encryption together"""
+    first_byte_timeout: float = 10.0
+    """seconds from the request to the end of the response header"""
+    total_timeout: float = 20.0
+    """seconds for one attempt, redirects and body included; waiting for a free slot is not"""
+    retries: int = 1
+    """further attempts after a status 429 or 5xx, a reset or a cut-off body"""
+    retry_backoff: float = 0.5
+    """seconds before the first retry, doubled for each further one; Retry-After of the server comes first"""
+    retry_after_cap: float = 10.0
+    """longest Retry-After that is waited for, in seconds; a server that asks for more is not asked again"""
+    max_redirects: int = 5
+    """redirects followed, each under the same rules as the first address"""
+    allow_private: bool = False
+    """also fetch from loopback, private and other non-public addresses"""
+    respect_opt_out: bool = True
+    """refuse pictures whose server says no in X-Robots-Tag; the directives are recorded either way"""
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+    """the directives that mean no"""
+    user_agent_token: str = "clip-data"
+    """name in the User-Agent header, and the one that directives for a single robot are matched with"""
+    concurrency: int = 64
+    """fetches at a time in one worker"""
+    per_host: int = 8
+    """fetches at a time from one host, in one worker"""
+    decode_threads: int = 1
+    """threads that decode and resize, in one worker"""
+
+    def __post_init__(self) -> None:
+        top = 9 if self.encode_format == "png" else 100
+        bottom = 0 if self.encode_format == "png" else 1
+        limits: dict[str, tuple[float, float]] = {
+            "image_size": (1, 16_383),
+            "encode_quality": (bottom, top),
+            "min_image_size": (0, 65_535),
+            "max_pixels": (1, 2**31 - 1),
+            "max_bytes": (1, 2**31 - 1),
+            "retries": (0, 10),
+            "retry_backoff": (0, 600),
+            "retry_after_cap": (0, 600),
+            "max_redirects": (0, 20),
+            "concurrency": (1, 10_000),
+            "per_host": (1, 10_000),
+            "decode_threads": (1, 64),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ClipDataError(f"{name} = {value} must be between {low} and {high}{self._hint(name)}")
+        for name in ("connect_timeout", "first_byte_timeout", "total_timeout"):
+            if not 0 < getattr(self, name) <= 3600:
+                raise ClipDataError(f"{name} = {getattr(self, name)} must be above 0 and at most 3600 seconds")
+        if self.max_aspect_ratio and not self.max_aspect_ratio >= 1:
+            raise ClipDataError(f"max_aspect_ratio = {self.max_aspect_ratio} must be at least 1, or 0 for no limit")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.user_agent_token):
+            raise ClipDataError(f"user_agent_token = {self.user_agent_token!r} must be letters, digits, '-' and '_'")
+        for directive in self.opt_out_directives:
+            if not re.fullmatch(r"[a-z][a-z-]*", directive):
+                raise ClipDataError(f"opt_out_directives holds {directive!r}: directives are lower-case words")
+
+    def _hint(self, name: str) -> str:
+        return f" for encode_format = {self.encode_format!r}" if name == "encode_quality" else ""
+
+    def settings(self) -> dict[str, Any]:
+        """What fixes the stage: everything but the settings of speed, which may change from run to run."""
+        return {name: value for name, value in to_dict(self).items() if name not in SPEED_ONLY}

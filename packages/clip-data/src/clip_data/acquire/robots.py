@@ -1,0 +1,28 @@
+"""X-Robots-Tag: what the server of a picture forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+# Directives with a value of their own: the word before their colon names no robot.
+VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+IMPLIED = {"none": ("noindex", "nofollow")}
+
+
+def refusals(headers: Iterable[str], token: str, directives: Collection[str]) -> list[str]:
+    """Those of `directives` that the header lines hold for every robot or for the robot `token`, sorted.
+
+    `otherbot: noai, noindex` speaks to one robot up to the next name in the same line.
+    """
+    seen: set[str] = set()
+    for header in headers:
+        applies = True
+        for part in header.lower().split(","):
+            name, colon, rest = part.partition(":")
+            if colon and name.strip() not in VALUED:
+                applies = name.strip() == token.lower()
+                part = rest
+            if applies:
+                directive = part.strip()
+                seen.update(IMPLIED.get(directive, (directive,)))
+    return sorted(seen.intersection(directives))

@@ -1,0 +1,55 @@
+"""What kind of file bytes are, by their first ones: no decoder sees what is not one of its own."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+FORMATS = ("jpeg", "png", "webp", "gif", "bmp", "tiff")
+"""formats that are decoded"""
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes of the header's versions
+OTHER_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"crx ")
+OTHERS = (
+    b"\xff\x0a",  # JPEG XL
+    b"\x00\x00\x00\x0cJXL \r\n\x87\n",
+    b"\x00\x00\x00\x0cjP  \r\n\x87\n",  # JPEG 2000
+    b"\xff\x4f\xff\x51",
+    b"\x00\x00\x01\x00",  # ICO
+    b"8BPS",  # Photoshop
+)
+_SVG = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg[\s>]", re.I | re.S)
+
+
+def sniff(body: bytes) -> str | None:
+    """A name of FORMATS, "other" for a picture in another format, None for what is no picture."""
+    if body.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if body.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
+        return "webp"
+    if body.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if body.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    if body.startswith(b"BM") and len(body) >= 18 and struct.unpack_from("<I", body, 14)[0] in BMP_HEADERS:
+        return "bmp"
+    if body.startswith(OTHERS) or (body[4:8] == b"ftyp" and body[8:12] in OTHER_BRANDS):
+        return "other"
+    return "other" if _SVG.match(body[:4096]) else None
+
+
+def webp_size(body: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP file's canvas by its header; None when damaged."""
+    chunk, data = body[12:16], body[20:30]
+    if len(data) < 10:
+        return None
+    if chunk == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if chunk == b"VP8L" and data[0] == 0x2F:
+        bits = int.from_bytes(data[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", data, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    return None

@@ -1,0 +1,201 @@
+"""The acquire stage: one unit's URLs become a shard, a sidecar with a row for each of them, and a commit record."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import decimal
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from clip_data.acquire.config import AcquireConfig
+from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
+from clip_data.config import fingerprint
+from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
+from clip_data.plan import read_unit_rows
+from clip_data.store import table_bytes
+from clip_data.uid import uid
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from clip_data.acquire.fetch import Fetcher
+
+STAGE = "acquire"
+REJECTED = "rejected"
+# Rows begun at a time, per slot for a fetch: rows that wait for a busy host must not keep the others from starting.
+ROWS_PER_SLOT = 8
+MEASURED = ("original_format", "original_width", "original_height", "exif_orientation", "width", "height")
+
+
+@dataclass(frozen=True)
+class AcquireTask:
+    """Task of the stage "acquire": writes shards/<unit>.tar and .parquet, then the commit record, and returns that.
+
+    Which bytes come out follows from the rows, the config and what the servers answer, not from timing. Raises
+    ClipDataError when the source changed; a row's own trouble never raises but is counted under its code.
+    """
+
+    root: str
+    config: AcquireConfig
+
+    @property
+    def stage(self) -> str:
+        return STAGE
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the stage is opened with."""
+        return self.config.settings()
+
+    def __call__(self, unit: Unit) -> dict[str, Any]:
+        started = time.monotonic()
+        dataset = Dataset.open(self.root)
+        source = read_unit_rows(dataset, unit)
+        with dataset.store.staging() as folder:
+            shard, sidecar = folder / "shard.tar", folder / "sidecar.parquet"
+            with (folder / "spool").open("w+b") as spool:
+                rows = asyncio.run(_fetch_all(source, self.config, spool))
+                table, digest = _write_shard(shard, unit, source, rows, spool)
+            data = table_bytes(table)
+            sidecar.write_bytes(data)
+            verify(shard, digest, _members(table))
+            files = {
+                shard_name(unit): {"bytes": shard.stat().st_size, "sha256": digest},
+                sidecar_name(unit): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+            }
+            dataset.store.publish(shard, shard_name(unit))
+            dataset.store.publish(sidecar, sidecar_name(unit))
+        counts = Counter(row["error"] or SUCCESS for row in rows)
+        record = {
+            "unit": unit.name,
+            "stage": STAGE,
+            "fingerprint": fingerprint(self.settings),
+            "rows": unit.rows,
+            "counts": {SUCCESS: counts.pop(SUCCESS, 0), **dict(sorted(counts.items()))},
+            "files": files,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        dataset.commit(STAGE, unit, record)
+        return record
+
+
+async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) -> list[dict[str, Any]]:
+    """The sidecar's fields for every row, in order. Pictures go to `spool` as they come: slow rows hold up nobody, and
+    memory does not grow with the unit.
+    """
+    from clip_data.acquire.fetch import Fetcher
+    from clip_data.acquire.image import own_pixel_limit
+
+    urls = source["url"].to_pylist()
+    rows: list[dict[str, Any]] = [{} for _ in urls]
+    begun = asyncio.Semaphore(ROWS_PER_SLOT * config.concurrency)
+    with own_pixel_limit(), ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as threads:
+
+        async def run(row: int) -> None:
+            try:
+                rows[row] = await _fetch_one(urls[row], fetcher, threads, spool)
+            finally:
+                begun.release()
+
+        try:
+            async with Fetcher(config) as fetcher, asyncio.TaskGroup() as group:
+                for row in range(len(urls)):
+                    await begun.acquire()
+                    group.create_task(run(row))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None  # the first one stopped the others
+    return rows
+
+
+async def _fetch_one(
+    url: str | None, fetcher: Fetcher, threads: ThreadPoolExecutor, spool: IO[bytes]
+) -> dict[str, Any]:
+    from clip_data.acquire.image import treat
+
+    async with fetcher.fetch(url) as result:
+        row: dict[str, Any] = {
+            "http_status": result.http_status,
+            "optout": result.opt_out,
+            "redirects": result.redirects,
+            "content_type": result.content_type,
+        }
+        code = result.code
+        if result.body is not None:
+            work = asyncio.get_running_loop().run_in_executor
+            row["bytes"] = len(result.body)
+            row["sha256"] = hashlib.sha256(result.body).digest()
+            picture = await work(threads, treat, result.body, fetcher.config)
+            code = picture.code
+            for name in MEASURED:
+                row[name] = getattr(picture, name)
+            if picture.data is not None:
+                row["image_ext"] = picture.extension
+                row["spooled"] = (spool.tell(), len(picture.data))
+                spool.write(picture.data)
+    row["status"] = REJECTED if code else SUCCESS
+    row["error_class"] = code.error_class if code else None
+    row["error"] = code.value if code else None
+    return row
+
+
+def _write_shard(
+    path: Path, unit: Unit, source: pa.Table, rows: list[dict[str, Any]], spool: IO[bytes]
+) -> tuple[pa.Table, str]:
+    """Writes the tar in the order of the source; returns the sidecar's table and the tar's SHA-256."""
+    import pyarrow as pa
+
+    extra = [name for name in source.column_names if name not in ("url", "caption")]
+    with TarWriter(path) as tar:
+        for number, (row, given) in enumerate(zip(rows, source.to_pylist(), strict=True)):
+            key = unit.key(number)
+            row.update(uid=uid(given["url"], given["caption"]), key=key, url=given["url"], caption=given["caption"])
+            if row["status"] != SUCCESS:
+                continue
+            offset, length = row["spooled"]
+            spool.seek(offset)
+            values = {name: row[name] for name in ("uid", "key", "url", "caption", "sha256", *MEASURED)}
+            values.update({name: given[name] for name in extra})
+            payloads = {
+                "image": (row["image_ext"], spool.read(length)),
+                "text": ("txt", (given["caption"] or "").encode()),
+                "json": ("json", json.dumps(_plain(values), ensure_ascii=False, sort_keys=True).encode()),
+            }
+            for member, (extension, payload) in payloads.items():
+                row[f"{member}_offset"], row[f"{member}_length"] = tar.add(f"{key}.{extension}", payload)
+    table = pa.Table.from_pylist(rows, schema=sidecar_schema())
+    for name in extra:
+        table = table.append_column(source.schema.field(name), source[name])
+    return table, tar.sha256
+
+
+def _members(table: pa.Table) -> list[tuple[str, int, int]]:
+    members = []
+    for row in table.filter(table["image_offset"].is_valid()).to_pylist():
+        for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
+            members.append((f"{row['key']}.{extension}", row[f"{member}_offset"], row[f"{member}_length"]))
+    return members
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's terms: bytes in hex digits, dates by ISO 8601, no number as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
+        return str(value)
+    return value

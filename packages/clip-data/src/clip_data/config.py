@@ -1,0 +1,289 @@
+"""Configuration for every package: TOML recipes with strict keys, dotted flags on top, JSON with a fingerprint out.
+
+This is the one module that knows tyro. Precedence: defaults < recipe (which may `extends` others) < flags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from clip_data.errors import ClipDataError
+
+if TYPE_CHECKING:
+    from clip_data.store import Store
+
+T = TypeVar("T")
+
+
+class ConfigError(ClipDataError):
+    """A recipe or flag that does not fit the configuration's fields."""
+
+
+def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
+    """Builds `cls` from `[recipe.toml|recipe.json] [--dotted.flags …]`.
+
+    A resolved `config.json` of an earlier run is accepted like a recipe. Raises ConfigError, of one line, for a key,
+    flag or value that does not fit.
+    """
+    import tyro
+
+    rest = list(args)
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    required = _required(cls)
+    helping = "--help" in rest or "-h" in rest
+    if recipe is None and not helping and not all(_has_flag(rest, name) for name in required):
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in required)
+        raise ConfigError(f"{prog} needs a recipe (a .toml file) or the flags {flags}")
+    default = tyro.MISSING_NONPROP
+    if recipe is not None:
+        data = load_file(recipe)
+        hints = get_type_hints(cls)
+        given = [(name, hints[name]) for name in required if name not in data and _has_flag(rest, name)]
+        if given:  # flags that complete the recipe
+            form = dataclasses.make_dataclass("Flags", given)
+            found, _ = _tyro(tyro.cli, form, args=rest, prog=prog, add_help=False, return_unknown_args=True)
+            data |= to_dict(found)
+        default = from_dict(cls, data, recipe)
+    return _tyro(
+        tyro.cli,
+        cls,
+        args=rest,
+        prog=f"{prog} [recipe.toml]",
+        description=description,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        default=default,
+    )
+
+
+def _tyro(cli: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Calls tyro; what it prints about a wrong flag becomes a ConfigError of one line."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return cli(*args, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        title, _, body = printed.getvalue().strip().partition("\n")
+        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", body or title).partition("For full helptext")[0].split()
+        prog = options["prog"].removesuffix(" [recipe.toml]")
+        raise ConfigError(f"{' '.join(words)} ('{prog} --help' lists the flags)") from None
+
+
+def _has_flag(args: Sequence[str], name: str) -> bool:
+    return any(arg.split("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for arg in args)
+
+
+def _required(cls: type) -> list[str]:
+    return [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+
+
+def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Reads a recipe. `extends = "base.toml"` (or a list, later ones win) is resolved relative to the file."""
+    file = Path(path)
+    if file.resolve() in _seen:
+        raise ConfigError(f"{file}: 'extends' goes round in a circle: {' -> '.join(map(str, (*_seen, file)))}")
+    try:
+        text = file.read_text(encoding="utf-8")
+        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid {'JSON' if file.suffix == '.json' else 'TOML'}: {error}") from error
+    if file.suffix == ".json":
+        data.pop("fingerprint", None)
+    parents = data.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, load_file(file.parent / parent, (*_seen, file.resolve())))
+    return merge(merged, data)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: tables are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
+    """Builds the dataclass `cls`, strictly: every key known, every value of the field's type."""
+    return _build(cls, data, str(where), "")
+
+
+def to_dict(config: Any) -> Any:
+    """The JSON form of a (nested) config dataclass."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(value) for value in config]
+    if isinstance(config, float) and not math.isfinite(config):
+        raise ConfigError(f"{config} has no place in a configuration: it must be a finite number")
+    return config
+
+
+def fingerprint(value: Any) -> str:
+    """32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON."""
+    text = json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """What an output directory keeps of its config: every value, and the fingerprint."""
+    return {**to_dict(config), "fingerprint": fingerprint(config)}
+
+
+def substitute(config: T, **values: str) -> T:
+    """A copy in which `{name}` stands replaced by its value in every string of a (nested) config."""
+    if isinstance(config, str):
+        for name, value in values.items():
+            config = config.replace(f"{{{name}}}", value)  # type: ignore[assignment]
+        return config
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        changes = {f.name: substitute(getattr(config, f.name), **values) for f in dataclasses.fields(config)}
+        return dataclasses.replace(config, **changes)
+    if isinstance(config, tuple):
+        return tuple(substitute(item, **values) for item in config)  # type: ignore[return-value]
+    if isinstance(config, dict):
+        return {key: substitute(item, **values) for key, item in config.items()}  # type: ignore[return-value]
+    return config
+
+
+def difference(found: Any, wanted: Any, key: str = "") -> str:
+    """The first place where two configs differ, in words: `optim.lr is 0.1 there and 0.2 now`."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for name in sorted({*found, *wanted} - {"fingerprint"}):
+            if found.get(name) != wanted.get(name):
+                return difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    return f"{key or 'it'} is {_short(found)} there and {_short(wanted)} now"
+
+
+def claim(store: Store, config: Any, *, free: Sequence[str] = ()) -> None:
+    """Makes an output folder belong to one config: writes `config.json`, or checks the one that is there.
+
+    `free` names top-level keys that may change between runs into the same folder. Raises ConfigError when the folder
+    holds another run's data, or files of something else.
+    """
+    wanted = resolved(config)
+    if store.exists("config.json"):
+        found = store.read_json("config.json")
+        kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, wanted))
+        if kept != asked:
+            raise ConfigError(
+                f"{store.url} holds another run: {difference(kept, asked)}; choose another output folder, or remove it"
+            )
+    elif store.list():
+        raise ConfigError(f"{store.url} is not empty and holds no run (no config.json): choose another output folder")
+    store.write_json("config.json", wanted)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def run_cli(main: Callable[[], int | None], *families: type[Exception]) -> None:
+    """Runs an entry point: an error of the given families (ClipDataError always) is one line and exit code 2."""
+    expected: tuple[type[Exception], ...] = (ClipDataError, *families)
+    try:
+        code = main()
+    except expected as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)
+
+
+def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table, not {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, prefix, fields)}")
+        values[key] = _convert(hints[key], value, where, prefix + key)
+    missing = [prefix + name for name in _required(cls) if name not in values]
+    if missing:
+        raise ConfigError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; valid keys: {', '.join(fields)}"
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where, key + ".")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [arg for arg in args if arg is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where, key)
+            except ConfigError:
+                continue
+        return _convert(options[-1], value, where, key)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
+        if len(value) == len(args):
+            return tuple(
+                _convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+            )
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): _convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: {key} = {value!r} must be {_describe(hint)}")
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    return re.sub(r"\b(typing|builtins)\.", "", str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", ""))

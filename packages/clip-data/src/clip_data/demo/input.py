@@ -1,0 +1,62 @@
+"""The input of an end-to-end run: where its table of URLs comes from, and who serves the pictures meanwhile."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_data.config import claim
+from clip_data.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """Rendered scenes, a captioned folder, or a table of URLs that is there already."""
+
+    kind: Literal["scenes", "folder", "table"] = "table"
+    """scenes: rendered and served on loopback; folder: served on loopback; table: nothing to do, `plan.urls` exists"""
+    rows: int = 4000
+    """scenes: rows of the table of URLs, the bad ones included"""
+    folder: str = ""
+    """folder: where the pictures are"""
+    captions: str = ""
+    """folder: a JSONL file with `file` (relative to the folder) and `caption` in every line"""
+    columns: tuple[str, ...] = ()
+    """folder: further keys of the JSONL to carry along"""
+    port: int = 8765
+    """scenes, folder: loopback port of the picture server; it is part of the URLs, so a continued run needs the same"""
+
+    def __post_init__(self) -> None:
+        if self.kind == "folder" and not (self.folder and self.captions):
+            raise ValueError("input.kind = 'folder' needs input.folder and input.captions")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"input.port = {self.port} must lie between 1 and 65535")
+
+
+def write_input(config: InputConfig, folder: str, *, seed: int) -> None:
+    """Writes `<folder>/urls.parquet` unless it is there; a folder that holds another table is refused."""
+    if config.kind == "table":
+        return
+    store = Store(folder)
+    claim(store, {"input": config, "seed": seed})
+    if store.exists("urls.parquet"):
+        return
+    url, path = f"http://127.0.0.1:{config.port}", store.full("urls.parquet")
+    if config.kind == "scenes":
+        from clip_data.demo.table import write_table
+
+        write_table(path, rows=config.rows, seed=seed, base_url=url)
+    else:
+        from clip_data.demo.folder import write_folder_table
+
+        write_folder_table(path, config.folder, config.captions, url, columns=config.columns)
+
+
+def serve(config: InputConfig) -> AbstractContextManager[object]:
+    """The server of the table's pictures; nothing for a table of real URLs."""
+    from clip_data.demo.loopback import LoopbackServer
+
+    if config.kind == "table":
+        return nullcontext()
+    return LoopbackServer(config.port, folder=config.folder if config.kind == "folder" else None)

@@ -1,0 +1,192 @@
+"""The HTTP server of the quickstart: pictures rendered from the URL path, or the files of one folder.
+
+Run by `LoopbackServer` as `python -m clip_data.demo.server <listening socket> <parent's process id> [folder]`.
+Paths are `/<kind>/<seed>/<index>[.suffix]`. The answer follows from the path alone, except that `unavailable_once`
+refuses the first request for each path in the life of a server.
+"""
+
+import asyncio
+import mimetypes
+import os
+import re
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from clip_data.demo.bodies import body
+from clip_data.demo.kinds import KINDS
+from clip_data.demo.scenes import scene
+
+OVERSIZED_BYTES = 128 * 2**20
+DECLARED_BYTES = 8 * 2**30
+DRIP_PIECES, DRIP_PAUSE_S = 6, 0.1
+_FOREVER_S = 24 * 3600.0
+_PARENT_CHECK_S = 0.25
+
+_STATUS = {"not_found": 404, "gone": 410, "server_error": 500}
+_ROBOTS = {"noai": "noai", "noimageai": "noimageai", "noai_other_bot": "otherbot: noai"}
+_CHAIN_HOPS = 3
+_PATH = re.compile(r"/(?P<kind>\w+)/(?P<seed>\d{1,18})/(?P<index>\d{1,18})(?P<suffix>\.\w+)?")
+_REFUSED_ONCE: web.AppKey[set[str]] = web.AppKey("refused_once", set)
+
+
+async def _alive(request: web.Request) -> web.Response:
+    return web.Response(text="clip-data loopback server\n")
+
+
+async def _scene(request: web.Request) -> web.StreamResponse:
+    match = _PATH.fullmatch(request.path)
+    if match is None or match["kind"] not in KINDS:
+        raise web.HTTPNotFound(text=f"no picture at {request.path}\n")
+    kind = match["kind"]
+    if kind in _STATUS:
+        return web.Response(status=_STATUS[kind], text="no picture here\n")
+    if kind == "unavailable_once" and request.path not in request.app[_REFUSED_ONCE]:
+        request.app[_REFUSED_ONCE].add(request.path)
+        return web.Response(status=503, headers={"Retry-After": "0"})
+    if kind.startswith("redirect"):
+        return _redirect(kind, request)
+    if kind == "stall_first_byte":
+        await asyncio.sleep(_FOREVER_S)
+    if kind == "empty_body":
+        return web.Response(body=b"", content_type="image/jpeg")
+    data, mime = body(kind, scene(int(match["seed"]), int(match["index"])))
+    if kind in _BODIES:
+        try:
+            return await _BODIES[kind](request, data, mime)
+        except ConnectionResetError:
+            # The client gave up, as it should with most of these: nobody reads this answer and nothing is to be logged.
+            return web.Response()
+    if kind == "truncated":
+        data = data[: len(data) * 6 // 10]
+    headers = {"X-Robots-Tag": _ROBOTS[kind]} if kind in _ROBOTS else {}
+    return web.Response(body=data, content_type=mime, headers=headers)
+
+
+def _redirect(kind: str, request: web.Request) -> web.Response:
+    hop = int(request.query.get("hop", "0"))
+    if kind == "redirect_scheme":
+        target = f"ftp://127.0.0.1{request.path}"
+    elif kind == "redirect_loop":
+        target = f"{request.path}?hop={1 - hop % 2}"
+    elif kind == "redirect_chain" and hop + 1 < _CHAIN_HOPS:
+        target = f"{request.path}?hop={hop + 1}"
+    else:
+        target = request.path.replace(f"/{kind}/", "/ok/", 1)
+    return web.Response(status=301 if hop % 2 else 302, headers={"Location": target})
+
+
+async def _open(request: web.Request, mime: str, length: int | None) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": mime})
+    if length is None:
+        response.enable_chunked_encoding()
+    else:
+        response.content_length = length
+    await response.prepare(request)
+    return response
+
+
+async def _closed_early(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, len(data))
+    await response.write(data[: len(data) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+async def _oversized_chunked(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, None)
+    await response.write(data)
+    block = bytes(2**16)
+    for _ in range(OVERSIZED_BYTES // len(block)):
+        await response.write(block)
+    return response
+
+
+async def _stall_body(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, len(data))
+    await response.write(data[: len(data) // 3])
+    await asyncio.sleep(_FOREVER_S)
+    return response
+
+
+async def _oversized_declared(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, DECLARED_BYTES)
+    await response.write(data)
+    await asyncio.sleep(_FOREVER_S)
+    return response
+
+
+async def _drip(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, len(data))
+    step = -(-len(data) // DRIP_PIECES)
+    for start in range(0, len(data), step):
+        await asyncio.sleep(DRIP_PAUSE_S)
+        await response.write(data[start : start + step])
+    return response
+
+
+async def _endless_trickle(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
+    response = await _open(request, mime, None)
+    while True:
+        await response.write(data[:1])
+        await asyncio.sleep(DRIP_PAUSE_S)
+
+
+_BODIES: dict[str, Callable[[web.Request, bytes, str], Awaitable[web.StreamResponse]]] = {
+    "closed_early": _closed_early,
+    "oversized_chunked": _oversized_chunked,
+    "oversized_declared": _oversized_declared,
+    "drip": _drip,
+    "stall_body": _stall_body,
+    "endless_trickle": _endless_trickle,
+}
+
+
+def scenes_app() -> web.Application:
+    """Answers `/<kind>/<seed>/<index>`."""
+    app = web.Application()
+    app[_REFUSED_ONCE] = set()
+    app.add_routes([web.get("/", _alive), web.get("/{path:.+}", _scene)])
+    return app
+
+
+def folder_app(folder: Path) -> web.Application:
+    """Answers with the regular files below `folder`; whatever leads out of it, symbolic links included, is a 404."""
+    root = folder.resolve()
+
+    async def file(request: web.Request) -> web.Response:
+        asked = request.match_info["path"]
+        path = (root / asked.lstrip("/")).resolve() if "\0" not in asked else root
+        if not path.is_relative_to(root) or not path.is_file():
+            raise web.HTTPNotFound(text="no such file\n")
+        mime = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type=mime)
+
+    app = web.Application()
+    app.add_routes([web.get("/", _alive), web.get("/{path:.+}", file)])
+    return app
+
+
+async def serve(app: web.Application, listener: socket.socket, parent: int) -> None:
+    """Serves until the process `parent` is gone, however it ended."""
+    # A client that gives up ends its handler at once; else each stalled request would live on for a day.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=1024).start()
+    while os.getppid() == parent:
+        await asyncio.sleep(_PARENT_CHECK_S)
+    await runner.cleanup()
+
+
+def main(args: list[str]) -> None:
+    listener, parent, *folder = args
+    app = folder_app(Path(folder[0])) if folder else scenes_app()
+    asyncio.run(serve(app, socket.socket(fileno=int(listener)), int(parent)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

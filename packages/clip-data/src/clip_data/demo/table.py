@@ -1,0 +1,83 @@
+"""The quickstart's URL table: rendered scenes, mixed with what real lists hold."""
+
+import io
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_data.demo.kinds import kind_counts
+from clip_data.demo.scenes import scene
+from clip_data.errors import ClipDataError
+from clip_data.store import Store
+
+ROW_GROUP = 500
+
+_COPIES = ("duplicate_row", "duplicate_bytes", "duplicate_pixels")
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+_MALFORMED = ("http://", "not a url", "http://127.0.0.1:99999/picture.jpg", "http://[::1/picture.jpg")
+
+
+def write_table(
+    path: str | os.PathLike[str], rows: int = 4000, seed: int = 0, base_url: str = "http://127.0.0.1:8765"
+) -> dict[str, int]:
+    """Writes the parquet file `path` (row groups of 500, atomically) and returns its rows per kind.
+
+    Columns, all strings: `url` (may be null), `caption`, `label` (one of CLASS_NAMES or ""), `kind` (a key of KINDS).
+    Row i shows scene i of `seed`, except that a duplicate shows the scene of an "ok" row. The same arguments give the
+    same bytes. Raises ClipDataError when `rows` is too small for every kind to occur or `path` cannot be written.
+    """
+    counts = kind_counts(rows)
+    rng = random.Random(f"table {seed}")
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    rng.shuffle(kinds)
+    originals = [row for row, kind in enumerate(kinds) if kind == "ok"]
+    # Without replacement: each original has one copy, so that dedup counts can be checked.
+    copied = iter(rng.sample(originals, sum(counts[kind] for kind in _COPIES)))
+    columns: dict[str, list[str | None]] = {"url": [], "caption": [], "label": [], "kind": []}
+    for row, kind in enumerate(kinds):
+        shown = scene(seed, next(copied) if kind in _COPIES else row)
+        columns["url"].append(_url(kind, seed, shown.index, shown.format, base_url.rstrip("/")))
+        columns["caption"].append(shown.caption)
+        columns["label"].append(shown.label)
+        columns["kind"].append(kind)
+    write_parquet(path, columns)
+    return counts
+
+
+def _url(kind: str, seed: int, index: int, format: str, base_url: str) -> str | None:
+    """Where the row's picture is said to be."""
+    suffix = {"jpeg": "jpg"}.get(format, format)
+    match kind:
+        case "null_url":
+            return None
+        case "empty_url":
+            return ""
+        case "malformed_url":
+            return _MALFORMED[index % len(_MALFORMED)]
+        case "scheme_ftp":
+            return f"ftp://127.0.0.1/pictures/{index}.{suffix}"
+        case "scheme_file":
+            return "file:///etc/hostname"
+        case "scheme_data":
+            return f"data:image/png;base64,{_PIXEL}"
+        case "nothing_listening":
+            # Port 1 (tcpmux) has had no service for decades.
+            return f"http://127.0.0.1:1/{index}.{suffix}"
+        case "duplicate_row":
+            kind = "ok"
+    return f"{base_url}/{kind}/{seed}/{index}.{suffix}"
+
+
+def write_parquet(path: str | os.PathLike[str], columns: Mapping[str, Sequence[str | None]]) -> None:
+    """String columns to a parquet file with row groups of ROW_GROUP rows; atomic, ClipDataError when unwritable."""
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression="zstd")
+    target = Path(path)
+    if target.is_dir():
+        raise ClipDataError(f"cannot write the table {target}: it is a folder")
+    Store(target.parent).write_bytes(target.name, buffer.getvalue())

@@ -1,0 +1,100 @@
+"""The executor on Ray: plain tasks with a bounded number in flight. The one module of the package that runs on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+# Before the import: no telemetry, and workers that use this environment instead of building one from `uv run`.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray
+from ray.exceptions import RayError
+
+from clip_data.dataset import Unit
+from clip_data.errors import ClipDataError
+from clip_data.executor import ExecutorConfig, Outcome, Task, attempt, dead_unit
+
+IN_FLIGHT_PER_CPU = 2  # enough that no CPU waits for the driver, few enough that the driver holds almost nothing
+
+
+class RayExecutor:
+    """Runs units as Ray tasks of one CPU each; Ray itself tries a task again when its worker or node dies.
+
+    Joins a Ray that this process is connected to already; otherwise connects, and disconnects at `close`.
+    """
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        self.retries = config.retries
+        self._own = not ray.is_initialized()
+        if self._own:
+            _connect(config)
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        self.window = config.workers or IN_FLIGHT_PER_CPU * max(cpus, 1)
+
+    def run(self, task: Task, units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
+        remote = ray.remote(attempt).options(num_cpus=1, max_retries=self.retries, name=type(task).__name__)
+        shared = ray.put(task)
+        waiting = iter(units)
+        flying: dict[ray.ObjectRef, Unit] = {}
+        lost: list[ClipDataError] = []
+        failed: tuple[Unit, Outcome] | None = None
+        try:
+            while True:
+                while failed is None and len(flying) < self.window and (unit := next(waiting, None)) is not None:
+                    flying[remote.remote(shared, unit)] = unit
+                if not flying:
+                    break
+                ready, _ = ray.wait(list(flying), num_returns=1)
+                for reference in ready:
+                    unit = flying.pop(reference)
+                    try:
+                        outcome: Outcome = ray.get(reference)
+                    except RayError as error:
+                        lost.append(dead_unit(unit, self.retries + 1, _first_line(error)))
+                        continue
+                    if outcome.error is not None:
+                        failed = failed or (unit, outcome)
+                    else:
+                        yield unit, outcome.unwrap(unit)
+            if failed:
+                failed[1].unwrap(failed[0])
+            if lost:
+                raise lost[0]
+        finally:
+            for reference in flying:
+                ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        if self._own and ray.is_initialized():
+            ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connect(config: ExecutorConfig) -> None:
+    address = config.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"logging_level": "warning"}
+    if address == "local":
+        options |= {"num_cpus": config.workers or None, "include_dashboard": False}
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ClipDataError(
+            f"cannot connect to the Ray cluster at {address}: {_first_line(error)}; is it running, and is this its "
+            "token? A cluster asks for one by default: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH) to what its nodes were started with"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

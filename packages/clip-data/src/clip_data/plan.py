@@ -1,0 +1,174 @@
+"""Planning: from tables of URLs to units of work, by the tables' own metadata and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clip_data import sources
+from clip_data.config import to_dict
+from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, check_free
+from clip_data.errors import ClipDataError
+from clip_data.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# fmt: off
+SIDECAR_COLUMNS = frozenset({
+    "uid", "key", "url", "caption", "status", "error_class", "error", "http_status", "optout", "redirects",
+    "content_type", "bytes", "sha256", "original_format", "original_width", "original_height", "exif_orientation",
+    "width", "height", "image_ext", "image_offset", "image_length", "text_offset", "text_length", "json_offset",
+    "json_length",
+})
+# fmt: on
+"""Names a sidecar uses for itself: an extra column may not have one of them."""
+
+READ_ROWS = 8192  # rows decoded at a time on the way to a unit in the middle of a large row group
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Which tables of URLs make a dataset, and how large its units are."""
+
+    urls: tuple[str, ...]
+    """tables of URLs: paths, fsspec URLs or globs of .parquet, .csv, .tsv or .jsonl files (text also .gz)"""
+    url_column: str = "url"
+    """column with the address of the picture"""
+    caption_column: str = "caption"
+    """column with the caption"""
+    extra_columns: tuple[str, ...] = ()
+    """further columns to carry along into the sidecars, with their types"""
+    rows_per_unit: int = 10_000
+    """largest number of rows in a unit, that is in a shard"""
+
+    def __post_init__(self) -> None:
+        if not self.urls:
+            raise ClipDataError("urls is empty: name at least one table of URLs")
+        if not 1 <= self.rows_per_unit <= MAX_ROWS_PER_UNIT:
+            raise ClipDataError(f"rows_per_unit = {self.rows_per_unit} must be between 1 and {MAX_ROWS_PER_UNIT}")
+        for name in self.extra_columns:
+            if name in SIDECAR_COLUMNS:
+                raise ClipDataError(f"extra column {name!r} has the name of a sidecar column: rename it in the source")
+        if len(set(self.extra_columns)) != len(self.extra_columns):
+            raise ClipDataError(f"extra_columns names a column twice: {', '.join(self.extra_columns)}")
+
+
+def plan(root: str, config: PlanConfig) -> Dataset:
+    """Plans the dataset at `root`, or opens it if it holds this very plan already.
+
+    Parquet sources stay where they are: only their footers are read. Text sources are converted once, to
+    `<root>/sources/<n>.parquet`. Raises ClipDataError for sources that do not fit, and for a folder with another plan.
+    """
+    urls = [url for pattern in config.urls for url in sources.find(pattern)]
+    twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None
+    if twice:
+        raise ClipDataError(f"urls names {twice} twice")
+    store = Store(root)
+    with ThreadPoolExecutor(16) as pool:  # remote files: latency, not work
+        entries = list(pool.map(lambda url: {"url": url, **sources.identity(url)}, urls))
+    columns = {"url": config.url_column, "caption": config.caption_column, "extra": list(config.extra_columns)}
+    description = {"sources": entries, "columns": columns, "config": to_dict(config)}
+    if store.exists("dataset.json"):
+        planned = Dataset.open(root).description
+        description["sources"] = planned.get("sources")
+        dataset = Dataset.create(root, [], description)  # refuses other settings
+        _check_same_sources(root, planned["sources"], entries)
+        return dataset
+    check_free(root)  # before conversions are written into it
+    for number, entry in enumerate(entries):
+        if sources.table_format(entry["url"]) != "parquet":
+            name = f"sources/{number:05d}.parquet"
+            texts = (config.url_column, config.caption_column)
+            sources.convert(entry["url"], store, name, texts, config.extra_columns, config.rows_per_unit)
+            entry["table"] = {"name": name, **sources.identity(f"{store.url}/{name}")}
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(lambda entry: _footer(store, entry, config), entries))
+    units: list[Unit] = []
+    types: dict[str, tuple[Any, str]] = {}
+    for entry, footer in zip(entries, footers, strict=True):
+        entry["rows"] = sum(footer.groups)
+        for name, kind in footer.extra_types.items():
+            first, where = types.setdefault(name, (kind, entry["url"]))
+            if kind != first:
+                raise ClipDataError(f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}")
+        for group, rows in enumerate(footer.groups):
+            for start in range(0, rows, config.rows_per_unit):
+                size = min(config.rows_per_unit, rows - start)
+                unit = Unit(ordinal=len(units), source=_source(entry), row_group=group, row_start=start, rows=size)
+                units.append(unit)
+    if not units:
+        raise ClipDataError(f"{', '.join(config.urls)}: an empty table, it has no rows")
+    return Dataset.create(root, units, description)
+
+
+def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
+    """The unit's rows of its source: columns url and caption (strings), then the extra columns; `unit.rows` rows.
+
+    Raises ClipDataError when the source is missing, damaged, or no longer the file that was planned.
+    """
+    import pyarrow as pa
+
+    columns = dataset.description["columns"]
+    entry = next(entry for entry in dataset.description["sources"] if unit.source == _source(entry))
+    location = _location(dataset.store, entry)
+    sources.check_unchanged(location, entry.get("table", entry)["fingerprint"])
+    names = list(dict.fromkeys([columns["url"], columns["caption"], *columns["extra"]]))
+    end = unit.row_start + unit.rows
+    position, parts = 0, []
+    with sources.parquet_file(location) as parquet:
+        schema = pa.schema([parquet.schema_arrow.field(name) for name in names])
+        for batch in parquet.iter_batches(READ_ROWS, row_groups=[unit.row_group], columns=names):
+            start, stop = max(unit.row_start - position, 0), min(end - position, batch.num_rows)
+            if start < stop:
+                parts.append(batch.select(names).slice(start, stop - start))
+            position += batch.num_rows
+            if position >= end:
+                break
+        table = pa.Table.from_batches(parts, schema=schema)
+        texts = {"url": table[columns["url"]], "caption": table[columns["caption"]]}
+        result = {name: column.cast(pa.string()) for name, column in texts.items()}
+    result.update({name: table[name] for name in columns["extra"]})
+    if table.num_rows != unit.rows:
+        raise ClipDataError(f"{location} is damaged: unit {unit.name} has {table.num_rows} of {unit.rows} rows")
+    return pa.table(result)
+
+
+@dataclass(frozen=True)
+class _Footer:
+    groups: list[int]
+    """rows of each row group"""
+    extra_types: dict[str, Any]
+
+
+def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> _Footer:
+    with sources.parquet_file(_location(store, entry)) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        if metadata.num_rows == 0:
+            return _Footer([], {})  # without rows, writers tend to leave the types open
+        sources.check_columns(entry["url"], schema, (config.url_column, config.caption_column), config.extra_columns)
+        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        return _Footer(groups, {name: schema.field(name).type for name in config.extra_columns})
+
+
+def _source(entry: Mapping[str, Any]) -> str:
+    """What units call the source: its URL, or the name of its conversion, which moves with the folder."""
+    return entry["table"]["name"] if "table" in entry else entry["url"]
+
+
+def _location(store: Store, entry: Mapping[str, Any]) -> str:
+    return f"{store.url}/{_source(entry)}" if "table" in entry else entry["url"]
+
+
+def _check_same_sources(root: str, planned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
+    before = {entry["url"]: entry["fingerprint"] for entry in planned}
+    after = {entry["url"]: entry["fingerprint"] for entry in now}
+    for url in sorted({*before, *after}):
+        if before.get(url) != after.get(url):
+            what = "is new" if url not in before else "is gone" if url not in after else "has changed"
+            raise ClipDataError(
+                f"{root} holds another run's data: the source {url} {what} since it was planned; "
+                "choose another output folder, or remove this one"
+            )

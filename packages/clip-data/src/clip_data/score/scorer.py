@@ -1,0 +1,73 @@
+"""What a scorer is, and the registry of the built-in ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from clip_data.errors import ClipDataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some successful samples of one unit, in row order."""
+
+    samples: pa.Table
+    """their rows of the sidecar, every column"""
+    images: Sequence[Image.Image]
+    """their stored pictures in RGB, one per row; empty for a scorer that needs none"""
+
+
+class Scorer(Protocol):
+    """Turns samples into columns. Picklable; the same samples give the same columns on every machine.
+
+    A scorer of another package is used by passing the object where a name of `SCORERS` would stand.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names the column set: a Python identifier."""
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the columns of some sample change."""
+
+    @property
+    def needs_image(self) -> bool: ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+
+    def score(self, batch: Batch) -> pa.Table:
+        """A table of `schema` with one row per sample of the batch, in its order."""
+
+
+def _caption() -> Scorer:
+    from clip_data.score.caption import CaptionScorer
+
+    return CaptionScorer()
+
+
+def _image() -> Scorer:
+    from clip_data.score.image import ImageScorer
+
+    return ImageScorer()
+
+
+SCORERS: dict[str, Callable[[], Scorer]] = {"caption": _caption, "image": _image}
+
+
+def get_scorer(name: str) -> Scorer:
+    """The built-in scorer of that name; ClipDataError with the nearest name when there is none."""
+    if name not in SCORERS:
+        close = difflib.get_close_matches(name, SCORERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCORERS)}"
+        raise ClipDataError(f"there is no scorer {name!r}; {hint}")
+    return SCORERS[name]()

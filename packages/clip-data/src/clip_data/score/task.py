@@ -1,0 +1,183 @@
+"""The score stage: one unit's columns, then its commit record."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from clip_data.config import fingerprint
+from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.errors import ClipDataError
+from clip_data.score.scorer import Batch, Scorer, get_scorer
+from clip_data.store import table_bytes
+
+IMAGES_PER_BATCH = 64  # 50 MB of decoded pictures at 512 × 512
+DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """Task of the stage `score-<name>`: writes columns/<name>/<unit>.parquet, row for row beside the sidecar.
+
+    `scorer` is a name of SCORERS or a Scorer. A row has nulls where the sample was rejected earlier
+    ("rejected_upstream") or its stored picture does not decode ("decode_error"). A shard that is not the one its
+    commit record describes raises ClipDataError.
+    """
+
+    root: str
+    scorer: str | Scorer
+
+    def __post_init__(self) -> None:
+        name = self._resolved().name
+        if not name.isidentifier() or name in RESERVED:
+            raise ClipDataError(f"a scorer cannot be named {name!r}: choose an identifier other than {RESERVED}")
+
+    @property
+    def stage(self) -> str:
+        return f"score-{self._resolved().name}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the stage is opened with."""
+        scorer = self._resolved()
+        return {"scorer": scorer.name, "version": scorer.version}
+
+    def __call__(self, unit: Unit) -> dict[str, Any]:
+        started = time.monotonic()
+        dataset = Dataset.open(self.root)
+        scorer = self._resolved()
+        sidecar = _read_sidecar(dataset, unit)
+        accepted = np.flatnonzero(np.array(sidecar["status"].to_pylist()) == SUCCESS)
+        tables, scored = [scorer.schema.empty_table()], []
+        for rows, batch in _batches(dataset, unit, sidecar, accepted, scorer.needs_image):
+            tables.append(_checked(scorer, batch))
+            scored.append(rows)
+        found = np.concatenate([np.empty(0, np.int64), *scored])
+        places = np.full(unit.rows, -1)
+        places[found] = np.arange(len(found))
+        columns = pa.concat_tables(tables).take(pa.array(places, mask=places < 0))
+        data = table_bytes(columns.combine_chunks())
+        name = column_name(scorer.name, unit)
+        dataset.store.write_bytes(name, data)
+        counts = {
+            SUCCESS: len(found),
+            "rejected_upstream": unit.rows - len(accepted),
+            "decode_error": len(accepted) - len(found),
+        }
+        record = {
+            "unit": unit.name,
+            "stage": self.stage,
+            "fingerprint": fingerprint(self.config),
+            "rows": unit.rows,
+            "counts": {code: count for code, count in counts.items() if count or code == SUCCESS},
+            "files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        dataset.commit(self.stage, unit, record)
+        return record
+
+    def _resolved(self) -> Scorer:
+        return get_scorer(self.scorer) if isinstance(self.scorer, str) else self.scorer
+
+
+def _read_sidecar(dataset: Dataset, unit: Unit) -> pa.Table:
+    if not dataset.store.exists(f"commits/acquire/{unit.name}.json"):
+        raise ClipDataError(f"{dataset.root}: unit {unit.name} is not acquired yet: finish acquire before scoring")
+    sidecar = dataset.sidecar(unit)
+    if sidecar.num_rows != unit.rows:
+        raise _damaged(dataset, unit, sidecar_name(unit), f"{sidecar.num_rows} rows instead of the {unit.rows}")
+    return sidecar
+
+
+def _checked(scorer: Scorer, batch: Batch) -> pa.Table:
+    table = scorer.score(batch)
+    if not table.schema.equals(scorer.schema) or table.num_rows != batch.samples.num_rows:
+        raise ClipDataError(
+            f"scorer {scorer.name!r} returned {table.num_rows} rows of ({_fields(table.schema)}) for "
+            f"{batch.samples.num_rows} samples; its schema promises ({_fields(scorer.schema)})"
+        )
+    return table
+
+
+def _fields(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _batches(
+    dataset: Dataset, unit: Unit, sidecar: pa.Table, accepted: np.ndarray, needs_image: bool
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(rows of the unit [n], the batch of those rows); rows whose picture does not decode are left out."""
+    if not needs_image:
+        if len(accepted):
+            yield accepted, Batch(samples=sidecar.take(accepted), images=())
+        return
+    is_intact = False
+    offsets, lengths = (sidecar[name].to_pylist() for name in ("image_offset", "image_length"))
+    with dataset.store.open(shard_name(unit)) as file:
+        _check_size(dataset, unit, file.seek(0, os.SEEK_END))
+        for start in range(0, len(accepted), IMAGES_PER_BATCH):
+            rows, images = [], []
+            for row in accepted[start : start + IMAGES_PER_BATCH].tolist():
+                image = _decode(file, offsets[row], lengths[row])
+                if image is not None:
+                    rows.append(row)
+                    images.append(image)
+                elif not is_intact:  # the picture is bad, or the shard is: only the first is a sample's own fault
+                    _check_hash(dataset, unit, file)
+                    is_intact = True
+            if rows:
+                yield np.array(rows), Batch(samples=sidecar.take(rows), images=images)
+
+
+def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
+    file.seek(offset)
+    data = file.read(length)
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except DECODE_ERRORS:
+        return None
+
+
+def _check_size(dataset: Dataset, unit: Unit, size: int) -> None:
+    promised = dataset.record("acquire", unit)["files"][shard_name(unit)]["bytes"]
+    if size != promised:
+        raise _damaged(dataset, unit, shard_name(unit), f"{size} bytes instead of the {promised}")
+
+
+def _check_hash(dataset: Dataset, unit: Unit, file: IO[bytes]) -> None:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(1 << 20):
+        digest.update(block)
+    found = digest.hexdigest()
+    promised = dataset.record("acquire", unit)["files"][shard_name(unit)]["sha256"]
+    if found != promised:
+        raise _damaged(dataset, unit, shard_name(unit), f"sha256 {found[:12]}… instead of the {promised[:12]}…")
+
+
+def _damaged(dataset: Dataset, unit: Unit, name: str, what: str) -> ClipDataError:
+    return ClipDataError(
+        f"{dataset.root}/{name} is damaged: {what} of its commit record; "
+        f"remove commits/acquire/{unit.name}.json and run acquire again"
+    )

@@ -1,0 +1,94 @@
+"""The columns a selection can name: the sidecar's, every scorer's, and built-in ones."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_data.dataset import Dataset, Unit, column_name, sidecar_name
+from clip_data.errors import ClipDataError
+
+Column = tuple[str, str]  # (name of the set, name of the column)
+Catalog = Mapping[str, Mapping[str, pa.DataType]]  # columns of each set
+
+SIDECAR, BUILTIN = "sidecar", "builtin"
+UID_FRACTION = (BUILTIN, "uid_fraction")
+FRACTION_SALT = b"uid_fraction"
+
+
+def read_catalog(dataset: Dataset) -> Catalog:
+    """The columns of the dataset, as its first unit has them. The acquire stage must have a unit."""
+    sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, sidecar_name(dataset.units[0]))}
+    for name in dataset.column_sets():
+        files = dataset.store.list(f"columns/{name}")
+        if files:
+            sets[name] = _schema(dataset, files[0])
+    return sets
+
+
+def _schema(dataset: Dataset, name: str) -> dict[str, pa.DataType]:
+    with dataset.store.open(name) as file:
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ClipDataError(f"{dataset.root}/{name} is damaged: not a parquet file ({error})") from error
+    return dict(zip(schema.names, schema.types, strict=True))
+
+
+def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
+    """The column called `name`, or `set_name.name`. ClipDataError when unknown (with the nearest) or ambiguous."""
+    if set_name:
+        if set_name not in catalog:
+            raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {_list(catalog)}")
+        owners = [set_name] if name in catalog[set_name] else []
+    else:
+        owners = [owner for owner, columns in catalog.items() if name in columns]
+    if len(owners) > 1:
+        forms = " or ".join(f"{owner}.{name}" for owner in owners)
+        raise ClipDataError(f"column {name!r} is in several sets: write {forms}")
+    if not owners:
+        known = catalog[set_name] if set_name else {column for columns in catalog.values() for column in columns}
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "see the schema of the sidecar and of each column set"
+        full = f"{set_name}.{name}" if set_name else name
+        raise ClipDataError(f"there is no column {full!r} in the sets {_list(catalog)}; {hint}")
+    return owners[0], name
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def stage_of(column: Column) -> str:
+    """The stage whose commits say that the column is complete."""
+    return "acquire" if column[0] in (SIDECAR, BUILTIN) else f"score-{column[0]}"
+
+
+def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> dict[Column, pa.ChunkedArray]:
+    """The named columns of a unit, one entry per attempted row; each file is opened once."""
+    wanted = {(SIDECAR, "uid") if column == UID_FRACTION else column for column in columns}
+    found: dict[Column, pa.ChunkedArray] = {}
+    for owner in sorted({owner for owner, _ in wanted}):
+        file = sidecar_name(unit) if owner == SIDECAR else column_name(owner, unit)
+        names = sorted(name for other, name in wanted if other == owner)
+        table = dataset.store.read_table(file, names)
+        if table.num_rows != unit.rows:
+            raise ClipDataError(f"{dataset.root}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
+        found |= {(owner, name): table[name] for name in names}
+    if UID_FRACTION in columns:
+        found[UID_FRACTION] = pa.chunked_array([pa.array(uid_fraction(found[SIDECAR, "uid"].to_pylist()))])
+    return found
+
+
+def uid_fraction(uids: Iterable[bytes]) -> np.ndarray:
+    """A number in [0, 1) for each uid, uniform over uids: salted 64-bit BLAKE2b as a fraction, cut to 53 bits.
+
+    It depends on the uid alone, so `uid_fraction < 0.1` stays the same split when a dataset grows.
+    """
+    hashes = (hashlib.blake2b(uid, digest_size=8, salt=FRACTION_SALT).digest() for uid in uids)
+    return np.array([int.from_bytes(digest, "big") >> 11 for digest in hashes], dtype=np.float64) / 2.0**53

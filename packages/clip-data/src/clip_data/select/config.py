@@ -1,0 +1,33 @@
+"""What a selection is made from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_data.errors import ClipDataError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """A named selection. Rows are dropped in the order parent, rejected, taken down, where, dedup."""
+
+    name: str
+    """name of the selection: letters, digits, '_', '-' and '.'"""
+    where: str = ""
+    """expression over columns, e.g. 'width >= 64 and words >= 3 and not has_url'; empty keeps every row"""
+    dedup: tuple[Literal["sha256", "phash"], ...] = ()
+    """hashes under which only the first row of equals is kept, one after the other; phash needs the image scorer"""
+    parent: str = ""
+    """another selection whose rows are the only candidates; empty starts from every row"""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ClipDataError(f"name = {self.name!r} must be letters, digits, '_', '-' or '.'")
+        if len(set(self.dedup)) != len(self.dedup):
+            raise ClipDataError(f"dedup = {list(self.dedup)!r} names a hash twice")
+        if self.parent == self.name:
+            raise ClipDataError(f"parent = {self.parent!r} is the selection itself")

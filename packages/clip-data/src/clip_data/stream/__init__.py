@@ -1,0 +1,25 @@
+"""The sample stream: datasets in, batches in one fixed global order out (design §5)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clip_data.stream.loader import OnceReader, SampleStream, read_once
+    from clip_data.stream.manifest import Manifest, Source, build_manifest
+
+_MODULES = {
+    "Manifest": "manifest",
+    "OnceReader": "loader",
+    "SampleStream": "loader",
+    "Source": "manifest",
+    "build_manifest": "manifest",
+    "read_once": "loader",
+}
+
+__all__ = ["Manifest", "OnceReader", "SampleStream", "Source", "build_manifest", "read_once"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

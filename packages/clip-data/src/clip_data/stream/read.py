@@ -1,0 +1,178 @@
+"""Access to samples by (unit, row): descriptions from the sidecars, payloads by ranged reads of the tars."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clip_data.dataset import shard_name, sidecar_name
+from clip_data.errors import ClipDataError
+from clip_data.stream.manifest import Part
+
+SIDECAR = ("image_offset", "image_length", "uid", "caption")
+MAX_OPEN = 64  # tars held open by a process
+MAX_TABLES = 4  # sidecars held by a process besides the windows cut from them
+MAX_GAP = 64 * 1024  # bytes worth reading over to save a request to a remote store
+MAX_BLOCK = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Where a sample's picture lies, and what the sidecar says of it."""
+
+    shard: str
+    offset: int
+    length: int
+    uid: str
+    caption: str
+    columns: tuple[Any, ...]
+
+
+class Window:
+    """The descriptions of some thousand samples, in columns: what a stream needs while it passes through them."""
+
+    def __init__(self, shards: Sequence[str], units: np.ndarray, table: pa.Table) -> None:
+        self.shards, self.units, self.table = shards, units, table
+        self.names = table.column_names[2:]
+        self.offsets = _integers(table["image_offset"])
+        self.lengths = _integers(table["image_length"])
+
+    def sample(self, place: int) -> Sample:
+        uid, caption, *columns = (self.table[name][place].as_py() for name in self.names)
+        return Sample(
+            shard=self.shards[self.units[place]],
+            offset=int(self.offsets[place]),
+            length=int(self.lengths[place]),
+            uid=uid.hex(),
+            caption=caption or "",
+            columns=tuple(columns),
+        )
+
+
+def _integers(column: pa.ChunkedArray) -> np.ndarray:
+    return column.fill_null(-1).to_numpy().astype(np.int64)
+
+
+class SourceReader:
+    """One source's samples. Holds a few sidecars and open tars, however large the dataset is."""
+
+    def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
+        self.part = part
+        self.store = part.selection.store
+        self.shards = [shard_name(unit) for unit in part.units]
+        self.columns = [*SIDECAR, *columns]
+        self.bytes_read = 0
+        self._table = lru_cache(maxsize=MAX_TABLES)(self._load)
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self.close = weakref.finalize(self, _close, self._files)
+
+    def window(self, units: np.ndarray, rows: np.ndarray) -> Window:
+        """The descriptions of samples given as indices of units and of kept rows within them, in the given order."""
+        by_unit = np.argsort(units, kind="stable")
+        present, starts = np.unique(units[by_unit], return_index=True)
+        groups = np.split(rows[by_unit], starts[1:])
+        if self.store.local or len(present) == 1:
+            tables = [self._table(int(unit)).take(mine) for unit, mine in zip(present, groups, strict=True)]
+        else:
+            with ThreadPoolExecutor(8) as threads:
+                whole = threads.map(self._table, map(int, present))
+                tables = [table.take(mine) for table, mine in zip(whole, groups, strict=True)]
+        back = np.argsort(by_unit, kind="stable")
+        return Window(
+            self.shards, units, pa.concat_tables(tables, promote_options="permissive").take(back).combine_chunks()
+        )
+
+    def payloads(self, samples: Sequence[Sample]) -> list[bytes]:
+        """The pictures' bytes; shorter than promised, or empty, where the tar ends too early.
+
+        Raises ClipDataError when a tar is missing or cannot be read: that is no matter of a single sample.
+        """
+        found = self._local(samples) if self.store.local else self._remote(samples)
+        self.bytes_read += sum(map(len, found))
+        return found
+
+    def _load(self, unit: int) -> pa.Table:
+        plan = self.part.units[unit]
+        rows = self.part.selection.rows(plan)
+        if plan.name in self.part.removed:
+            rows = np.setdiff1d(rows, self.part.removed[plan.name], assume_unique=True)
+        table = self.store.read_table(sidecar_name(plan), self.columns)
+        if table.num_rows != plan.rows:
+            raise ClipDataError(f"{self.store.url}/{sidecar_name(plan)} has {table.num_rows} rows, not {plan.rows}")
+        return table.select(self.columns).take(rows)
+
+    def _local(self, samples: Sequence[Sample]) -> list[bytes]:
+        found = []
+        for sample in samples:
+            try:
+                file = self._file(sample.shard)
+                found.append(os.pread(file, sample.length, sample.offset) if sample.length > 0 else b"")
+            except OSError as error:
+                raise self._unreadable(sample.shard, error) from error
+        return found
+
+    def _file(self, shard: str) -> int:
+        if shard not in self._files:
+            self._files[shard] = os.open(self.store.full(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            if len(self._files) > MAX_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _remote(self, samples: Sequence[Sample]) -> list[bytes]:
+        """One request for samples that lie close together, and all requests at once."""
+        order = sorted(range(len(samples)), key=lambda index: (samples[index].shard, samples[index].offset))
+        blocks: list[tuple[str, int, int]] = []
+        block_of = {}
+        for index in order:
+            sample = samples[index]
+            end = sample.offset + max(sample.length, 0)
+            if blocks and blocks[-1][0] == sample.shard:
+                shard, first, last = blocks[-1]
+                if sample.offset <= last + MAX_GAP and end - first <= MAX_BLOCK:
+                    blocks[-1] = (shard, first, max(last, end))
+                    block_of[index] = len(blocks) - 1
+                    continue
+            blocks.append((sample.shard, sample.offset, end))
+            block_of[index] = len(blocks) - 1
+        data = self._ranges(blocks)
+        found = []
+        for index, sample in enumerate(samples):
+            start = sample.offset - blocks[block_of[index]][1]
+            found.append(data[block_of[index]][start : start + max(sample.length, 0)])
+        return found
+
+    def _ranges(self, blocks: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        paths = [self.store.full(shard) for shard, _, _ in blocks]
+        answers = self.store.fs.cat_ranges(
+            paths, [start for _, start, _ in blocks], [end for _, _, end in blocks], on_error="return"
+        )
+        data = []
+        for (shard, start, _), answer in zip(blocks, answers, strict=True):
+            if isinstance(answer, FileNotFoundError):
+                raise self._unreadable(shard, answer)
+            if isinstance(answer, Exception):
+                # An object store refuses a range that begins behind the end of a truncated tar.
+                if start < self.store.size(shard):
+                    raise self._unreadable(shard, answer)
+                answer = b""
+            data.append(answer)
+        return data
+
+    def _unreadable(self, shard: str, error: Exception) -> ClipDataError:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
+        return ClipDataError(f"cannot read {self.store.url}/{shard}: {reason}; check it with 'clip-data verify'")
+
+
+def _close(files: OrderedDict[str, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])

@@ -1,0 +1,62 @@
+"""The memory that worker processes fill and the training process reads: a ring of batch slots.
+
+It is an anonymous file that has no name: nothing can leak, whoever is killed, and no container's limit on /dev/shm
+applies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from clip_data.stream.batches import Plan
+
+ALIGNMENT = 64  # bytes; a cache line
+
+
+class Ring:
+    """`slots` slots of one batch each, in a file that both sides map."""
+
+    def __init__(self, plan: Plan, slots: int, file: int | None = None) -> None:
+        """Creates the memory, or maps the one behind the descriptor `file`, which it then owns."""
+        self.image_shape = (plan.size, 3, plan.treatment.height, plan.treatment.width)
+        self.text_shape = (plan.size, plan.context)
+        self.text_offset = _aligned(int(np.prod(self.image_shape)))
+        self.stride = _aligned(self.text_offset + 8 * int(np.prod(self.text_shape)))
+        self.file = _anonymous(slots * self.stride) if file is None else file
+        self.memory = mmap.mmap(self.file, slots * self.stride)
+        self.free = deque(range(slots))
+        weakref.finalize(self, os.close, self.file)
+
+    def arrays(self, slot: int, released: Callable[[int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The slot's images (uint8 [n, 3, H, W]) and texts (int64 [n, context]), not copied.
+
+        `released` is called with the slot once neither array, nor any view of them, is alive.
+        """
+        lease = (ctypes.c_char * self.stride).from_buffer(self.memory, slot * self.stride)
+        if released is not None:
+            weakref.finalize(lease, released, slot).atexit = False
+        view = memoryview(lease)
+        images: np.ndarray = np.ndarray(self.image_shape, np.uint8, view)
+        return images, np.ndarray(self.text_shape, np.int64, view, self.text_offset)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _anonymous(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("clip-data-batches")
+    else:
+        with tempfile.TemporaryFile() as handle:
+            file = os.dup(handle.fileno())
+    os.ftruncate(file, size)
+    return file

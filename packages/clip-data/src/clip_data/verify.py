@@ -1,0 +1,184 @@
+"""Checking a dataset folder against its own records: sizes at once, or every byte, id and offset."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.errors import ClipDataError
+from clip_data.store import Store
+from clip_data.uid import uid
+
+BLOCK = 1 << 20
+TAR_COLUMNS = [
+    *("uid", "key", "url", "caption", "status", "image_ext", "image_offset", "image_length"),
+    *("text_offset", "text_length", "json_offset", "json_length"),
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the file (its name in the dataset), what is wrong, and the way out."""
+
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}; {self.remedy}"
+
+
+def verify(root: str, deep: bool = False, *, progress: bool = False) -> list[Problem]:
+    """Everything that is wrong in the dataset at `root`; ClipDataError when there is no dataset.
+
+    For each committed unit the files must be there with the recorded sizes. `deep` reads every byte: hashes, tar
+    members against the sidecar's offsets, recomputed uids, row counts of columns, rows of selections.
+    """
+    from tqdm import tqdm
+
+    dataset = Dataset.open(root)
+    units = {unit.name: unit for unit in dataset.units}
+    problems: list[Problem] = []
+    for name in dataset.store.list("commits"):
+        if not name.endswith(".json"):
+            continue
+        stage = name.removeprefix("commits/").removesuffix(".json")
+        fingerprint = dataset.store.read_json(name)["fingerprint"]
+        committed = sorted(dataset.committed(stage))
+        for unit_name in tqdm(committed, desc=f"verify {stage}", unit=" units", disable=not progress):
+            if unit_name in units:
+                problems += _unit_problems(dataset, stage, units[unit_name], fingerprint, deep)
+            else:
+                record = f"commits/{stage}/{unit_name}.json"
+                problems.append(Problem(record, "the plan has no such unit", f"delete {record}"))
+    for selection in dataset.selections():
+        problems += _selection_problems(dataset, selection, units, deep)
+    return problems
+
+
+def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, deep: bool) -> Iterator[Problem]:
+    name = f"commits/{stage}/{unit.name}.json"
+    command = "clip-data score" if stage.startswith("score-") else f"clip-data {stage}"
+    remedy = f"delete {name} and run '{command}' again"
+    try:
+        record = dataset.record(stage, unit)
+        counted, files = sum(record["counts"].values()), dict(record["files"])
+        found = (record["unit"], record["stage"], record["fingerprint"], record["rows"], counted)
+    except (ClipDataError, KeyError, TypeError, AttributeError) as error:
+        yield Problem(name, f"damaged commit record ({error!r})", remedy)
+        return
+    if found != (unit.name, stage, fingerprint, unit.rows, unit.rows):
+        yield Problem(name, "the record does not fit its unit or its stage", remedy)
+    intact = True
+    for file, promised in files.items():
+        what = _file_problem(dataset.store, file, promised, deep)
+        if what:
+            intact = False
+            yield Problem(file, what, remedy)
+    if not deep or not intact:
+        return
+    try:
+        if stage == "acquire":
+            yield from (Problem(file, what, remedy) for file, what in _shard_problems(dataset, unit, record["counts"]))
+        elif stage.startswith("score-"):
+            file = column_name(stage.removeprefix("score-"), unit)
+            rows = dataset.store.read_table(file).num_rows
+            if rows != unit.rows:
+                yield Problem(file, f"{rows} rows instead of {unit.rows}", remedy)
+    except ClipDataError as error:
+        yield Problem(name, f"a file of this record cannot be read: {error}", remedy)
+
+
+def _file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: bool) -> str | None:
+    if not store.exists(file):
+        return "the file is missing"
+    size = store.size(file)
+    if size != promised["bytes"]:
+        return f"{size} bytes instead of {promised['bytes']}"
+    if deep:
+        digest = hashlib.sha256()
+        with store.open(file) as handle:
+            while block := handle.read(BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != promised["sha256"]:
+            return f"sha256 {digest.hexdigest()[:12]}… instead of {promised['sha256'][:12]}…"
+    return None
+
+
+def _shard_problems(dataset: Dataset, unit: Unit, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong) of a unit's sidecar and tar, against each other."""
+    sidecar = dataset.sidecar(unit, TAR_COLUMNS)
+    if sidecar.num_rows != unit.rows:
+        yield sidecar_name(unit), f"{sidecar.num_rows} rows instead of {unit.rows}"
+        return
+    rows = sidecar.to_pylist()
+    for index, row in enumerate(rows):
+        if row["key"] != unit.key(index):
+            yield sidecar_name(unit), f"row {index} has key {row['key']!r} instead of {unit.key(index)!r}"
+            return
+        if row["uid"] != uid(row["url"], row["caption"]):
+            yield sidecar_name(unit), f"row {index} (key {row['key']}): the uid is not that of its URL and caption"
+            return
+    successes = [row for row in rows if row["status"] == SUCCESS]
+    if len(successes) != counts.get(SUCCESS, 0):
+        yield sidecar_name(unit), f"{len(successes)} successes, {counts.get(SUCCESS, 0)} in the commit record"
+    expected = [
+        (f"{row['key']}.{ext}", row[f"{part}_offset"], row[f"{part}_length"])
+        for row in successes
+        for part, ext in (("image", row["image_ext"]), ("text", "txt"), ("json", "json"))
+    ]
+    try:
+        with dataset.store.open(shard_name(unit)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            members = [(member.name, member.offset_data, member.size) for member in tar]
+    except tarfile.TarError as error:
+        yield shard_name(unit), f"not a tar file: {error}"
+        return
+    for member, wanted in zip(members, expected, strict=False):
+        if member != wanted:
+            found, there = (f"{name} of {length} bytes at {offset}" for name, offset, length in (member, wanted))
+            yield shard_name(unit), f"holds {found} where the sidecar has {there}"
+            return
+    if len(members) != len(expected):
+        yield shard_name(unit), f"{len(members)} members, the sidecar has {len(expected)}"
+
+
+def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], deep: bool) -> Iterator[Problem]:
+    folder = f"selections/{name}"
+    remedy = f"delete {folder} and run 'clip-data select' for {name} again"
+    try:
+        kept = dict(dataset.store.read_json(f"{folder}/selection.json")["units"])
+    except (ClipDataError, KeyError, TypeError, ValueError) as error:
+        yield Problem(f"{folder}/selection.json", f"damaged description ({error!r})", remedy)
+        return
+    present = {file.rsplit("/", 1)[-1] for file in dataset.store.list(folder)} - {"selection.json"}
+    for file in sorted({f"{unit}.parquet" for unit in kept} | present):
+        unit = units.get(file.removesuffix(".parquet"))
+        what = None
+        if unit is None:
+            what = "the plan has no such unit"
+        elif unit.name not in kept or file not in present:
+            what = "the file is missing" if unit.name in kept else "selection.json does not name it"
+        elif deep:
+            try:
+                rows = dataset.store.read_table(f"{folder}/{file}", ["row"])["row"].to_pylist()
+                what = _rows_problem(rows, kept[unit.name], dataset.sidecar(unit, ["status"])["status"].to_pylist())
+            except ClipDataError as error:
+                what = f"it or its sidecar cannot be read: {error}"
+        if what:
+            yield Problem(f"{folder}/{file}", what, remedy)
+
+
+def _rows_problem(rows: list[int], kept: int, statuses: list[str]) -> str | None:
+    if any(row is None for row in rows) or any(low >= high for low, high in pairwise(rows)):
+        return "the rows are not in ascending order"
+    for row in rows:
+        if not 0 <= row < len(statuses):
+            return f"row {row} does not exist: the unit has {len(statuses)}"
+        if statuses[row] != SUCCESS:
+            return f"row {row} is not a sample: it was rejected"
+    return None if len(rows) == kept else f"{len(rows)} rows instead of {kept}"

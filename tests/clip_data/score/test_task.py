@@ -1,0 +1,154 @@
+"""clip_data.score.task: the score stage on small dataset folders."""
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clip_data.dataset import shard_name
+from clip_data.errors import ClipDataError
+from clip_data.score import SCORERS, ScoreTask
+from tests.support.datasets import make_dataset, picture
+
+SAMPLES = [
+    {"caption": f"picture number {row}", "image": None if row in (1, 4, 5) else picture(row)} for row in range(11)
+]
+
+
+@dataclass(frozen=True)
+class MeanScorer:
+    """A scorer as another package would bring it."""
+
+    factor: float
+    name: ClassVar[str] = "mean"
+    version: ClassVar[int] = 3
+    needs_image: ClassVar[bool] = True
+    schema: ClassVar[pa.Schema] = pa.schema([("mean", pa.float64())])
+
+    def score(self, batch):
+        assert len(batch.images) == batch.samples.num_rows
+        means = [self.factor * float(np.asarray(image).mean()) for image in batch.images]
+        return pa.table({"mean": means})
+
+
+class ShortScorer(MeanScorer):
+    def score(self, batch):
+        return super().score(batch).slice(1)
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_columns_stand_beside_the_rows_with_nulls_where_rejected(tmp_path, name):
+    dataset = make_dataset(tmp_path / "d", SAMPLES, rows_per_unit=4)
+    task = ScoreTask(dataset.root, name)
+    for unit in dataset.units:
+        record = task(unit)
+        assert record == dataset.record(task.stage, unit)
+        assert record["fingerprint"] == dataset.open_stage(task.stage, task.config)
+        assert sum(record["counts"].values()) == record["rows"] == unit.rows
+        columns = dataset.store.read_table(f"columns/{name}/{unit.name}.parquet")
+        accepted = [status == "success" for status in dataset.sidecar(unit)["status"].to_pylist()]
+        for column in columns.columns:
+            assert column.is_valid().to_pylist() == accepted
+    assert dataset.record(task.stage, dataset.units[1])["counts"] == {"success": 2, "rejected_upstream": 2}
+    assert dataset.pending(task.stage) == []
+
+
+def test_rows_are_those_of_their_own_pictures(tmp_path):
+    dataset = make_dataset(tmp_path / "d", SAMPLES, rows_per_unit=6)
+    task = ScoreTask(dataset.root, MeanScorer(2.0))
+    for unit in dataset.units:
+        task(unit)
+        means = dataset.store.read_table(f"columns/mean/{unit.name}.parquet")["mean"].to_pylist()
+        for row, mean in enumerate(means):
+            image = SAMPLES[unit.row_start + row]["image"]
+            if image is None:
+                assert mean is None
+            else:
+                assert mean == pytest.approx(2 * np.asarray(image).mean(), abs=2)  # JPEG
+
+
+def test_more_pictures_than_a_batch(tmp_path):
+    samples = [{"caption": "x", "image": picture(row, (16 + row, 16))} for row in range(150)]
+    dataset = make_dataset(tmp_path / "d", samples, rows_per_unit=150)
+    ScoreTask(dataset.root, "image")(dataset.units[0])
+    ratios = dataset.store.read_table("columns/image/00000000.parquet")["aspect_ratio"].to_pylist()
+    assert ratios == pytest.approx([(16 + row) / 16 for row in range(150)])
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    written = []
+    for name in ("a", "b"):
+        dataset = make_dataset(tmp_path / name, SAMPLES, rows_per_unit=11)
+        for scorer in SCORERS:
+            ScoreTask(dataset.root, scorer)(dataset.units[0])
+        written.append([(tmp_path / name / f"columns/{s}/00000000.parquet").read_bytes() for s in SCORERS])
+    assert written[0] == written[1]
+    record = dataset.record("score-image", dataset.units[0])
+    (file,) = record["files"].values()
+    data = (tmp_path / "b/columns/image/00000000.parquet").read_bytes()
+    assert file == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_unit_without_any_success_has_columns_of_nulls(tmp_path):
+    dataset = make_dataset(tmp_path / "d", [{"caption": "x", "image": None}] * 3)
+    for name in SCORERS:
+        assert ScoreTask(dataset.root, name)(dataset.units[0])["counts"] == {"success": 0, "rejected_upstream": 3}
+        assert dataset.store.read_table(f"columns/{name}/00000000.parquet").num_rows == 3
+
+
+def test_a_stored_picture_that_does_not_decode_is_counted(tmp_path):
+    samples = [*SAMPLES[:4], {"caption": "bad", "image": b"\xff\xd8\xff\xe0 no more than a JPEG's first bytes"}]
+    dataset = make_dataset(tmp_path / "d", samples)
+    counts = ScoreTask(dataset.root, "image")(dataset.units[0])["counts"]
+    assert counts == {"success": 3, "rejected_upstream": 1, "decode_error": 1}
+    columns = dataset.store.read_table("columns/image/00000000.parquet")
+    assert columns["phash"].is_valid().to_pylist() == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
+def test_a_damaged_shard_is_an_error_that_names_it(tmp_path, damage):
+    dataset = make_dataset(tmp_path / "d", SAMPLES)
+    shard = tmp_path / "d" / shard_name(dataset.units[0])
+    data = shard.read_bytes()
+    if damage == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    elif damage == "overwritten":
+        shard.write_bytes(bytes(len(data)))
+    else:
+        shard.unlink()
+    with pytest.raises(ClipDataError, match=r"shards/00000000\.tar (is damaged|does not exist)"):
+        ScoreTask(dataset.root, "image")(dataset.units[0])
+    assert dataset.committed("score-image") == set()
+    assert not (tmp_path / "d/columns").exists()
+
+
+def test_a_unit_that_is_not_acquired_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path / "d", SAMPLES)
+    (tmp_path / "d/commits/acquire/00000001.json").unlink()
+    with pytest.raises(ClipDataError, match="unit 00000001 is not acquired yet"):
+        ScoreTask(dataset.root, "caption")(dataset.units[1])
+
+
+def test_unknown_or_impossible_scorers_are_refused(tmp_path):
+    with pytest.raises(ClipDataError, match="no scorer 'captoin'; did you mean 'caption'"):
+        ScoreTask(str(tmp_path), "captoin")
+    reserved = type("Reserved", (MeanScorer,), {"name": "sidecar"})
+    with pytest.raises(ClipDataError, match="cannot be named 'sidecar'"):
+        ScoreTask(str(tmp_path), reserved(1.0))
+
+
+def test_a_scorer_that_breaks_its_promise_is_an_error(tmp_path):
+    dataset = make_dataset(tmp_path / "d", SAMPLES)
+    with pytest.raises(ClipDataError, match=r"scorer 'mean' returned 4 rows .* for 5 samples"):
+        ScoreTask(dataset.root, ShortScorer(1.0))(dataset.units[0])
+
+
+def test_tasks_are_picklable(tmp_path):
+    for scorer in ("image", MeanScorer(0.5)):
+        task = pickle.loads(pickle.dumps(ScoreTask(str(tmp_path), scorer)))
+        assert task == ScoreTask(str(tmp_path), scorer)
+    assert task.config == {"scorer": "mean", "version": 3}

@@ -1,0 +1,229 @@
+"""Recipes and flags: strict keys, types and precedence, and a resolved config that runs again."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from clip_data.config import (
+    ConfigError,
+    claim,
+    difference,
+    fingerprint,
+    from_dict,
+    load_file,
+    parse,
+    resolved,
+    run_cli,
+    substitute,
+    to_dict,
+)
+from clip_data.errors import ClipDataError
+from clip_data.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 1e-3
+    """learning rate"""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """decay of the moments"""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ClipDataError(f"lr = {self.lr} must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    out: str
+    """folder"""
+    steps: int = 10
+    """number of steps"""
+    kind: Literal["fast", "slow"] = "fast"
+    """how"""
+    names: tuple[str, ...] = ()
+    """some names"""
+    limit: int | None = None
+    """at most"""
+    amp: bool = False
+    """half precision"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weight of each source"""
+    optim: Optim = field(default_factory=Optim)
+    """the optimizer"""
+
+
+def run(args: list[str]) -> Run:
+    return parse(Run, args, prog="tool run", description="a run")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str, name: str = "run.toml") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_defaults_recipe_and_flags_take_precedence_in_this_order(recipe):
+    file = recipe('out = "a"\nsteps = 20\nlimit = 3\nweights = {web = 2}\n[optim]\nlr = 1\n')
+    found = run([file, "--steps", "30", "--optim.betas", "0.5", "0.6", "--amp", "True"])
+    assert found == Run(
+        out="a", steps=30, limit=3, amp=True, weights={"web": 2.0}, optim=Optim(lr=1.0, betas=(0.5, 0.6))
+    )
+    assert run(["--out", "b", "--names", "x", "y"]) == Run(out="b", names=("x", "y"))
+
+
+def test_flags_complete_a_recipe(recipe):
+    file = recipe("steps = 20\n")
+    assert run([file, "--out", "c"]) == Run(out="c", steps=20)
+    assert run([file, "--out=c", "--steps", "5"]) == Run(out="c", steps=5)
+    with pytest.raises(ConfigError, match=r"run.toml: missing key out"):
+        run([file, "--steps", "5"])
+
+
+def test_a_recipe_extends_others(recipe):
+    recipe('out = "base"\nsteps = 1\n[optim]\nlr = 0.5\nbetas = [0.1, 0.2]\n', "base.toml")
+    recipe("steps = 2\n", "more.toml")
+    file = recipe('extends = ["base.toml", "more.toml"]\n[optim]\nlr = 0.25\n')
+    assert run([file]) == Run(out="base", steps=2, optim=Optim(lr=0.25, betas=(0.1, 0.2)))
+
+
+def test_recipes_that_extend_each_other(recipe):
+    recipe('extends = "run.toml"', "base.toml")
+    with pytest.raises(ConfigError, match=r"'extends' goes round in a circle: .*run.toml -> .*base.toml -> .*run.toml"):
+        run([recipe('extends = "base.toml"')])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz = 3", "unknown key stepz; did you mean steps?"),
+        ("[optim]\nlearning = 3", "unknown key optim.learning; valid keys: lr, betas"),
+        ("[optim]\nbeta = 3", r"unknown key optim.beta; did you mean optim.betas\?"),
+        ('steps = "3"', "steps = '3' must be an integer"),
+        ("steps = 3.5", "steps = 3.5 must be an integer"),
+        ("steps = true", "steps = True must be an integer"),
+        ("amp = 1", "amp = 1 must be true or false"),
+        ("kind = 'medium'", "kind = 'medium' must be one of 'fast', 'slow'"),
+        ("names = 'x'", "names = 'x' must be tuple"),
+        ("names = ['x', 3]", r"names\[1\] = 3 must be a string"),
+        ("limit = 'none'", "limit = 'none' must be an integer"),
+        ("weights = {web = 'much'}", "weights.web = 'much' must be a finite number"),
+        ("[optim]\nlr = inf", "optim.lr = inf must be a finite number"),
+        ("[optim]\nbetas = [0.9]", r"optim.betas = \[0.9\] must be tuple"),
+        ("[optim]\nlr = -1", "lr = -1.0 must be above 0"),
+        ("optim = 3", "optim must be a table, not 3"),
+        ("steps = ", "is not valid TOML"),
+    ],
+)
+def test_what_does_not_fit_names_the_file_the_key_and_the_value(recipe, text, message):
+    with pytest.raises(ConfigError, match=rf"run\.toml.*{message}"):
+        run([recipe(f'out = "a"\n{text}\n')])
+
+
+def test_files_that_cannot_be_read(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*none.toml: No such file"):
+        run([str(tmp_path / "none.toml")])
+    with pytest.raises(ConfigError, match=r"run.json is not valid JSON"):
+        run([recipe("{", "run.json")])
+    with pytest.raises(ConfigError, match=r"cannot read the recipe .*base.toml"):
+        run([recipe('extends = "base.toml"')])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], r"tool run needs a recipe \(a .toml file\) or the flags --out"),
+        (["--steps", "3"], "needs a recipe"),
+        (["--out", "a", "--stepz", "3"], r"Unrecognized options: --stepz, 3 .*--steps INT.*'tool run --help'"),
+        (["--out", "a", "--steps", "many"], "many"),
+        (["--out", "a", "--kind", "medium"], "medium"),
+        (["--out", "a", "--optim.lr", "-1"], "lr = -1.0 must be above 0"),
+    ],
+)
+def test_wrong_flags_are_one_line(args, message, capsys):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(args)
+    assert "\n" not in str(caught.value)
+    assert "│" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_resolved_config_runs_again(tmp_path):
+    config = Run(out="a", limit=7, names=("x",), weights={"web": 1.5}, optim=Optim(lr=0.1))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(resolved(config)))
+    assert run([str(file)]) == config
+    assert load_file(file) == to_dict(config)
+    assert json.loads(file.read_text())["fingerprint"] == fingerprint(config)
+
+
+def test_fingerprints_depend_on_values_only():
+    one = fingerprint({"b": 1, "a": [1.5, "ä", None]})
+    assert one == fingerprint({"a": (1.5, "ä", None), "b": 1})
+    assert one != fingerprint({"b": 1, "a": [1.5, "a", None]})
+    assert len(one) == 32
+    assert fingerprint(Run(out="a")) == fingerprint(from_dict(Run, {"out": "a"}))
+    with pytest.raises(ConfigError, match="nan has no place"):
+        fingerprint({"lr": float("nan")})
+
+
+def test_names_in_strings_are_substituted_everywhere():
+    config = Run(out="{here}/out", names=("{here}", "b"))
+    assert substitute(config, here="/x") == Run(out="/x/out", names=("/x", "b"))
+
+
+def test_the_first_difference_in_words():
+    assert difference(to_dict(Run(out="a")), to_dict(Run(out="a", optim=Optim(lr=1.0)))) == (
+        "optim.lr is 0.001 there and 1.0 now"
+    )
+
+
+def test_an_output_folder_belongs_to_one_config(tmp_path):
+    store = Store(tmp_path / "out")
+    claim(store, Run(out="a"))
+    claim(store, Run(out="a"))
+    with pytest.raises(ConfigError, match="holds another run: steps is 10 there and 11 now"):
+        claim(store, Run(out="a", steps=11))
+    claim(store, Run(out="a", steps=11), free=("steps",))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        claim(Store(tmp_path / "foreign"), Run(out="a"))
+
+
+class OtherError(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "line"),
+    [
+        (None, 0, ""),
+        (3, 3, ""),
+        (ClipDataError("no column 'x'"), 2, "error: no column 'x'\n"),
+        (OtherError("no model"), 2, "error: no model\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to continue\n"),
+    ],
+)
+def test_entry_points_end_with_one_line_and_a_code(result, code, line, capsys):
+    def main() -> int | None:
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    with pytest.raises(SystemExit) as stop:
+        run_cli(main, OtherError)
+    assert (stop.value.code, capsys.readouterr().err) == (code, line)
+
+
+def test_an_error_of_no_family_is_not_swallowed():
+    def main() -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        run_cli(main)

@@ -1,0 +1,118 @@
+"""The local executor: retries after real deaths, errors with the unit named, nothing left behind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from clip_data.dataset import Unit
+from clip_data.errors import ClipDataError
+from clip_data.executor import ExecutorConfig, LocalExecutor, make_executor
+from tests.support.stages import UNITS, Deadly, Failing, fail_untravelled
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_units_run_in_other_processes(tmp_path, workers):
+    with make_executor(ExecutorConfig(workers=workers)) as executor:
+        answers = dict(executor.run(Deadly(str(tmp_path), 0), UNITS))
+    assert {unit: answer["unit"] for unit, answer in answers.items()} == {unit: unit.name for unit in UNITS}
+    assert os.getpid() not in {answer["pid"] for answer in answers.values()}
+    assert len({answer["pid"] for answer in answers.values()}) <= workers
+
+
+def test_a_killed_worker_costs_only_its_unit_another_attempt(tmp_path):
+    with LocalExecutor(ExecutorConfig(workers=2, retries=2)) as executor:
+        answers = dict(executor.run(Deadly(str(tmp_path), 2), UNITS))
+    assert sorted(answers, key=lambda unit: unit.ordinal) == UNITS
+    assert sorted(mark.name for mark in tmp_path.iterdir()) == sorted(
+        [f"{unit.name}-0" for unit in UNITS] + ["00000002-1", "00000002-2"]
+    )
+
+
+def test_a_unit_that_always_kills_is_named_after_the_others_are_done(tmp_path):
+    done: list[Unit] = []
+    with (
+        LocalExecutor(ExecutorConfig(workers=1, retries=1)) as executor,
+        pytest.raises(ClipDataError, match=r"unit 00000002 .* killed its worker 2 times.*SIGKILL"),
+    ):
+        done.extend(unit for unit, _ in executor.run(Deadly(str(tmp_path), 99), UNITS))
+    assert sorted(unit.ordinal for unit in done) == [0, 1, 3, 4, 5]
+    assert len(list(tmp_path.glob("00000002-*"))) == 2
+
+
+def test_errors_of_a_task_name_the_unit():
+    with LocalExecutor(ExecutorConfig(workers=1)) as executor:
+        with pytest.raises(ClipDataError, match="unit 00000001: the list is damaged"):
+            list(executor.run(Failing(ClipDataError("the list is damaged")), UNITS))
+        with pytest.raises(KeyError) as caught:
+            list(executor.run(Failing(KeyError("width")), UNITS))
+        assert "unit 00000001" in caught.value.__notes__[0]
+        assert "in __call__" in caught.value.__notes__[0]
+        with pytest.raises(RuntimeError, match="Untravelled: 3 and 4"):
+            list(executor.run(fail_untravelled, UNITS))
+
+
+def test_no_process_is_left_when_a_run_is_given_up(tmp_path):
+    executor = LocalExecutor(ExecutorConfig(workers=2))
+    run = executor.run(Deadly(str(tmp_path), 0), UNITS)
+    _, answer = next(run)
+    run.close()
+    assert not _alive(answer["pid"])
+
+
+DRIVER = """
+    import os, sys, time
+    from clip_data.dataset import Unit
+    from clip_data.executor import ExecutorConfig, LocalExecutor
+
+    def sleep(unit):
+        with open(f"{sys.argv[1]}/{unit.ordinal}", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(f"{sys.argv[1]}/{unit.ordinal}", f"{sys.argv[1]}/{unit.ordinal}.pid")
+        time.sleep(120)
+
+    if __name__ == "__main__":
+        units = [Unit(ordinal=i, source="", row_group=0, row_start=0, rows=1) for i in range(2)]
+        list(LocalExecutor(ExecutorConfig(workers=2)).run(sleep, units))
+"""
+
+
+def test_workers_do_not_outlive_a_killed_driver(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    driver = subprocess.Popen([sys.executable, script, tmp_path])
+    try:
+        _wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        workers = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
+        assert all(_alive(pid) for pid in workers)
+    finally:
+        driver.kill()
+        driver.wait()
+    _wait_for(lambda: not any(_alive(pid) for pid in workers))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"workers": -1}, "workers = -1"), ({"retries": -2}, "retries = -2"), ({"ray_address": "h:1"}, "kind = 'ray'")],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ClipDataError, match=message):
+        ExecutorConfig(**options)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_for(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)

@@ -1,0 +1,80 @@
+"""The Ray executor on one local cluster: the same answers, errors and retries as the local one."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clip_data.dataset import Unit
+from clip_data.errors import ClipDataError
+from clip_data.executor import ExecutorConfig, LocalExecutor, make_executor
+from clip_data.run import run_stage
+from tests.support.stages import UNITS, Copy, Deadly, Failing, folder_bytes, planned
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with make_executor(ExecutorConfig(kind="ray", workers=2, retries=2)) as executor:
+        yield executor
+
+
+def test_a_killed_worker_costs_only_its_unit_another_attempt(tmp_path, executor):
+    answers = dict(executor.run(Deadly(str(tmp_path), 1), UNITS))
+    assert sorted(answers, key=lambda unit: unit.ordinal) == UNITS
+    assert len(list(tmp_path.glob("00000002-*"))) == 2
+
+
+def test_a_unit_that_always_kills_is_named_after_the_others_are_done(tmp_path, executor):
+    with pytest.raises(ClipDataError, match=r"unit 00000002 .* killed its worker 3 times"):
+        list(executor.run(Deadly(str(tmp_path), 99), UNITS))
+    assert len(list(tmp_path.glob("*-0"))) == len(UNITS)
+    assert len(list(tmp_path.glob("00000002-*"))) == 3
+
+
+def test_errors_of_a_task_name_the_unit(executor):
+    with pytest.raises(ClipDataError, match="unit 00000001: the list is damaged"):
+        list(executor.run(Failing(ClipDataError("the list is damaged")), UNITS))
+    with pytest.raises(KeyError) as caught:
+        list(executor.run(Failing(KeyError("width")), UNITS))
+    assert "unit 00000001" in caught.value.__notes__[0]
+
+
+def test_ray_and_local_processes_make_the_same_folder(tmp_path, executor):
+    ray, local = planned(tmp_path / "ray"), planned(tmp_path / "local")
+    counts = run_stage(ray, "copy", {}, Copy(ray.root), executor, progress=False)
+    with LocalExecutor(ExecutorConfig(workers=2)) as processes:
+        assert run_stage(local, "copy", {}, Copy(local.root), processes, progress=False) == counts
+    assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "local")
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Answers with how many tasks had started when it ended."""
+
+    folder: str
+
+    def __call__(self, unit: Unit) -> dict:
+        (Path(self.folder) / unit.name).touch()
+        time.sleep(0.2)
+        return {"started": len(list(Path(self.folder).iterdir()))}
+
+
+def test_no_more_units_are_under_way_than_workers(tmp_path, executor):
+    units = [Unit(ordinal=i, source="", row_group=0, row_start=0, rows=1) for i in range(8)]
+    started = [answer["started"] for _, answer in executor.run(Flight(str(tmp_path)), units)]
+    assert max(count - done for done, count in enumerate(started)) <= 3  # two, and the one that follows a finished one
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_with_the_way_out(monkeypatch):
+    import ray
+
+    def refuse(address, **options):
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClipDataError, match=r"Ray cluster at 10.0.0.1:6379.*RAY_AUTH_TOKEN"):
+        make_executor(ExecutorConfig(kind="ray", ray_address="10.0.0.1:6379"))

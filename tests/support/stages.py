@@ -1,0 +1,82 @@
+"""Stages for tests of executors and runs: tasks that copy, fail or kill their own process."""
+
+import hashlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_data.config import fingerprint
+from clip_data.dataset import Dataset, Unit
+
+UNITS = [Unit(ordinal=i, source="list.parquet", row_group=0, row_start=i * 10, rows=10) for i in range(6)]
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Kills its own process `times` times on unit 2; otherwise answers. Leaves one mark per attempt."""
+
+    folder: str
+    times: int
+
+    def __call__(self, unit: Unit) -> dict:
+        marks = Path(self.folder)
+        attempt = len(list(marks.glob(f"{unit.name}-*")))
+        (marks / f"{unit.name}-{attempt}").touch()
+        if unit.ordinal == 2 and attempt < self.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"unit": unit.name, "pid": os.getpid()}
+
+
+class Untravelled(Exception):
+    """Does not survive pickling: it would be built again from its one message."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_untravelled(unit: Unit) -> dict:
+    raise Untravelled(3, 4)
+
+
+@dataclass(frozen=True)
+class Failing:
+    error: Exception
+
+    def __call__(self, unit: Unit) -> dict:
+        if unit.ordinal == 1:
+            raise self.error
+        return {"unit": unit.name}
+
+
+def planned(root: Path, rows: int = 5) -> Dataset:
+    """A dataset of four units, with no sources behind it."""
+    units = [Unit(ordinal=i, source="list.parquet", row_group=0, row_start=i * rows, rows=rows) for i in range(4)]
+    return Dataset.create(str(root), units, {"sources": [], "columns": {}, "config": {}})
+
+
+def folder_bytes(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Writes one file per unit; one row of each unit is rejected."""
+
+    root: str
+
+    def __call__(self, unit: Unit) -> dict:
+        dataset = Dataset.open(self.root)
+        data = unit.name.encode() * unit.rows
+        dataset.store.write_bytes(f"copies/{unit.name}", data)
+        record = {
+            "unit": unit.name,
+            "stage": "copy",
+            "fingerprint": fingerprint({}),
+            "rows": unit.rows,
+            "counts": {"success": unit.rows - 1, "timeout_total" if unit.ordinal else "http_404": 1},
+            "files": {f"copies/{unit.name}": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "seconds": 0.5,
+        }
+        dataset.commit("copy", unit, record)
+        return record
