@@ -1,0 +1,52 @@
+"""The command line: `clip-train fit recipe.toml --optim.lr 1e-3`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from clip_data.config import parse, run_cli
+from clip_data.errors import ClipDataError
+from clip_models.errors import ClipModelsError
+from clip_train.config import FitConfig
+from clip_train.errors import ClipTrainError, Requeue
+from clip_train.fitting import fit
+
+_USAGE = """\
+usage: clip-train fit [recipe.toml] [--dotted.flags …]
+
+Trains the model that a recipe describes. The same command again continues a run that was stopped.
+Exit codes: 0 done, 2 a mistake in the input, 75 stopped by SIGTERM or SIGUSR1 after a checkpoint: run it again.
+
+  clip-train fit --help    every field of a recipe
+"""
+
+
+def main() -> None:
+    """The console script, and `python -m clip_train` for torchrun."""
+    run_cli(_main, ClipTrainError, ClipModelsError)
+
+
+def _main() -> int:
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if command != "fit":
+        raise ClipTrainError(f"unknown command {command!r}: the one there is, is 'clip-train fit'")
+    leads = os.environ.get("RANK", "0") == "0"
+    try:
+        config = parse(FitConfig, rest, prog="clip-train fit", description="Trains a dual encoder.")
+        result = fit(config)
+    except (ClipDataError, ClipTrainError, ClipModelsError):
+        if leads:
+            raise
+        return 2  # rank 0 says what was wrong
+    except Requeue as stop:
+        if leads:
+            print(f"stopped by a signal after step {stop.step}, which is saved: run again to continue", file=sys.stderr)
+        raise
+    if leads:
+        held_out = "" if result.val_loss is None else f", held-out loss {result.val_loss:.4f}"
+        print(f"{result.steps} steps, loss {result.loss:.4f}{held_out}: {result.model}")
+    return 0

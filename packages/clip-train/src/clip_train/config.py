@@ -1,0 +1,219 @@
+"""What a training run is: the fields of a recipe, and the checks that need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from clip_data.config import fingerprint, to_dict
+from clip_train.errors import ClipTrainError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """A dataset to read samples from."""
+
+    root: str
+    """the dataset folder, any fsspec URL"""
+    selection: str = ""
+    """name of a selection of that dataset; empty for every successful sample"""
+    weight: float = 1.0
+    """share of the source in the mix, relative to the others"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training samples and what is done to their pictures."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """datasets, mixed by their weights"""
+    workers: int = 1
+    """reader processes of each rank; 0 reads in the training process"""
+    canonical_streams: int = 0
+    """streams the sample order is built from, a multiple of every world size to be used; 0 lets the stream choose"""
+    scale: tuple[float, float] = (0.9, 1.0)
+    """area of the random crop, as a share of the picture"""
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    """aspect ratio of the random crop"""
+    hflip: float = 0.0
+    """probability of a horizontal flip"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """Held-out samples whose contrastive loss is measured while training."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """datasets; empty for no validation"""
+    batch_size: int = 256
+    """pairs that are contrasted with each other; a remainder that fills no batch is counted and left out"""
+    every: int = 0
+    """steps between two measurements; 0 measures once, after the last step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model and where its weights come from."""
+
+    name: str
+    """an architecture of clip-models, e.g. ViT-B-32"""
+    pretrained: str = ""
+    """a weights file to start from; empty starts from random weights drawn from the seed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 5e-4
+    """peak learning rate"""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """decay of the first and of the second moment"""
+    eps: float = 1e-6
+    """added to the root of the second moment"""
+    weight_decay: float = 0.2
+    """decoupled decay of matrices; gains, biases and the logit scale have none"""
+    warmup: int = 0
+    """steps of linear warm-up"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """after the warm-up: a half cosine down to 0, or no change"""
+    grad_clip_norm: float = 0.0
+    """largest global gradient norm; 0 for no clipping"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, batch, arithmetic."""
+
+    steps: int = 0
+    """length in optimizer steps; give exactly one of steps, samples, epochs"""
+    samples: int = 0
+    """length in samples seen"""
+    epochs: float = 0.0
+    """length in passes over the data"""
+    batch_size: int = 256
+    """samples of one step, over all ranks"""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """of the towers: fp32, or bf16 autocast over fp32 weights; the loss is always fp32"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one"""
+    seed: int = 0
+    """of the weights, the sample order and the augmentation"""
+    threads: int = 0
+    """CPU threads of torch in each rank; 0 leaves torch's choice (bits differ between thread counts)"""
+    log_every: int = 10
+    """steps between two lines of the log"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save. The last step is always saved."""
+
+    every: int = 1000
+    """steps between two checkpoints"""
+    keep: int = 2
+    """newest checkpoints that are kept"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """One training run: the same config in the same folder continues it."""
+
+    run: str
+    """output folder, on a local or shared file system"""
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    val: ValConfig = field(default_factory=ValConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the config that decides the result; the rest may change between a run and its continuation."""
+        whole = to_dict(self)
+        del whole["run"], whole["checkpoint"], whole["data"]["workers"], whole["train"]["log_every"]
+        del whole["train"]["device"]
+        return whole
+
+    def fingerprint(self) -> str:
+        """32 hex digits that name the identity."""
+        return fingerprint(self.identity())
+
+
+def resolve(config: FitConfig) -> FitConfig:
+    """Checks across fields and returns the config; raises ClipTrainError. Needs neither torch nor the data."""
+    train, optim, data, val = config.train, config.optim, config.data, config.val
+    lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
+    given = {name: value for name, value in lengths.items() if value}
+    if len(given) != 1:
+        named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
+        raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
+    if "://" in config.run:
+        raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
+    if not data.sources:
+        raise ClipTrainError("data.sources is empty: name at least one dataset, [[data.sources]] with root = …")
+    if val.every and not val.sources:
+        raise ClipTrainError(f"val.every = {val.every} has nothing to measure: give val.sources, or leave it out")
+    at_least: list[tuple[str, float, float]] = [
+        *((f"train.{name}", value, 0) for name, value in given.items()),
+        ("train.batch_size", train.batch_size, 1),
+        ("train.seed", train.seed, 0),
+        ("train.threads", train.threads, 0),
+        ("train.log_every", train.log_every, 1),
+        ("checkpoint.every", config.checkpoint.every, 1),
+        ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("val.batch_size", val.batch_size, 2),
+        ("val.every", val.every, 0),
+        ("data.workers", data.workers, 0),
+        ("data.canonical_streams", data.canonical_streams, 0),
+        ("optim.weight_decay", optim.weight_decay, 0),
+        ("optim.warmup", optim.warmup, 0),
+        ("optim.grad_clip_norm", optim.grad_clip_norm, 0),
+    ]
+    for name, value, least in at_least:
+        if value < least:
+            raise ClipTrainError(f"{name} = {value} must be at least {least}")
+    for name, value in (("optim.lr", optim.lr), ("optim.eps", optim.eps)):
+        if value <= 0:
+            raise ClipTrainError(f"{name} = {value} must be above 0")
+    for source in (*data.sources, *val.sources):
+        if source.weight <= 0:
+            raise ClipTrainError(f"the weight of {source.root} is {source.weight}: it must be above 0")
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise ClipTrainError(f"optim.betas = {optim.betas} must lie in [0, 1)")
+    if not 0 <= data.hflip <= 1:
+        raise ClipTrainError(f"data.hflip = {data.hflip} must be a probability")
+    for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
+        if not 0 < low <= high <= most:
+            raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")
+    return config
+
+
+def total_steps(config: FitConfig, samples: int) -> int:
+    """Optimizer steps of the run on a manifest of so many samples; raises ClipTrainError when it cannot be run."""
+    train = config.train
+    if samples < train.batch_size:
+        raise ClipTrainError(
+            f"train.batch_size = {train.batch_size} is more than the {samples} samples of data.sources: "
+            "lower it, or give more data"
+        )
+    seen = train.samples or train.epochs * samples
+    steps = train.steps or int(seen // train.batch_size)
+    if steps < 1:
+        raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
+    if config.optim.warmup >= steps and config.optim.schedule == "cosine":
+        raise ClipTrainError(f"optim.warmup = {config.optim.warmup} must be below the {steps} steps of the run")
+    return steps
+
+
+def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key at which two identities differ, with both values; None when they are equal."""
+    for key in sorted({*found, *wanted}):
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if below := first_difference(old, new, f"{prefix}{key}."):
+                return below
+        elif old != new:
+            return f"{prefix}{key} is {old!r} there and {new!r} now"
+    return None

@@ -1,0 +1,178 @@
+"""What happens around the steps: log and progress bar, validation, checkpoints, signals."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from clip_data.stream import OnceReader, SampleStream
+from clip_train.checkpoint import Checkpoints
+from clip_train.errors import ClipTrainError, Requeue
+from clip_train.loop import Hook, Loop, Step
+from clip_train.parallel import World
+from clip_train.runfolder import RunLog
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(kw_only=True)
+class Logging(Hook):
+    """The log, at the first step, every `every` steps and at the last, and a progress bar."""
+
+    log: RunLog | None
+    """on rank 0 only"""
+    world: World
+    every: int
+    batch_size: int
+    samples: int
+    """of one epoch"""
+    stream: SampleStream
+    _bar: Any = None
+    _began: float = 0.0
+    _steps: int = 0
+    _seconds: float = 0.0
+    _wait: float = 0.0
+    _corrupt: float = 0
+
+    def on_start(self, loop: Loop) -> None:
+        self._began = time.perf_counter() - loop.metrics.get("time_s", 0.0)
+        if self.log:
+            event = {"step": loop.start, "event": "resume" if loop.start else "start", "ranks": self.world.size}
+            self.log.write(event)
+            self._bar = tqdm(
+                total=loop.steps,
+                initial=loop.start,
+                desc="train",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file keeps every line
+            )
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        self._steps += 1
+        self._seconds += step.seconds
+        self._wait += step.wait_s
+        loop.metrics["time_s"] = time.perf_counter() - self._began
+        if step.step % self.every and step.step not in (1, loop.steps):
+            if self._bar:
+                self._bar.update()
+            return
+        unread = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids))
+        corrupt = sum(count for count, _ in unread)
+        if self.log:
+            values = {
+                **step.losses,
+                "lr": step.lr,
+                "grad_norm": step.grad_norm,
+                **loop.task.report(),
+                "samples_per_s": self._steps * self.batch_size / self._seconds,
+                "loader_wait_s": self._wait / self._steps,
+            }
+            seen = step.step * self.batch_size
+            place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
+            self.log.write({**place, **values, "corrupt": corrupt, "time_s": loop.metrics["time_s"]})
+            self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
+            self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
+            self._bar.update()
+            if corrupt > self._corrupt:
+                uids = [uid for _, some in unread for uid in some]
+                self.log.write({"step": step.step, "event": "corrupt", "samples": corrupt, "uids": uids})
+        self._steps, self._seconds, self._wait, self._corrupt = 0, 0.0, 0.0, corrupt
+
+    def on_end(self, loop: Loop) -> None:
+        if self._bar:
+            self._bar.close()
+
+
+@dataclass(kw_only=True)
+class Validation(Hook):
+    """Mean contrastive loss over the full batches of held-out samples, in their order; ranks share the batches."""
+
+    batches: OnceReader
+    """the samples, once each time it is iterated"""
+    batch_size: int
+    every: int
+    """0 for the last step only"""
+    world: World
+    log: RunLog | None
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        if step.step != loop.steps and (not self.every or step.step % self.every):
+            return
+        losses: dict[int, float] = {}
+        left_out = 0
+        for number, batch in enumerate(self.batches):
+            if len(batch["text"]) < self.batch_size:
+                left_out += len(batch["text"])
+            elif number % self.world.size == self.world.rank:
+                losses[number] = float(loop.task.evaluate(loop.task.prepare(batch)))
+        everywhere = {number: loss for part in self.world.gather(losses) for number, loss in part.items()}
+        if not everywhere:
+            raise ClipTrainError(
+                f"only {left_out} samples of val.sources can be read: lower val.batch_size = {self.batch_size}"
+            )
+        # In the order of the batches, whatever rank had them: the sum is the same on every number of ranks.
+        loss = math.fsum(everywhere[number] for number in sorted(everywhere)) / len(everywhere)
+        loop.metrics["val_loss"] = loss
+        if self.log:
+            used = len(everywhere) * self.batch_size
+            counts = {"samples": used, "left_out": left_out, "corrupt": self.batches.stats["corrupt"]}
+            self.log.write({"step": step.step, "event": "validation", "val_loss": loss, **counts})
+            self.log.scalars({"val/loss": loss}, step.step)
+
+
+@dataclass(kw_only=True)
+class Saving(Hook):
+    """A checkpoint every `every` steps, at the last step, and when a signal asks for the end."""
+
+    checkpoints: Checkpoints
+    every: int
+    stream: SampleStream
+    log: RunLog | None
+    world: World
+    stop: StopRequest
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        stopping = self.world.any(self.stop.wanted)
+        if not stopping and step.step % self.every and step.step != loop.steps:
+            return
+        if self.log:
+            self.log.sync()
+        self.checkpoints.save(step.step, loop.task.model, loop.optimizer, self.stream.state_dict(), loop.metrics)
+        if stopping and step.step != loop.steps:
+            raise Requeue(step.step)
+
+
+@dataclass
+class StopRequest:
+    """Whether a stop signal has arrived at this process."""
+
+    wanted: bool = field(default=False)
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Notes SIGTERM and SIGUSR1 in place of dying from them; elsewhere than in the main thread nothing is changed."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: object) -> None:
+        request.wanted = True
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,103 @@
+"""The training loop. It knows no objective and no feature: a task gives the losses, hooks do the rest."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from clip_train.errors import ClipTrainError
+from clip_train.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What hooks learn of an optimizer step."""
+
+    step: int
+    """steps done, this one included"""
+    losses: dict[str, float]
+    lr: float
+    grad_norm: float
+    """global, before clipping"""
+    wait_s: float
+    """time spent waiting for the batch"""
+    seconds: float
+    """time of the whole step, the wait included"""
+
+
+class Hook:
+    """A feature of training. Called in the order of the list, on every rank."""
+
+    def on_start(self, loop: Loop) -> None:
+        """Before the first step of this process."""
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        """After each optimizer step."""
+
+    def on_end(self, loop: Loop) -> None:
+        """After the last step, or when an error or a signal ends the loop."""
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """Runs `task` from step `start` to step `steps` over an endless iterator of batches."""
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[Mapping[str, Any]]
+    rate: Callable[[int], float]
+    """learning rate of the step with this number, from 0"""
+    steps: int
+    start: int = 0
+    grad_clip_norm: float = 0.0
+    hooks: Sequence[Hook] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    """latest values of what was measured; travels with the checkpoints"""
+
+    def run(self) -> None:
+        """Raises ClipTrainError at the first loss or gradient that is not finite, before it reaches the weights."""
+        self.task.model.train()
+        try:
+            for hook in self.hooks:
+                hook.on_start(self)
+            for number in range(self.start, self.steps):
+                step = self._step(number)
+                self.metrics["loss"] = step.losses["loss"]
+                for hook in self.hooks:
+                    hook.on_step(self, step)
+        finally:
+            for hook in self.hooks:
+                hook.on_end(self)
+
+    def _step(self, number: int) -> Step:
+        asked = time.perf_counter()
+        batch = next(self.batches)
+        wait = time.perf_counter() - asked
+        lr = self.rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses = self.task.losses(self.task.prepare(batch))
+        losses["loss"].backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        grad_norm = float(norm)
+        if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
+            raise ClipTrainError(
+                f"step {number + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}; what is saved "
+                f"is from before. Lower optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
+            )
+        if self.grad_clip_norm and grad_norm > self.grad_clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.grad_clip_norm, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step()
+        return Step(
+            step=number + 1, losses=values, lr=lr, grad_norm=grad_norm, wait_s=wait, seconds=time.perf_counter() - asked
+        )

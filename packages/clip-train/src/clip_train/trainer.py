@@ -1,0 +1,179 @@
+"""Puts a run together: data, model, task, optimizer, checkpoints, hooks, loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from clip_data.config import fingerprint
+from clip_data.stream import Manifest, SampleStream, Source, build_manifest, read_once
+from clip_models import CLIP, create_model, get_tokenizer, save_model
+from clip_train.checkpoint import Checkpoints, Resumed
+from clip_train.config import DataConfig, FitConfig, SourceConfig, total_steps
+from clip_train.errors import ClipTrainError
+from clip_train.hooks import Logging, Saving, StopRequest, Validation, stop_signals
+from clip_train.loop import Hook, Loop
+from clip_train.optim import learning_rate, make_optimizer
+from clip_train.parallel import World, join_world
+from clip_train.runfolder import FitResult, RunFolder, RunLog
+from clip_train.task import ContrastiveTask
+
+
+def train(config: FitConfig, folder: RunFolder) -> FitResult:
+    """The run of a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
+    with (
+        stop_signals() as stop,
+        join_world(config.train.device) as world,
+        _arithmetic(config, world),
+        ExitStack() as stack,
+    ):
+        if config.train.batch_size % world.size:
+            raise ClipTrainError(f"train.batch_size = {config.train.batch_size} is not divisible by {world.size} ranks")
+        manifest = _manifest(config.data.sources)
+        steps = total_steps(config, manifest.samples)
+        val_manifest = _val_manifest(config)
+        model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
+        preprocess = model.spec.preprocess
+        task = ContrastiveTask(
+            model, mean=preprocess.mean, std=preprocess.std, precision=config.train.precision, world=world
+        )
+        optimizer = make_optimizer(model, config.optim)
+        stream = stack.enter_context(_stream(config, manifest, model, world))
+
+        world.lead(lambda: stack.enter_context(folder.claimed()))
+        checkpoints = Checkpoints(
+            folder.path,
+            world,
+            keep=config.checkpoint.keep,
+            fingerprint=config.fingerprint(),
+            save_weights=lambda path: save_model(path, model, model.spec),
+        )
+        resumed = checkpoints.resume(model, optimizer) or Resumed(0, {}, {})
+        if resumed.step:
+            stream.load_state_dict(resumed.stream)
+        world.lead(folder.write_config)
+        metrics = dict(resumed.metrics)
+        if resumed.step < steps:
+            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            Loop(
+                task=task,
+                optimizer=optimizer,
+                batches=iter(stream),
+                rate=partial(learning_rate, config.optim, steps=steps),
+                steps=steps,
+                start=resumed.step,
+                grad_clip_norm=config.optim.grad_clip_norm,
+                hooks=_hooks(config, manifest, val_manifest, model, stream, checkpoints, log, world, stop),
+                metrics=metrics,
+            ).run()
+        return world.lead(partial(_export, config, folder, model, steps, metrics))
+
+
+def _hooks(
+    config: FitConfig,
+    manifest: Manifest,
+    val_manifest: Manifest | None,
+    model: CLIP,
+    stream: SampleStream,
+    checkpoints: Checkpoints,
+    log: RunLog | None,
+    world: World,
+    stop: StopRequest,
+) -> list[Hook]:
+    logging = Logging(
+        log=log,
+        world=world,
+        every=config.train.log_every,
+        batch_size=config.train.batch_size,
+        samples=manifest.samples,
+        stream=stream,
+    )
+    saving = Saving(
+        checkpoints=checkpoints,
+        every=config.checkpoint.every,
+        stream=stream,
+        log=log,
+        world=world,
+        stop=stop,
+    )
+    if val_manifest is None:
+        return [logging, saving]
+    reader = read_once(
+        val_manifest,
+        treatment=_treatment(model, None),
+        tokenizer=get_tokenizer(model.spec).encode_numpy,
+        batch_size=config.val.batch_size,
+        workers=config.data.workers,
+    )
+    validation = Validation(
+        batches=reader, batch_size=config.val.batch_size, every=config.val.every, world=world, log=log
+    )
+    return [logging, validation, saving]
+
+
+def _manifest(sources: tuple[SourceConfig, ...]) -> Manifest:
+    return build_manifest([Source(root=s.root, selection=s.selection, weight=s.weight) for s in sources])
+
+
+def _val_manifest(config: FitConfig) -> Manifest | None:
+    if not config.val.sources:
+        return None
+    manifest = _manifest(config.val.sources)
+    if manifest.samples < config.val.batch_size:
+        raise ClipTrainError(
+            f"val.batch_size = {config.val.batch_size} is more than the {manifest.samples} samples of val.sources: "
+            "lower it, or give more data"
+        )
+    return manifest
+
+
+def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) -> SampleStream:
+    return SampleStream(
+        manifest,
+        treatment=_treatment(model, config.data),
+        tokenizer=get_tokenizer(model.spec).encode_numpy,
+        global_batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        rank=world.rank,
+        world_size=world.size,
+        workers=config.data.workers,
+        canonical_streams=config.data.canonical_streams,
+    )
+
+
+def _treatment(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
+    """The pictures' treatment: augmented as `data` says, or as for evaluation."""
+    augment = data and {"scale": list(data.scale), "ratio": list(data.ratio), "hflip": data.hflip}
+    return {**model.spec.preprocess.to_dict(), "augment": augment}
+
+
+def _export(config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float]) -> FitResult:
+    save_model(folder.model, model, model.spec, {"clip_train.config": config.fingerprint()})
+    return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
+
+
+@contextmanager
+def _arithmetic(config: FitConfig, world: World) -> Iterator[None]:
+    """Threads, generators and kernels such that the same run gives the same bits; the caller's are put back."""
+    threads = torch.get_num_threads()
+    deterministic, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        torch.manual_seed(int(fingerprint(["train", config.train.seed, world.rank])[:15], 16))
+        if world.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)

@@ -1,0 +1,149 @@
+"""The command line: fast help, and one line for each mistake."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clip_models import create_model, save_model
+from clip_train import cli
+from tests.support.distributed import free_port, rank_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path, datasets) -> Path:
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        f"""
+        run = "{tmp_path / "run"}"
+        [model]
+        name = "ViT-Ti-4-24"
+        [[data.sources]]
+        root = "{datasets / "train"}"
+        [train]
+        steps = 2
+        batch_size = 8
+        threads = 1
+        """
+    )
+    return file
+
+
+def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the console script, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["clip-train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    output = capsys.readouterr()
+    return int(ending.value.code or 0), output.out, output.err
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line with which the command ends."""
+    code, output, errors = call(monkeypatch, capsys, *arguments)
+    assert (code, output) == (2, ""), errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
+def test_help_is_there_at_once(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "clip_train", *arguments]
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        seconds.append(time.monotonic() - began)
+    assert "recipe.toml" in done.stdout
+    assert not re.search(r"\| +(torch|ray|PIL|aiohttp|tensorboard)$", done.stderr, re.MULTILINE)
+    assert min(seconds) < 2  # under 0.5 s on a machine with nothing else to do
+
+
+def test_flags_override_the_recipe_and_the_end_is_told(monkeypatch, capsys, recipe, tmp_path):
+    code, output, errors = call(monkeypatch, capsys, "fit", recipe, "--train.steps", "1", "--optim.lr", "1e-3")
+    assert code == 0, errors
+    assert re.fullmatch(rf"1 steps, loss \d\.\d{{4}}: {tmp_path}/run/model.safetensors\n", output)
+    assert '"lr": 0.001' in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("[optim]\nlearning = 1", "unknown key optim.learning"),
+        ('[optim]\nlr = "fast"', "optim.lr = 'fast'"),
+        ("[optim]\nlr = -1.0", "optim.lr = -1.0"),
+        ("[checkpoint]\nevery = 1.5", "checkpoint.every = 1.5"),
+        ("[val]\nevery = 1", "val.every = 1"),
+    ],
+)
+def test_a_recipe_that_does_not_fit(monkeypatch, capsys, recipe, tmp_path, line, named):
+    recipe.write_text(recipe.read_text() + line)
+    assert named in refused(monkeypatch, capsys, "fit", recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--train.batch-size", "41"], "41 is more than the 40 samples"),
+        (["--model.name", "ViT-B-33"], "ViT-B-33"),
+        (["--model.pretrained", "missing.safetensors"], "missing.safetensors"),
+        (["--run", "/proc/nowhere/run"], "/proc/nowhere/run"),
+        (["--data.canonical-streams", "3"], "canonical_streams=3"),
+    ],
+)
+def test_values_that_only_the_machine_can_judge(monkeypatch, capsys, recipe, tmp_path, flags, named):
+    assert named in refused(monkeypatch, capsys, "fit", recipe, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_dataset_where_one_should_be(monkeypatch, capsys, recipe, tmp_path):
+    recipe.write_text(re.sub("root = .*", f'root = "{tmp_path}/nothing"', recipe.read_text()))
+    assert f"{tmp_path}/nothing" in refused(monkeypatch, capsys, "fit", recipe)
+
+
+def test_weights_of_another_architecture(monkeypatch, capsys, recipe, tmp_path):
+    model = create_model("ViT-Ti-4-24", seed=0)
+    save_model(tmp_path / "other.safetensors", model, model.spec)
+    flags = ["--model.name", "ViT-B-32", "--model.pretrained", tmp_path / "other.safetensors"]
+    line = refused(monkeypatch, capsys, "fit", recipe, *flags)
+    assert "ViT-Ti-4-24" in line
+    assert "ViT-B-32" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_another_run(monkeypatch, capsys, recipe, tmp_path):
+    assert call(monkeypatch, capsys, "fit", recipe)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    line = refused(monkeypatch, capsys, "fit", recipe, "--optim.lr", "1")
+    assert "optim.lr is 0.0005 there and 1.0 now" in line
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_batch_that_the_ranks_cannot_share(recipe, tmp_path):
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "clip_train", "fit", recipe, "--train.batch-size", "7"],
+            env={**os.environ, **rank_environment(rank, 2, port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    messages = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2]
+    # Rank 0 speaks for all.
+    assert messages == ["error: train.batch_size = 7 is not divisible by 2 ranks\n", ""]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_command(monkeypatch, capsys):
+    assert "'train'" in refused(monkeypatch, capsys, "train")

@@ -1,0 +1,286 @@
+"""Whole runs: to the end, killed, stopped by signals, on several ranks."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_data.config import load_file, to_dict
+from clip_data.dataset import Dataset
+from clip_models import create_model, load_model
+from clip_train import (
+    CheckpointConfig,
+    ClipTrainError,
+    DataConfig,
+    FitConfig,
+    FitResult,
+    ModelConfig,
+    OptimConfig,
+    SourceConfig,
+    TrainConfig,
+    ValConfig,
+    fit,
+)
+from clip_train.runfolder import RunFolder
+from clip_train.trainer import train
+from tests.support.distributed import free_port, rank_environment
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def recipe(datasets) -> FitConfig:
+    """Ten steps of eight pictures: two epochs, three checkpoints, two validations."""
+    return FitConfig(
+        run="",
+        model=ModelConfig(name="ViT-Ti-4-24"),
+        data=DataConfig(sources=(SourceConfig(root=str(datasets / "train")),), hflip=0.5),
+        val=ValConfig(sources=(SourceConfig(root=str(datasets / "val")),), batch_size=8, every=5),
+        optim=OptimConfig(lr=1e-3, warmup=2, grad_clip_norm=5.0),
+        train=TrainConfig(steps=STEPS, batch_size=8, precision="bf16", threads=1, log_every=1, device="cpu"),
+        checkpoint=CheckpointConfig(every=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe, tmp_path_factory) -> tuple[FitConfig, FitResult]:
+    config = dataclasses.replace(recipe, run=str(tmp_path_factory.mktemp("uninterrupted") / "run"))
+    return config, fit(config)
+
+
+def lines_of(run: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def steps_of(run: str | Path) -> list[dict]:
+    return [line for line in lines_of(run) if "event" not in line]
+
+
+def start(config: FitConfig, folder: Path, rank_env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps(to_dict(config)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "clip_train", "fit", str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(rank_env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.002)
+
+
+def logged(run: Path, step: int):
+    log = run / "log.jsonl"
+    return lambda: log.exists() and f'{{"step": {step}, "epoch"' in log.read_text()
+
+
+def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
+    config, result = uninterrupted
+    run = Path(config.run)
+    assert sorted(path.name for path in run.iterdir() if not path.name.startswith(".")) == [
+        "checkpoints",
+        "config.json",
+        "done.json",
+        "log.jsonl",
+        "model.safetensors",
+        "tensorboard",
+    ]
+    assert load_file(run / "config.json") == to_dict(config)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
+
+    steps = steps_of(run)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert set(steps[0]) == {
+        *("step", "epoch", "samples", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s"),
+        *("loader_wait_s", "corrupt", "time_s"),
+    }
+    assert (steps[-1]["epoch"], steps[-1]["samples"]) == (2.0, 80)
+    assert [line["lr"] for line in steps[:3]] == [5e-4, 1e-3, 1e-3]
+    assert steps[-1]["loss"] == result.loss < steps[0]["loss"]
+    validations = [line for line in lines_of(run) if line.get("event") == "validation"]
+    assert [(line["step"], line["samples"], line["left_out"]) for line in validations] == [(5, 16, 4), (10, 16, 4)]
+    assert validations[-1]["val_loss"] == result.val_loss
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1))
+
+
+def test_the_exported_weights_are_those_that_were_trained(uninterrupted):
+    config, result = uninterrupted
+    model, spec = load_model(result.model, expect="ViT-Ti-4-24")
+    assert spec == model.spec
+    last, _ = load_model(Path(config.run) / "checkpoints" / "step-00000010" / "model.safetensors")
+    first = create_model("ViT-Ti-4-24", seed=0).state_dict()
+    assert all(torch.equal(tensor, last.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert not any(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items() if tensor.ndim == 2)
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
+    config, result = uninterrupted
+    monkeypatch.setattr("clip_train.trainer.train", lambda *_: pytest.fail("trained again"))
+    assert fit(config) == result
+
+
+def test_done_json_can_be_removed_to_export_again(uninterrupted):
+    config, result = uninterrupted
+    (Path(config.run) / "done.json").unlink()
+    assert fit(config) == result
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits(recipe, uninterrupted, tmp_path):
+    config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
+    run = Path(config.run)
+    draw = random.Random()
+    moments = {
+        "after some step of the first epoch": logged(run, draw.randrange(1, 4)),
+        "while a checkpoint is written": lambda: any((run / "checkpoints").glob(".tmp-*")),
+        "after some step of the second epoch": logged(run, draw.randrange(5, 8)),
+        "at the end": logged(run, STEPS),
+    }
+    for condition in moments.values():
+        process = start(config, tmp_path)
+        wait_for(condition, process)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        assert not (run / "done.json").exists()
+    process = start(config, tmp_path)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+    wanted, result = uninterrupted[1], fit(config)
+    assert repr(result.loss) == repr(wanted.loss)
+    assert repr(result.val_loss) == repr(wanted.val_loss)
+    assert result.model_sha256 == wanted.model_sha256
+    assert f"loss {result.loss:.4f}" in output
+    untimed = [{k: v for k, v in line.items() if k not in TIMES} for line in steps_of(run)]
+    assert untimed == [{k: v for k, v in line.items() if k not in TIMES} for line in steps_of(uninterrupted[0].run)]
+    assert sum(line.get("event") == "validation" for line in lines_of(run)) == 2
+
+
+TIMES = ("samples_per_s", "loader_wait_s", "time_s")
+
+
+def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, tmp_path):
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        train=dataclasses.replace(recipe.train, steps=1000, precision="fp32"),
+        checkpoint=CheckpointConfig(every=1000),
+    )
+    port = free_port()
+    ranks = [start(config, tmp_path, rank_environment(rank, 2, port)) for rank in range(2)]
+    wait_for(logged(Path(config.run), 2), ranks[0])
+    ranks[1].send_signal(signal.SIGTERM)
+    endings = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [75, 75], endings
+    saved = [int(path.name[5:]) for path in (Path(config.run) / "checkpoints").iterdir()]
+    assert saved == [steps_of(config.run)[-1]["step"]]
+    assert f"after step {saved[0]}" in endings[0][1]
+    assert endings[1] == ("", "")
+
+
+def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path):
+    exact = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision="fp32"))
+    alone = dataclasses.replace(exact, run=str(tmp_path / "alone"))
+    wanted = fit(alone)
+
+    together = dataclasses.replace(exact, run=str(tmp_path / "together"))
+    port = free_port()
+    ranks = [start(together, tmp_path, rank_environment(rank, 2, port)) for rank in range(2)]
+    wait_for(logged(Path(together.run), 5), ranks[0])
+    ranks[0].send_signal(signal.SIGUSR1)
+    for process in ranks:
+        process.communicate(timeout=120)
+        assert process.returncode == 75
+    result = fit(together)
+    assert result.loss == pytest.approx(wanted.loss, rel=1e-3)
+    assert result.val_loss == pytest.approx(wanted.val_loss, rel=1e-3)
+    for found, line in zip(steps_of(together.run), steps_of(alone.run), strict=True):
+        assert found["loss"] == pytest.approx(line["loss"], rel=1e-3)
+        assert found["samples"] == line["samples"]
+    starts = [line for line in lines_of(together.run) if line.get("event") in ("start", "resume")]
+    assert [(line["event"], line["ranks"]) for line in starts] == [("start", 2), ("resume", 1)]
+
+
+def test_two_threads_give_the_same_bits_twice_in_bf16(recipe, tmp_path):
+    results = []
+    for name in ("one", "two"):
+        config = dataclasses.replace(
+            recipe,
+            run=str(tmp_path / name),
+            train=dataclasses.replace(recipe.train, steps=2, threads=2),
+            optim=OptimConfig(lr=1e-3),
+        )
+        results.append(fit(config))
+    assert repr(results[0].loss) == repr(results[1].loss)
+    assert results[0].model_sha256 == results[1].model_sha256
+
+
+def test_the_caller_keeps_its_generator_threads_and_signal_handlers(recipe, tmp_path):
+    threads, handlers = torch.get_num_threads(), [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fit(dataclasses.replace(recipe, run=str(tmp_path / "run"), train=dataclasses.replace(recipe.train, steps=3)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+def test_training_starts_from_given_weights(recipe, uninterrupted, tmp_path):
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        model=ModelConfig(name="ViT-Ti-4-24", pretrained=uninterrupted[1].model),
+        train=dataclasses.replace(recipe.train, steps=3),
+    )
+    fit(config)
+    assert steps_of(config.run)[0]["loss"] < steps_of(uninterrupted[0].run)[0]["loss"] * 0.9
+
+
+def test_a_damaged_checkpoint_stops_the_run_and_removing_it_lets_it_go_on(recipe, uninterrupted, tmp_path):
+    config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
+    shutil.copytree(uninterrupted[0].run, config.run)
+    (tmp_path / "run" / "done.json").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "step-00000010"
+    (newest / "optimizer.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ClipTrainError, match="step-00000010 is damaged"):
+        fit(config)
+    shutil.rmtree(newest)
+    assert fit(config).model_sha256 == uninterrupted[1].model_sha256
+
+
+def test_samples_that_changed_under_a_run_are_refused(recipe, tmp_path, datasets):
+    shutil.copytree(datasets / "train", tmp_path / "data")
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        data=dataclasses.replace(recipe.data, sources=(SourceConfig(root=str(tmp_path / "data")),)),
+        train=dataclasses.replace(recipe.train, steps=3),
+    )
+    fit(config)
+    (tmp_path / "run" / "done.json").unlink()
+    dataset = Dataset.open(str(tmp_path / "data"))
+    gone = dataset.sidecar(dataset.units[0], ["uid"])["uid"][0].as_py().hex()
+    dataset.take_down([gone], "asked to")
+    with pytest.raises(ValueError, match="manifest"):
+        train(config, RunFolder(config))

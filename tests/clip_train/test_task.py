@@ -1,0 +1,71 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clip_models import create_model, get_tokenizer
+from clip_train.parallel import World
+from clip_train.task import ContrastiveTask
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+def make_task(precision: str = "fp32") -> ContrastiveTask:
+    model = create_model("ViT-Ti-4-24", seed=0)
+    return ContrastiveTask(model, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), precision=precision, world=HERE)
+
+
+def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
+    images = np.random.default_rng(0).integers(0, 256, (pairs, 3, 24, 24), dtype=np.uint8)
+    captions = [f"a box, number {number} of {'very ' * number} many" for number in range(pairs)]
+    return {"image": images, "text": get_tokenizer("ViT-Ti-4-24").encode_numpy(captions)}
+
+
+def test_pictures_are_normalised_on_the_device():
+    batch = make_batch()
+    prepared = make_task().prepare(batch)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
+    np.testing.assert_allclose(prepared["image"].numpy(), (batch["image"] / 255 - mean) / std, atol=1e-5)
+    assert prepared["image"].dtype == torch.float32
+
+
+def test_padding_that_no_caption_needs_is_cut_off_and_changes_nothing():
+    task, batch = make_task(), make_batch()
+    prepared = task.prepare(batch)
+    longest = max(int(np.argmax(row)) + 1 for row in batch["text"])
+    assert prepared["text"].shape == (6, longest)
+    assert longest < batch["text"].shape[1]
+    whole = {**prepared, "text": torch.from_numpy(batch["text"])}
+    torch.testing.assert_close(task.losses(whole)["loss"], task.losses(prepared)["loss"])
+
+
+def test_bf16_is_near_fp32_and_its_loss_is_fp32():
+    batch = make_batch()
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        task = make_task(precision)
+        losses[precision] = task.losses(task.prepare(batch))["loss"]
+    assert losses["bf16"].dtype == torch.float32
+    assert losses["bf16"].item() != losses["fp32"].item()
+    assert losses["bf16"].item() == pytest.approx(losses["fp32"].item(), rel=0.02)
+
+
+def test_evaluation_has_no_gradient_and_goes_back_to_training():
+    task, batch = make_task(), make_batch()
+    task.model.train()
+    prepared = task.prepare(batch)
+    loss = task.evaluate(prepared)
+    assert not loss.requires_grad
+    assert task.model.training
+    assert loss.item() == pytest.approx(task.losses(prepared)["loss"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after"), [(9.0, math.log(100)), (-1.0, 0.0), (3.0, 3.0)])
+def test_the_logit_scale_stays_between_1_and_100(before, after):
+    task = make_task()
+    scale = task.model.get_parameter("logit_scale")
+    scale.data.fill_(before)
+    task.after_step()
+    assert scale.item() == pytest.approx(after)
+    assert task.report()["logit_scale"] == pytest.approx(math.exp(after), rel=1e-5)
