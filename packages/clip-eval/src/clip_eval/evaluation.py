@@ -1,0 +1,137 @@
+"""Runs the tasks of a recipe on one model: each dataset is embedded once, finished tasks are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clip_data.config import fingerprint, resolved, to_dict
+from clip_data.dataset import Dataset
+from clip_data.store import Store
+from clip_eval.errors import ClipEvalError
+from clip_eval.features import Embedder, code_version
+from clip_eval.results import Row, read_results, write_results
+from clip_eval.tasks import Outcome, TaskConfig, retrieval, zero_shot
+
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is evaluated, on what, and where the results go."""
+
+    model: str = ""
+    """The model.safetensors of a training run; it brings its architecture, preprocessing and tokenizer."""
+    out: str = ""
+    """Folder of results.jsonl, details/, features/ and config.json; belongs to one model."""
+    tasks: tuple[TaskConfig, ...] = ()
+    """The benchmarks; [[tasks]] in a recipe."""
+
+
+def evaluate(config: EvalConfig) -> list[Row]:
+    """The result rows of all tasks, in their order; also written to `config.out`.
+
+    A task whose rows are there with the same fingerprint is not computed again. Raises ClipEvalError, ClipDataError or
+    ClipModelsError, before anything is written, when the model, a dataset, a selection or a column is missing.
+    """
+    _check(config)
+    store = Store(config.out)
+    embedder = Embedder(config.model, store)
+    known = read_results(store)
+    foreign = next((row for row in known if row["model_sha256"] != embedder.model_sha256), None)
+    if foreign is not None:
+        raise ClipEvalError(
+            f"{config.out} holds results of another model ({foreign['model']}, SHA-256 {foreign['model_sha256'][:12]}…"
+            f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
+        )
+    manifests = {_data(task): _manifest(task) for task in config.tasks}
+    wanted = {task.name: _fingerprint(task, manifests[_data(task)], embedder) for task in config.tasks}
+    columns: dict[tuple[str, str], set[str]] = {}
+    for task in config.tasks:
+        columns.setdefault(_data(task), set()).update([task.label_column] if task.kind == "zeroshot" else [])
+    rows = {task.name: [row for row in known if row["fingerprint"] == wanted[task.name]] for task in config.tasks}
+    others = [row for row in known if row["task"] not in rows]
+    for task in config.tasks:
+        if rows[task.name] and store.exists(_details(task)):
+            continue
+        images = embedder.images(
+            manifests[_data(task)],
+            columns=sorted(columns[_data(task)]),
+            precision=task.precision,
+            batch_size=task.batch_size,
+        )
+        outcome = (zero_shot if task.kind == "zeroshot" else retrieval)(task, images, embedder)
+        rows[task.name] = _rows(task, outcome, config.model, embedder.model_sha256, wanted[task.name])
+        about = {"task": task.name, "kind": task.kind, "root": task.root, "selection": task.selection}
+        store.write_json(_details(task), {**about, "fingerprint": wanted[task.name], **outcome.details})
+        write_results(store, [row for found in rows.values() for row in found] + others)
+    write_results(store, [row for found in rows.values() for row in found] + others)
+    store.write_json("config.json", resolved(config))
+    return [row for found in rows.values() for row in found]
+
+
+def _check(config: EvalConfig) -> None:
+    if not config.model:
+        raise ClipEvalError("no model given: name the model.safetensors of a training run with --model")
+    if not config.out:
+        raise ClipEvalError("no output folder given: name one with --out")
+    if not config.tasks:
+        raise ClipEvalError("the recipe has no task: add a [[tasks]] table with name, kind and root")
+    repeated = [name for name, n in Counter(task.name for task in config.tasks).items() if n > 1]
+    if repeated:
+        raise ClipEvalError(f"two tasks are named {repeated[0]!r}: task names must differ")
+
+
+def _data(task: TaskConfig) -> tuple[str, str]:
+    return task.root, task.selection
+
+
+def _manifest(task: TaskConfig) -> Manifest:
+    """The samples of a task. Raises ClipEvalError when the column with the labels is missing."""
+    from clip_data.stream import Source, build_manifest
+
+    manifest = build_manifest([Source(root=task.root, selection=task.selection)])
+    if task.kind == "zeroshot":
+        known = Dataset.open(task.root).sidecar(manifest.parts[0].units[0]).column_names
+        if task.label_column not in known:
+            close = difflib.get_close_matches(task.label_column, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise ClipEvalError(f"task {task.name!r}: {task.root} has no column {task.label_column!r}; {hint}")
+    return manifest
+
+
+def _fingerprint(task: TaskConfig, manifest: Manifest, embedder: Embedder) -> str:
+    """Names the protocol of a task's rows: data, model (with preprocessing and tokenizer), prompts, precision, code."""
+    protocol: dict[str, Any] = to_dict(task)
+    for name in ("name", "root", "selection", "batch_size"):  # names and speed; the manifest stands for the data
+        del protocol[name]
+    if task.kind == "retrieval":
+        for name in ("label_column", "classes", "templates"):
+            del protocol[name]
+    data = {"manifest": manifest.fingerprint, "model": embedder.model_sha256, "code": code_version()}
+    return fingerprint({**protocol, **data})
+
+
+def _details(task: TaskConfig) -> str:
+    return f"details/{task.name}.json"
+
+
+def _rows(task: TaskConfig, outcome: Outcome, model: str, sha256: str, name: str) -> list[Row]:
+    return [
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "dataset": f"{task.root}:{task.selection}" if task.selection else task.root,
+            **dataclasses.asdict(metric),
+            **outcome.counts,
+            "precision": task.precision,
+            "model": model,
+            "model_sha256": sha256,
+            "fingerprint": name,
+        }
+        for metric in outcome.metrics
+    ]

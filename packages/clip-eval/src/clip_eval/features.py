@@ -1,0 +1,226 @@
+"""Features computed once: every dataset and every list of texts is embedded a single time and then read back.
+
+A cache file is named by the fingerprint of all that decides its numbers. The model file brings its preprocessing and
+tokenizer with it, so that its SHA-256 stands for them too. The batch size is not part of it: it can only move the last
+bits of a feature, and scores are computed from what is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_data.config import fingerprint
+from clip_data.store import Store
+from clip_eval.errors import ClipEvalError
+from clip_eval.scores import normalize
+
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+    from clip_models import CLIP, ClipTokenizer, ModelSpec
+
+BASIC = ("uid", "key", "caption", "sha256")
+NUMERIC_MODULES = ("features.py", "intervals.py", "metrics.py", "scores.py", "tasks.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """One dataset, embedded: N samples in manifest order."""
+
+    features: np.ndarray
+    """float32 [N, D], unit vectors."""
+    strings: dict[str, list[str]]
+    """uid, key, caption, sha256 (hex, of the fetched bytes) and the label columns; N each, "" for a null."""
+    corrupt: int
+    """Samples that could not be decoded and are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFeatures:
+    """A list of N texts, embedded."""
+
+    features: np.ndarray
+    """float32 [N, D], unit vectors."""
+    truncated: int
+    """Texts that were longer than the model's context and lost their end."""
+
+
+def code_version() -> str:
+    """A digest of the code that decides the numbers: this package's modules, and the versions of what they call."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in NUMERIC_MODULES:
+        digest.update((files("clip_eval") / name).read_bytes())
+    for package in ("clip-data", "clip-models", "torch"):
+        digest.update(f"{package} {version(package)}\n".encode())
+    return digest.hexdigest()
+
+
+class Embedder:
+    """A model that is loaded when the first feature is missing, and the features it has computed so far."""
+
+    def __init__(self, model: str, store: Store) -> None:
+        self.path = model
+        self.store = store
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """Names the weights, the architecture, the preprocessing and the tokenizer."""
+        try:
+            with open(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ClipEvalError(
+                f"cannot read the model {self.path!r}: {error.strerror}; give --model the model.safetensors of a run"
+            ) from error
+
+    @cached_property
+    def _loaded(self) -> tuple[CLIP, ModelSpec, ClipTokenizer, str]:
+        import torch
+
+        from clip_models import ClipTokenizer, load_model
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, spec = load_model(self.path, device=device)
+        tokenizer = ClipTokenizer(context_length=spec.text.context_length, clean=spec.tokenizer.clean)
+        return model.eval(), spec, tokenizer, device
+
+    def images(self, manifest: Manifest, *, columns: Sequence[str], precision: str, batch_size: int) -> ImageFeatures:
+        """Every sample of the manifest once, with the sidecar's `columns` beside it."""
+        from tqdm import tqdm
+
+        from clip_data.stream import read_once
+
+        name = self._name("images", precision, manifest=manifest.fingerprint, columns=sorted(set(columns)))
+        if self.store.exists(name):
+            tensors = self._read(name)
+            strings = {key.removeprefix("text."): _unpack(tensors, key) for key in _packed(tensors)}
+            return ImageFeatures(
+                features=tensors["features"], strings=strings, corrupt=int(tensors["corrupt"].reshape(()))
+            )
+        spec = self._loaded[1]
+        samples = read_once(
+            manifest,
+            treatment={**spec.preprocess.to_dict(), "augment": None},
+            tokenizer=None,
+            batch_size=batch_size,
+            workers=0,
+            columns=("key", "sha256", *sorted({*columns} - {*BASIC})),
+        )
+        parts: list[np.ndarray] = []
+        strings = {key: [] for key in sorted({*columns, *BASIC})}
+        with tqdm(total=manifest.samples, unit=" images", desc="embed images", disable=None) as bar:
+            for batch in samples:
+                parts.append(self._encode_images(batch["image"], precision))
+                for key, values in strings.items():
+                    values += map(_text, batch["text" if key == "caption" else key])
+                bar.update(len(batch["uid"]))
+        if not parts:
+            raise ClipEvalError(f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify'")
+        features, corrupt = normalize(np.concatenate(parts)), len(samples.corrupt_uids)
+        tensors = {"features": features, "corrupt": np.asarray([corrupt], np.int64)}
+        for key, values in strings.items():
+            tensors |= _pack(f"text.{key}", values)
+        self._write(name, tensors)
+        return ImageFeatures(features=features, strings=strings, corrupt=corrupt)
+
+    def texts(self, texts: Sequence[str], *, precision: str, batch_size: int) -> TextFeatures:
+        """Every text once, in the order given."""
+        from tqdm import tqdm
+
+        name = self._name("texts", precision, texts=hashlib.sha256("\0".join(texts).encode()).hexdigest())
+        if self.store.exists(name):
+            tensors = self._read(name)
+            return TextFeatures(features=tensors["features"], truncated=int(tensors["truncated"].reshape(())))
+        tokenizer = self._loaded[2]
+        parts = []
+        with tqdm(total=len(texts), unit=" texts", desc="embed texts", disable=None) as bar:
+            for start in range(0, len(texts), batch_size):
+                batch = list(texts[start : start + batch_size])
+                parts.append(self._encode_texts(tokenizer.encode_numpy(batch), precision))
+                bar.update(len(batch))
+        features, truncated = normalize(np.concatenate(parts)), tokenizer.count_truncated(list(texts))
+        self._write(name, {"features": features, "truncated": np.asarray([truncated], np.int64)})
+        return TextFeatures(features=features, truncated=truncated)
+
+    def _encode_images(self, image: np.ndarray, precision: str) -> np.ndarray:
+        """float32 [B, D] from uint8 [B, 3, H, W]."""
+        import torch
+
+        model, spec, _, device = self._loaded
+        mean, std = (
+            torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.preprocess.mean, spec.preprocess.std)
+        )
+        pixels = (torch.from_numpy(image).to(device).float() / 255 - mean) / std
+        with _inference(device, precision):
+            return model.encode_image(pixels).float().cpu().numpy()
+
+    def _encode_texts(self, ids: np.ndarray, precision: str) -> np.ndarray:
+        """float32 [B, D] from int64 [B, context]."""
+        import torch
+
+        model, _, _, device = self._loaded
+        with _inference(device, precision):
+            return model.encode_text(torch.from_numpy(ids).to(device)).float().cpu().numpy()
+
+    def _name(self, what: str, precision: str, **key: Any) -> str:
+        parts = {"what": what, "model": self.model_sha256, "precision": precision, "code": code_version(), **key}
+        return f"features/{fingerprint(parts)}.safetensors"
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            return load(self.store.read_bytes(name))
+        except SafetensorError as error:
+            raise ClipEvalError(f"{self.store.url}/{name} is damaged: remove it and run again ({error})") from error
+
+    def _write(self, name: str, tensors: dict[str, np.ndarray]) -> None:
+        from safetensors.numpy import save
+
+        self.store.write_bytes(name, save(tensors))
+
+
+@contextmanager
+def _inference(device: str, precision: str) -> Iterator[None]:
+    """No gradients, and the arithmetic that the precision names: bf16 by autocast, fp32 without TF32 shortcuts."""
+    import torch
+
+    with (
+        torch.inference_mode(),
+        torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+        torch.backends.cudnn.flags(allow_tf32=precision != "fp32"),
+    ):
+        yield
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _pack(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
+    """Strings as two tensors: all bytes in a row, and where each one ends."""
+    encoded = [value.encode("utf-8", "surrogatepass") for value in values]
+    return {
+        f"{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}.ends": np.cumsum([len(value) for value in encoded], dtype=np.int64),
+    }
+
+
+def _packed(tensors: dict[str, np.ndarray]) -> list[str]:
+    return [name.removesuffix(".ends") for name in tensors if name.endswith(".ends")]
+
+
+def _unpack(tensors: dict[str, np.ndarray], name: str) -> list[str]:
+    data, ends = tensors[f"{name}.bytes"].tobytes(), tensors[f"{name}.ends"].tolist()
+    return [data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends[:-1]], ends, strict=True)]

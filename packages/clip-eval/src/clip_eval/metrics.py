@@ -1,0 +1,125 @@
+"""Zero-shot and retrieval metrics over features.
+
+Ties count against the model, everywhere: a true answer ranks behind every wrong candidate with the same score. A
+model whose features have collapsed to one point therefore scores 0, and no result depends on the order of the
+classes, samples or candidates.
+
+Definitions follow clip_benchmark: the zero-shot classifier is the renormalised mean of normalised prompt features, a
+class's recall is averaged over the classes that have samples, and a retrieval query is a hit at k when at least one
+of its positives is among the k best.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_eval.scores import normalize, score_tiles
+
+
+def zero_shot_classifier(text_features: np.ndarray, templates: int) -> np.ndarray:
+    """One unit vector per class, float32 [C, D], from prompt features [C·templates, D], a class's prompts adjacent."""
+    unit = normalize(text_features).astype(np.float64)
+    return normalize(unit.reshape(-1, templates, unit.shape[1]).mean(axis=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Per-sample outcome of a zero-shot task."""
+
+    rank: np.ndarray
+    """int64 [N]: wrong classes that score as high as the true one or higher; 0 is a correct prediction."""
+    predicted: np.ndarray
+    """int64 [N]: the class with the highest score; in a tie a wrong one, so that it agrees with rank."""
+    score: np.ndarray
+    """float32 [N]: cosine of the predicted class."""
+
+
+def classify(image_features: np.ndarray, classifier: np.ndarray, labels: np.ndarray) -> Classification:
+    """Ranks the classes of unit vectors [C, D] for images [N, D] with true classes `labels`, int64 [N]."""
+    rank, predicted = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    best = np.empty(len(labels), np.float32)
+    for rows, scores in score_tiles(image_features, classifier):
+        index = np.arange(len(scores))
+        true = scores[index, labels[rows]]
+        rank[rows] = (scores >= true[:, None]).sum(axis=1) - 1
+        best[rows] = scores.max(axis=1)
+        wrong = scores.copy()
+        wrong[index, labels[rows]] = -np.inf
+        predicted[rows] = np.where(rank[rows] == 0, labels[rows], wrong.argmax(axis=1))
+    return Classification(rank=rank, predicted=predicted, score=best)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """int64 [C, C]: samples of the row's class that were taken for the column's."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class_recall(confusion: np.ndarray) -> np.ndarray:
+    """float64 [C]: share of a class's samples that were recognised; NaN for a class without a sample."""
+    counts = confusion.sum(axis=1)
+    return np.divide(confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Per-query outcome of a ranking."""
+
+    rank: np.ndarray
+    """int64 [Q]: negatives that score as high as the best positive or higher; a hit at k has rank < k."""
+    positives: np.ndarray
+    """int64 [Q]: positives of the query."""
+    top: np.ndarray
+    """int64 [Q, K]: the best candidates, highest score first, equal scores by index."""
+
+
+def rank_candidates(
+    queries: np.ndarray, candidates: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], keep: int = 5
+) -> Retrieval:
+    """Ranks all candidates [C, D] for every query [Q, D] (unit vectors).
+
+    `pairs` = (query index, candidate index), int64 [P] each: what belongs together. Every query needs at least one.
+    """
+    order = np.lexsort((pairs[1], pairs[0]))
+    pair_query, pair_candidate = pairs[0][order], pairs[1][order]
+    positives = np.bincount(pair_query, minlength=len(queries))
+    assert positives.min() > 0
+    bounds = np.concatenate([[0], np.cumsum(positives)])
+    rank = np.empty(len(queries), np.int64)
+    keep = min(keep, len(candidates))
+    top = np.empty((len(queries), keep), np.int64)
+    for rows, scores in score_tiles(queries, candidates):
+        chosen = slice(bounds[rows.start], bounds[rows.stop])
+        local = pair_query[chosen] - rows.start
+        best = np.maximum.reduceat(scores[local, pair_candidate[chosen]], bounds[rows] - bounds[rows.start])
+        top[rows] = _top(scores, keep)
+        scores[local, pair_candidate[chosen]] = -np.inf
+        rank[rows] = (scores >= best[:, None]).sum(axis=1)
+    return Retrieval(rank=rank, positives=positives, top=top)
+
+
+def _top(scores: np.ndarray, keep: int) -> np.ndarray:
+    """Indices [N, keep] of the highest scores of each row, equal scores by index."""
+    kth = np.partition(scores, scores.shape[1] - keep, axis=1)[:, -keep]
+    top = np.empty((len(scores), keep), np.int64)
+    for row, bound in enumerate(kth):
+        candidates = np.flatnonzero(scores[row] >= bound)
+        top[row] = candidates[np.argsort(-scores[row, candidates], kind="stable")[:keep]]
+    return top
+
+
+def recall_chance(positives: np.ndarray, candidates: int, k: int) -> float:
+    """Expected recall at k under a random ranking: the mean of 1 - C(N - m, k) / C(N, k), m positives of N.
+
+    Exact up to float rounding; computed once per distinct m.
+    """
+    counts = np.bincount(positives)
+    k = min(k, candidates)
+    total = sum(
+        int(queries) * (1 - math.comb(candidates - m, k) / math.comb(candidates, k))
+        for m, queries in enumerate(counts)
+        if queries
+    )
+    return total / int(counts.sum())

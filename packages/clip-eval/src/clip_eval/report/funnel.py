@@ -1,0 +1,121 @@
+"""The funnel from planned rows to selections, with every reason for a loss and sums that are checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clip_data.acquire.codes import Code
+from clip_data.dataset import SUCCESS, Dataset
+from clip_eval.report.html import Html, bars, count, fill, foreign, join, note, percent, section
+
+CODES = {code.value: code for code in Code}
+IMAGE_CLASS = "image"  # the error class of what arrived and could not be used as a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What is left after a stage, and what was lost in it."""
+
+    name: str
+    """Shown as the title."""
+    kept: int
+    """Rows left."""
+    before: int
+    """Rows that entered."""
+    lost: list[tuple[str, str, int]] = field(default_factory=list)
+    """(reason, its meaning, rows), largest first."""
+
+    @property
+    def adds_up(self) -> bool:
+        return self.before == self.kept + sum(rows for _, _, rows in self.lost)
+
+
+def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[Stage]:
+    """Stages in order. A selection with a parent starts from the parent's rows, any other from all stored samples.
+
+    Selections that do not exist are left out. Unfinished units count as not attempted.
+    """
+    done = dataset.committed("acquire")
+    codes: Counter[str] = Counter()
+    for unit in dataset.units:
+        if unit.name in done:
+            codes.update(dataset.record("acquire", unit)["counts"])
+    stored = codes.pop(SUCCESS, 0)
+    attempted = sum(unit.rows for unit in dataset.units if unit.name in done)
+    planned = sum(unit.rows for unit in dataset.units)
+    late = {code: n for code, n in codes.items() if _class(code) == IMAGE_CLASS}
+    early = {code: n for code, n in codes.items() if code not in late}
+    waiting = [("not_attempted", "units that are not finished yet", planned - attempted)] if planned > attempted else []
+    fetched = stored + sum(late.values())
+    stages = [
+        Stage(name="attempted", kept=attempted, before=planned, lost=waiting),
+        Stage(name="fetched", kept=fetched, before=attempted, lost=_reasons(early)),
+        Stage(name="decoded and stored", kept=stored, before=fetched, lost=_reasons(late)),
+    ]
+    for name in selections:
+        if name in dataset.selections():
+            stages.append(_selection(dataset.store.read_json(f"selections/{name}/selection.json"), dataset, stored))
+    return stages
+
+
+def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> Stage:
+    parent = (found["parent"] or {}).get("name")
+    before = dataset.store.read_json(f"selections/{parent}/selection.json")["kept"] if parent else stored
+    upstream = {f"not in {parent}"} if parent else {"rejected"}
+    lost = [(reason, "", n) for reason, n in found["counts"] if n and reason not in upstream]
+    return Stage(
+        name=f"{found['name']} (of {parent})" if parent else found["name"], kept=found["kept"], before=before, lost=lost
+    )
+
+
+def _class(code: str) -> str:
+    return CODES[code].error_class if code in CODES else ""
+
+
+def meaning(code: str) -> str:
+    """What an error code says, in words; "" for a code of another engine."""
+    return CODES[code].meaning if code in CODES else ""
+
+
+def _reasons(codes: dict[str, int]) -> list[tuple[str, str, int]]:
+    ordered = sorted(codes.items(), key=lambda item: (-item[1], item[0]))
+    return [(code, meaning(code), n) for code, n in ordered]
+
+
+def funnel_section(dataset: Dataset, stages: Sequence[Stage]) -> Html:
+    whole = stages[0].before or 1
+    parts = []
+    for stage in stages:
+        bar = bars(
+            [(foreign(stage.name, 60), stage.kept, f"{count(stage.kept)} · {percent(stage.kept / whole)}")], whole=whole
+        )
+        lost = bars(
+            [
+                (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
+                for reason, words, rows in stage.lost
+            ],
+            tone="bad",
+        )
+        parts.append(fill('<div class="stage">{}{}</div>', bar, fill('<div class="lost">{}</div>', lost)))
+        if not stage.adds_up:
+            parts.append(
+                note(
+                    "These numbers do not add up: {} entered, {} left, {} are accounted for.",
+                    count(stage.before),
+                    count(stage.kept),
+                    count(sum(rows for _, _, rows in stage.lost)),
+                )
+            )
+    if all(stage.adds_up for stage in stages):
+        parts.append(note("Every row is accounted for: each stage's losses sum to what it lost."))
+    for name in dataset.column_sets():
+        unread = 0
+        for unit in dataset.units:
+            if dataset.store.exists(f"commits/score-{name}/{unit.name}.json"):
+                unread += dataset.record(f"score-{name}", unit)["counts"].get("decode_error", 0)
+        if unread:
+            parts.append(note("The scorer {} could not decode {} stored pictures.", name, count(unread)))
+    return section("funnel", "From URLs to samples", join(parts))

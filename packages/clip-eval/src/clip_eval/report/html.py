@@ -1,0 +1,102 @@
+"""Markup in which every inserted string is escaped unless it is markup already."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff￾￿]")
+
+
+class Html(str):
+    """Text that is markup: it is inserted as it stands."""
+
+    __slots__ = ()
+
+
+def escape(value: Any) -> Html:
+    """The value as text that no browser takes for markup; control characters and half code points are replaced."""
+    return value if isinstance(value, Html) else Html(html.escape(CONTROL.sub("\ufffd", str(value)), quote=True))
+
+
+def fill(template: str, *values: Any, **named: Any) -> Html:
+    """`template.format` with escaped values; literal braces are doubled as there."""
+    return Html(template.format(*(escape(value) for value in values), **{name: escape(v) for name, v in named.items()}))
+
+
+def join(parts: Iterable[Any], between: str = "") -> Html:
+    return Html(between.join(escape(part) for part in parts))
+
+
+def foreign(text: str, limit: int = 160) -> Html:
+    """A caption or URL of the dataset: cut to `limit` characters, and isolated from the page's text direction."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    return fill('<bdi title="{}">{}</bdi>', text[:2000], short) if short is not text else fill("<bdi>{}</bdi>", short)
+
+
+def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Sequence[int] = ()) -> Html:
+    """A table; the columns in `numeric` are aligned to the right."""
+
+    def cells(tag: str, values: Sequence[Any]) -> Html:
+        return join(
+            fill("<{0}{1}>{2}</{0}>", tag, Html(' class="n"') if i in numeric else "", value)
+            for i, value in enumerate(values)
+        )
+
+    body = join(fill("<tr>{}</tr>", cells("td", row)) for row in rows)
+    head = fill("<thead><tr>{}</tr></thead>", cells("th", header))
+    return fill('<div class="scroll"><table>{}<tbody>{}</tbody></table></div>', head, body)
+
+
+def section(name: str, title: str, *parts: Any) -> Html:
+    return fill('<section id="{}"><h2>{}</h2>{}</section>', name, title, join(parts))
+
+
+def figure(caption: Any, *parts: Any, kind: str = "") -> Html:
+    """A panel; `kind` is "wide" for one that stands alone, "span" for one over two columns of a grid."""
+    return fill('<figure class="{}"><figcaption>{}</figcaption>{}</figure>', kind, caption, join(parts))
+
+
+def grid(parts: Iterable[Any], kind: str = "figures") -> Html:
+    return fill('<div class="{}">{}</div>', kind, join(parts))
+
+
+def note(template: str, *values: Any) -> Html:
+    """A remark in small print."""
+    return fill('<p class="note">{}</p>', fill(template, *values))
+
+
+def bars(rows: Sequence[tuple[Any, float, str]], tone: str = "accent", whole: float | None = None) -> Html:
+    """Horizontal bars of (label, value, figure); the longest, or `whole`, fills the line."""
+    whole = whole or max((value for _, value, _ in rows), default=1) or 1
+    return fill(
+        '<div class="bars">{}</div>',
+        join(
+            fill(
+                '<span class="label">{}</span><span class="track"><i class="{}" style="width:{}%"></i></span>'
+                '<span class="n">{}</span>',
+                label,
+                tone,
+                f"{100 * min(1, value / whole):.2f}",
+                text,
+            )
+            for label, value, text in rows
+        ),
+    )
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

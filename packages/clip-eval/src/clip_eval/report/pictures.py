@@ -1,0 +1,65 @@
+"""Stored pictures as small data: URIs, decoded and encoded again: no byte of a dataset's file reaches the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from typing import Any
+
+from clip_data.dataset import Dataset, shard_name
+from clip_data.errors import ClipDataError
+from clip_eval.report.html import Html, escape, fill, foreign
+
+SIDE = 112  # pixels; drawn at half to full size
+COLUMNS = ["uid", "image_offset", "image_length", "caption"]
+MISSING = Html('<span class="missing">no picture</span>')
+
+
+class Pictures:
+    """Thumbnails of one dataset's samples, found by their keys. Those that were taken down are not shown."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._gone = dataset.taken_down()
+        self._rows = lru_cache(maxsize=64)(self._load)
+
+    def _load(self, ordinal: int) -> Any:
+        return self.dataset.sidecar(self.dataset.units[ordinal], COLUMNS)
+
+    def describe(self, key: str) -> dict[str, Any]:
+        """The sample's row: uid, image_offset, image_length, caption; empty when there is none to be shown."""
+        if len(key) != 13 or not key.isdecimal() or int(key[:8]) >= len(self.dataset.units):
+            return {}
+        table, row = self._rows(int(key[:8])), int(key[8:])
+        found = table.slice(row, 1).to_pylist()[0] if row < table.num_rows else {}
+        return {} if found.get("uid") in self._gone else found
+
+    def thumbnail(self, key: str, title: str = "") -> Html:
+        """An <img> of at most SIDE pixels, or a placeholder when there is no picture that decodes."""
+        from PIL import Image
+
+        row = self.describe(key)
+        if not row or not row["image_length"]:
+            return MISSING
+        unit = self.dataset.units[int(key[:8])]
+        try:
+            data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
+            with Image.open(io.BytesIO(data)) as image:
+                small = image.convert("RGB")
+        except (ClipDataError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return MISSING  # a damaged sample is shown as missing, and counted where it is read in earnest
+        small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=82)
+        source = Html("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+        caption = escape((title or row["caption"] or "")[:500])
+        return fill('<img src="{}" alt="{}" title="{}" width="{}" height="{}">', source, caption, caption, *small.size)
+
+    def card(self, key: str, *lines: Any, tone: str = "") -> Html:
+        """A picture with its caption and further lines below."""
+        caption = foreign(self.describe(key).get("caption") or "", 90)
+        below = [fill("<small>{}</small>", line) for line in lines]
+        return fill(
+            '<div class="card {}">{}<p>{}</p>{}</div>', tone, self.thumbnail(key), caption, Html("".join(below))
+        )

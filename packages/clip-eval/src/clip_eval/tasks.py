@@ -1,0 +1,248 @@
+"""Zero-shot classification and retrieval: a task's configuration, its metrics and what the report shows of it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from clip_eval.errors import ClipEvalError
+from clip_eval.features import Embedder, ImageFeatures
+from clip_eval.intervals import bootstrap_macro, wilson
+from clip_eval.metrics import (
+    Retrieval,
+    classify,
+    confusion_matrix,
+    per_class_recall,
+    rank_candidates,
+    recall_chance,
+    zero_shot_classifier,
+)
+
+RECALL_AT = (1, 5, 10)
+EXAMPLES = 8
+CLASSIFIED = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One benchmark: a selection of a dataset, and what is measured on it."""
+
+    name: str
+    """Names the task in the results; unique."""
+    kind: Literal["zeroshot", "retrieval"] = "zeroshot"
+    """zeroshot: classify each image by prompts. retrieval: rank captions for images and images for captions."""
+    root: str = ""
+    """Folder (or fsspec URL) of the dataset."""
+    selection: str = ""
+    """Name of a selection of the dataset; "" takes every successful sample."""
+    label_column: str = "label"
+    """zeroshot: sidecar column with the true class. Rows without a label are left out and counted."""
+    classes: tuple[str, ...] = ()
+    """zeroshot: the class names; empty takes the labels that occur, sorted. Rows of other classes are left out."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """zeroshot: prompts; {} (or {c}) is replaced by the class name."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the towers; scores are exact either way."""
+    batch_size: int = 256
+    """Images or texts per forward pass."""
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ClipEvalError(f"the task name {self.name!r} must be a word without '/': it names a file")
+        if not self.root:
+            raise ClipEvalError(f"task {self.name!r} has no dataset: set its root")
+        if self.batch_size < 1:
+            raise ClipEvalError(f"task {self.name!r}: batch_size {self.batch_size} must be at least 1")
+        if self.kind == "zeroshot":
+            self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        if not self.templates:
+            raise ClipEvalError(f'task {self.name!r} needs at least one template, such as "a photo of a {{}}."')
+        for template in self.templates:
+            if "{}" not in template and "{c}" not in template:
+                raise ClipEvalError(f"task {self.name!r}: the template {template!r} has no {{}} for the class name")
+        repeated = [name for name, n in Counter(self.classes).items() if n > 1]
+        if repeated:
+            raise ClipEvalError(f"task {self.name!r}: the class {repeated[0]!r} is listed twice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of a task, with what is needed to judge it."""
+
+    metric: str
+    """Name."""
+    value: float
+    """Between 0 and 1."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    n: int
+    """Samples, or queries."""
+    chance: float
+    """Expected value of a random ranking."""
+    interval: str
+    """wilson or bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All that a task has to say."""
+
+    metrics: list[Metric]
+    """In the order of the table."""
+    counts: dict[str, int]
+    """What was left out, cut or is missing."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON for the report."""
+
+
+def proportion(name: str, hits: np.ndarray, chance: float) -> Metric:
+    """The share of true values in bool [N], with Wilson's interval."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Metric(
+        metric=name, value=float(hits.mean()), low=low, high=high, n=len(hits), chance=chance, interval="wilson"
+    )
+
+
+def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Outcome:
+    """top1, top5 (with more than 5 classes) and mean_per_class_recall.
+
+    Raises ClipEvalError when no sample has a label of the task's classes.
+    """
+    labels = images.strings[task.label_column]
+    classes = list(task.classes) or sorted({label for label in labels if label})
+    index = {name: i for i, name in enumerate(classes)}
+    kept = np.asarray([i for i, label in enumerate(labels) if label in index], np.int64)
+    unlabelled = labels.count("")
+    if not len(kept):
+        raise ClipEvalError(f"task {task.name!r}: {_no_labels(task, labels)}")
+    truth = np.asarray([index[labels[i]] for i in kept], np.int64)
+    prompts = [template.replace("{c}", name).replace("{}", name) for name in classes for template in task.templates]
+    texts = embedder.texts(prompts, precision=task.precision, batch_size=task.batch_size)
+    result = classify(images.features[kept], zero_shot_classifier(texts.features, len(task.templates)), truth)
+    confusion = confusion_matrix(truth, result.predicted, len(classes))
+    recall, counts = per_class_recall(confusion), confusion.sum(axis=1)
+    metrics = [proportion("top1", result.rank < 1, 1 / len(classes))]
+    if len(classes) > 5:
+        metrics.append(proportion("top5", result.rank < 5, 5 / len(classes)))
+    low, high = bootstrap_macro(confusion.diagonal(), counts)
+    metrics.append(
+        Metric(
+            metric="mean_per_class_recall",
+            value=float(np.nanmean(recall)),
+            low=low,
+            high=high,
+            n=len(kept),
+            chance=1 / len(classes),
+            interval="bootstrap",
+        )
+    )
+    examples = [
+        {
+            "key": images.strings["key"][kept[i]],
+            "label": classes[truth[i]],
+            "predicted": classes[result.predicted[i]],
+            "rank": int(result.rank[i]),
+        }
+        for i in _by_uid([images.strings["uid"][i] for i in kept], CLASSIFIED)
+    ]
+    return Outcome(
+        metrics=metrics,
+        counts={
+            "truncated": texts.truncated,
+            "corrupt": images.corrupt,
+            "unlabelled": unlabelled,
+            "other_classes": len(labels) - len(kept) - unlabelled,
+            "empty_classes": int((counts == 0).sum()),
+        },
+        details={
+            "classes": classes,
+            "templates": list(task.templates),
+            "counts": counts.tolist(),
+            "correct": confusion.diagonal().tolist(),
+            "confusion": [
+                [int(row), int(column), int(confusion[row, column])] for row, column in np.argwhere(confusion)
+            ],
+            "examples": examples,
+        },
+    )
+
+
+def retrieval(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Outcome:
+    """image_to_text_recall@k and text_to_image_recall@k for k = 1, 5, 10.
+
+    What belongs together is decided by identity, not by row: rows whose pictures have the same bytes (SHA-256) are one
+    image, rows with the same caption are one text, and an image and a text are a positive pair when any row holds
+    both. So every distinct image and every distinct text is one query and one candidate.
+    """
+    identities = [sha256 or uid for sha256, uid in zip(images.strings["sha256"], images.strings["uid"], strict=True)]
+    image_names, image_row, image_of_row = np.unique(identities, return_index=True, return_inverse=True)
+    captions, text_of_row = np.unique(np.asarray(images.strings["caption"], dtype=object), return_inverse=True)
+    texts = embedder.texts(captions.tolist(), precision=task.precision, batch_size=task.batch_size)
+    pairs = np.unique(np.stack([image_of_row, text_of_row]), axis=1).astype(np.int64)
+    features = images.features[image_row]
+    to_text = rank_candidates(features, texts.features, (pairs[0], pairs[1]))
+    to_image = rank_candidates(texts.features, features, (pairs[1], pairs[0]))
+    keys = [images.strings["key"][row] for row in image_row]
+    return Outcome(
+        metrics=[
+            proportion(f"{name}_recall@{k}", found.rank < k, recall_chance(found.positives, candidates, k))
+            for name, found, candidates in (
+                ("image_to_text", to_text, len(captions)),
+                ("text_to_image", to_image, len(image_names)),
+            )
+            for k in RECALL_AT
+        ],
+        counts={
+            "truncated": texts.truncated,
+            "corrupt": images.corrupt,
+            "rows": len(text_of_row),
+            "images": len(image_names),
+            "texts": len(captions),
+        },
+        details={
+            "image_to_text": _examples(to_text, list(image_names), keys, captions.tolist(), pairs),
+            "text_to_image": _examples(to_image, captions.tolist(), captions.tolist(), keys, pairs[::-1]),
+        },
+    )
+
+
+def _examples(
+    found: Retrieval, order: list[str], queries: list[str], candidates: list[str], pairs: np.ndarray
+) -> list[dict[str, Any]]:
+    """Queries with their best candidates; chosen by hash of their name, never by how well they went."""
+    hashed = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for name in order]
+    examples = []
+    for query in _by_uid(hashed, EXAMPLES):
+        positives = set(pairs[1][pairs[0] == query].tolist())
+        examples.append(
+            {
+                "query": queries[query],
+                "rank": int(found.rank[query]),
+                "positives": [candidates[i] for i in sorted(positives)[:3]],
+                "top": [{"candidate": candidates[i], "positive": i in positives} for i in found.top[query].tolist()],
+            }
+        )
+    return examples
+
+
+def _by_uid(uids: list[str], count: int) -> list[int]:
+    """Indices of the `count` smallest uids: an arbitrary sample that is the same in every run."""
+    return sorted(range(len(uids)), key=uids.__getitem__)[:count]
+
+
+def _no_labels(task: TaskConfig, labels: list[str]) -> str:
+    found = sorted({label for label in labels if label})
+    if not found:
+        return f"none of its {len(labels)} samples has a value in the column {task.label_column!r}"
+    close = difflib.get_close_matches(task.classes[0], found, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r} for {task.classes[0]!r}?" if close else f"the labels are {', '.join(found[:8])}"
+    return f"none of its {len(labels)} samples belongs to one of the {len(task.classes)} classes; {hint}"

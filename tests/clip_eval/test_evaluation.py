@@ -1,0 +1,207 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_data.errors import ClipDataError
+from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features
+from clip_models import ClipModelsError, ClipTokenizer, load_model, preprocess_eval
+from tests.support.datasets import jpeg, make_dataset
+from tests.support.evals import color_dataset, color_samples, picture, tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    color_dataset(folder / "data")
+    tiny_model(folder / "model.safetensors")
+    return folder
+
+
+def config(place: Path, out: Path, **task) -> EvalConfig:
+    common = {"root": str(place / "data"), "batch_size": 8}
+    zero_shot = TaskConfig(**{"name": "colors", "label_column": "color", **common, **task})
+    captions = TaskConfig(name="captions", kind="retrieval", **common)
+    return EvalConfig(model=str(place / "model.safetensors"), out=str(out), tasks=(zero_shot, captions))
+
+
+def reference_features(place: Path, samples: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Image and caption features of each stored sample, one forward pass each."""
+    model, spec = load_model(place / "model.safetensors")
+    tokenizer, transform = ClipTokenizer(context_length=12), preprocess_eval(spec.preprocess)
+
+    images, texts = [], []
+    with torch.inference_mode():
+        for sample in samples:
+            stored = Image.open(io.BytesIO(jpeg(sample["image"])))
+            images.append(model.encode_image(transform(stored)[None], normalize=True)[0].numpy())
+            texts.append(model.encode_text(tokenizer([sample["caption"]]), normalize=True)[0].numpy())
+    return np.stack(images), np.stack(texts)
+
+
+def test_rows_against_one_sample_at_a_time(place, tmp_path):
+    rows = {(row["task"], row["metric"]): row for row in evaluate(config(place, tmp_path / "eval"))}
+    stored = [sample for sample in color_samples() if sample["image"] is not None]
+    images, texts = reference_features(place, stored)
+    similarity = images @ texts.T
+    own = similarity.diagonal()
+    for name, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        rank = (scores > own[:, None]).sum(axis=1)
+        for k in (1, 5, 10):
+            row = rows["captions", f"{name}_recall@{k}"]
+            assert row["value"] == pytest.approx((rank < k).mean())
+            assert row["chance"] == pytest.approx(k / len(stored))
+            assert (row["n"], row["interval"]) == (len(stored), "wilson")
+            assert row["low"] <= row["value"] <= row["high"]
+    top1 = rows["colors", "top1"]
+    labelled = sum(sample["color"] is not None for sample in stored)
+    assert (top1["n"], top1["unlabelled"]) == (labelled, len(stored) - labelled)
+    assert top1["chance"] == pytest.approx(1 / 3)
+    assert ("colors", "top5") not in rows
+
+
+def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monkeypatch):
+    rows = evaluate(config(place, tmp_path / "eval"))
+    files = {path: path.read_bytes() for path in (tmp_path / "eval").rglob("*") if path.is_file()}
+    assert [json.loads(line) for line in (tmp_path / "eval/results.jsonl").read_text().splitlines()] == rows
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("the model was used")
+
+    monkeypatch.setattr(features.Embedder, "_loaded", property(refuse))
+    assert evaluate(config(place, tmp_path / "eval")) == rows
+    # A task with other prompts needs its own texts, but not the images again.
+    monkeypatch.undo()
+    monkeypatch.setattr(features.Embedder, "_encode_images", refuse)
+    changed = evaluate(config(place, tmp_path / "eval", templates=("one {c}.", "{}")))
+    assert changed[0]["fingerprint"] != rows[0]["fingerprint"]
+    assert changed[-1] == rows[-1]
+    again = {path: path.read_bytes() for path in files if "features" in path.parts or path.name == "captions.json"}
+    assert all(files[path] == data for path, data in again.items())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_results_do_not_depend_on_the_batch_size(place, tmp_path, batch_size):
+    whole = evaluate(config(place, tmp_path / "whole"))
+    other = evaluate(config(place, tmp_path / "other", batch_size=batch_size))
+    assert other == whole
+
+
+def test_a_missing_class_is_counted_and_keeps_its_column(place, tmp_path):
+    row = evaluate(config(place, tmp_path / "eval", classes=("red", "green", "grey")))[0]
+    assert row["empty_classes"] == 1
+    assert row["other_classes"] > 0
+    details = json.loads((tmp_path / "eval/details/colors.json").read_text())
+    assert details["counts"][2] == 0
+    assert sum(details["counts"]) == row["n"] == sum(n for _, _, n in details["confusion"])
+
+
+def test_long_captions_are_cut_and_counted(place, tmp_path):
+    samples = [{"image": picture("red", i), "caption": f"{i} " + "very " * 30 * (i < 3) + "red"} for i in range(8)]
+    make_dataset(tmp_path / "long", samples)
+    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "long"))
+    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    assert {row["truncated"] for row in rows} == {3}
+
+
+def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
+    samples = color_samples(12)
+    samples[3]["image"] = b"\xff\xd8 no picture"
+    make_dataset(tmp_path / "data", samples)
+    (tmp_path / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
+    rows = evaluate(config(tmp_path, tmp_path / "eval"))
+    assert {row["corrupt"] for row in rows} == {1}
+    assert rows[-1]["n"] == sum(sample["image"] is not None for sample in samples) - 1
+
+
+def test_the_same_picture_and_the_same_caption_are_one_candidate(place, tmp_path):
+    image = picture("red", 0)
+    samples = [
+        {"image": image, "caption": "a red thing"},
+        {"image": image, "caption": "a warm thing"},
+        {"image": picture("blue", 1), "caption": "a cold thing"},
+        {"image": picture("green", 2), "caption": "a cold thing"},
+    ]
+    make_dataset(tmp_path / "data", samples)
+    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"))
+    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    by_metric = {row["metric"]: row for row in rows}
+    assert (rows[0]["rows"], rows[0]["images"], rows[0]["texts"]) == (4, 3, 3)
+    # One image has two positives of three texts, two have one; and so the other way round.
+    assert by_metric["image_to_text_recall@1"]["chance"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
+    assert by_metric["text_to_image_recall@1"]["chance"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
+
+
+def test_bf16_is_another_protocol_and_close(place, tmp_path):
+    full = evaluate(config(place, tmp_path / "full"))
+    low = evaluate(config(place, tmp_path / "low", precision="bf16"))
+    assert full[0]["fingerprint"] != low[0]["fingerprint"]
+    assert abs(full[0]["value"] - low[0]["value"]) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"label_column": "colour"}, "no column 'colour'; did you mean 'color'"),
+        ({"classes": ("rot", "redd")}, "none of its 21 samples belongs to one of the 2 classes"),
+        ({"selection": "nowhere"}, "no selection 'nowhere'"),
+        ({"root": "/nowhere/data"}, "/nowhere/data holds no dataset"),
+    ],
+)
+def test_bad_tasks(place, tmp_path, task, message):
+    with pytest.raises((ClipEvalError, ClipDataError), match=message):
+        evaluate(config(place, tmp_path / "eval", **task))
+    assert not (tmp_path / "eval/results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a/b"}, "'a/b' must be a word"),
+        ({"root": ""}, "has no dataset"),
+        ({"templates": ()}, "at least one template"),
+        ({"templates": ("a photo",)}, "'a photo' has no {}"),
+        ({"classes": ("a", "b", "a")}, "'a' is listed twice"),
+        ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+    ],
+)
+def test_tasks_are_checked_when_they_are_made(fields, message):
+    with pytest.raises(ClipEvalError, match=message):
+        TaskConfig(**{"name": "x", "root": "data", **fields})
+
+
+def test_bad_models(place, tmp_path):
+    good = config(place, tmp_path / "eval")
+    with pytest.raises(ClipEvalError, match=r"cannot read the model .*nothing"):
+        evaluate(replace(good, model=str(tmp_path / "nothing.safetensors")))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((place / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(ClipModelsError, match="torn"):
+        evaluate(replace(good, model=str(torn)))
+    with pytest.raises(ClipEvalError, match="two tasks are named 'colors'"):
+        evaluate(replace(good, tasks=(good.tasks[0], good.tasks[0])))
+    with pytest.raises(ClipEvalError, match="no task"):
+        evaluate(replace(good, tasks=()))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_folder_belongs_to_one_model(place, tmp_path):
+    evaluate(config(place, tmp_path / "eval"))
+    before = (tmp_path / "eval/results.jsonl").read_bytes()
+    other = tiny_model(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(ClipEvalError, match="holds results of another model"):
+        evaluate(replace(config(place, tmp_path / "eval"), model=str(other)))
+    assert (tmp_path / "eval/results.jsonl").read_bytes() == before
+
+
+def test_rows_of_other_tasks_stay(place, tmp_path):
+    both = evaluate(config(place, tmp_path / "eval"))
+    first = config(place, tmp_path / "eval")
+    evaluate(replace(first, tasks=first.tasks[1:]))
+    lines = (tmp_path / "eval/results.jsonl").read_text().splitlines()
+    assert sorted(lines) == sorted(json.dumps(row, ensure_ascii=False) for row in both)
