@@ -1,0 +1,104 @@
+"""A table of (url, caption) to a trained and evaluated CLIP model, with a report. Without a recipe: the quickstart.
+
+    uv run pipelines/end_to_end.py [recipe.toml] [--output runs/mine] [--fit.train.steps 500]
+
+Stages: plan → acquire → score → select → train → evaluate → report. Each is one call into a package; a stage that is
+done is skipped, so a run killed anywhere goes on where it was when the same command is given again.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from clip_data.acquire import AcquireConfig
+from clip_data.config import claim, parse, run_cli, substitute
+from clip_data.demo import InputConfig
+from clip_data.executor import ExecutorConfig
+from clip_data.plan import PlanConfig
+from clip_data.select import SelectConfig
+from clip_data.store import Store
+from clip_eval import ClipEvalError, EvalConfig, ReportConfig
+from clip_models import ClipModelsError
+from clip_train import ClipTrainError, FitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd:
+    output: str
+    """folder of the run; `{output}` in any string of the recipe stands for it"""
+    seed: int = 0
+    """of the rendered scenes, the model's first weights, the sample order and the augmentation"""
+    input: InputConfig = field(default_factory=InputConfig)
+    """where the table of URLs comes from"""
+    plan: PlanConfig
+    """the table of URLs, cut into units of work"""
+    acquire: AcquireConfig = field(default_factory=AcquireConfig)
+    """how pictures are fetched, checked and resized"""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """where data work runs"""
+    score: tuple[str, ...] = ("caption", "image")
+    """scorers that add columns"""
+    select: tuple[SelectConfig, ...]
+    """selections, one after the other"""
+    fit: FitConfig
+    """the training run"""
+    evaluate: EvalConfig
+    """the evaluation"""
+    report: ReportConfig
+    """the report"""
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    if not args or args[0].startswith("-"):
+        args = [str(Path(__file__).parent / "recipes" / "quickstart.toml"), *args]
+    config = parse(EndToEnd, args, prog="end_to_end.py", description=__doc__)
+    config = substitute(config, output=config.output)
+    config = replace(config, fit=replace(config.fit, train=replace(config.fit.train, seed=config.seed)))
+
+    from clip_data.acquire import AcquireTask
+    from clip_data.demo import serve, write_input
+    from clip_data.executor import make_executor
+    from clip_data.plan import plan
+    from clip_data.run import run_stage
+    from clip_data.score import ScoreTask
+    from clip_data.select import select
+    from clip_eval import evaluate, write_report
+    from clip_train import fit
+
+    run, root = Store(config.output), f"{config.output}/dataset"
+    claim(run, config, free=("executor", "report"))
+    with stage(run, "plan"):
+        write_input(config.input, f"{config.output}/input", seed=config.seed)
+        dataset = plan(root, config.plan)
+    with make_executor(config.executor) as executor:
+        with stage(run, "acquire"), serve(config.input) if dataset.pending("acquire") else nullcontext():
+            run_stage(dataset, "acquire", config.acquire.settings(), AcquireTask(root, config.acquire), executor)
+        with stage(run, "score"):
+            for task in (ScoreTask(root, name) for name in config.score):
+                run_stage(dataset, task.stage, task.config, task, executor)
+    with stage(run, "select"):
+        for selection in config.select:
+            select(dataset, selection)
+    with stage(run, "train"):
+        fit(config.fit)
+    with stage(run, "evaluate"):
+        evaluate(config.evaluate)
+    with stage(run, "report"):
+        print(f"report: {write_report(config.report)}")
+
+
+@contextmanager
+def stage(run: Store, name: str) -> Iterator[None]:
+    """Adds a stage's wall time to timings.json, where the runs of one command add up."""
+    start = time.monotonic()
+    yield
+    timings = run.read_json("timings.json") if run.exists("timings.json") else {}
+    run.write_json("timings.json", {**timings, name: timings.get(name, 0.0) + time.monotonic() - start})
+
+
+if __name__ == "__main__":
+    run_cli(main, ClipModelsError, ClipTrainError, ClipEvalError)

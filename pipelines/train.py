@@ -1,0 +1,12 @@
+"""Selections of dataset folders to a trained model; the same as `clip-train fit`. Under torchrun, on several processes.
+
+uv run pipelines/train.py my_run.toml --optim.lr 1e-3
+"""
+
+import sys
+
+from clip_train.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "fit")
+    main()
