@@ -4,7 +4,6 @@ import ast
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -112,15 +111,9 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert not Path("out").exists()
 
 
-def test_help_is_fast_and_loads_nothing_heavy(tmp_path):
+def test_help_loads_nothing_heavy(tmp_path):
     for args in ((), ("--help",)):
         assert subprocess.run([PROGRAM, *args], capture_output=True, text=True, check=True).stdout.startswith("usage:")
-    times = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run([PROGRAM, "--help"], capture_output=True, check=True)
-        times.append(time.monotonic() - start)
-    assert min(times) < 0.5
     probe = (
         "import sys, clip_data.cli\n"
         "try: clip_data.cli.main(sys.argv[1:])\n"

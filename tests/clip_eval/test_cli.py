@@ -1,7 +1,7 @@
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,12 +28,10 @@ def recipe(tmp_path_factory) -> Path:
     return folder / "recipe.toml"
 
 
-def test_help_is_quick_and_names_the_commands():
-    run("--help")
-    start = time.monotonic()
-    done = run("--help")
-    assert time.monotonic() - start < 2  # 0.5 s on an idle machine
+def test_help_names_the_commands_and_loads_nothing_heavy():
+    done = run("--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0
+    assert not re.search(r"\| +(torch|ray|PIL|numpy|pyarrow|tyro)$", done.stderr, re.MULTILINE)
     assert "run " in done.stdout
     assert "report " in done.stdout
 

@@ -200,7 +200,7 @@ def test_retry_after_is_obeyed_up_to_its_cap(server):
     server.put("much-later", BODY)
     [(result, seconds)] = fetch_all([server.url("unavailable/much-later?after=3600")], retries=1)
     assert (result.code, server.hits("unavailable/much-later")) == (Code.HTTP_5XX, 1)
-    assert seconds < 0.5
+    assert seconds < 5
     server.put("past", BODY)
     date = email.utils.format_datetime(email.utils.localtime().replace(year=2020)).replace("+", "%2B")
     assert fetch(server.url(f"unavailable/past?after={date}"), retries=1).body == BODY
@@ -224,7 +224,8 @@ def test_a_busy_host_holds_no_slot_and_waiting_is_not_counted():
         urls = [busy.url(f"body/a?delay=0.1&n={n}") for n in range(15)] + [free.url("body/a")]
         found = fetch_all(urls, per_host=1, concurrency=2, **TIGHT)
     assert all(result.body == BODY for result, _ in found)
-    assert found[-1][1] < 0.5 < 1.4 < found[-2][1]
+    assert found[-1][1] < found[-2][1] / 2
+    assert found[-2][1] > 1.4
 
 
 def test_bodies_count_as_fetches_until_they_are_let_go(server):

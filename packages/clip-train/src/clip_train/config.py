@@ -38,6 +38,8 @@ class DataConfig:
     """aspect ratio of the random crop"""
     hflip: float = 0.0
     """probability of a horizontal flip"""
+    long_captions: Literal["error", "truncate"] = "error"
+    """a caption with more tokens than the model's context ends the run, or is cut, keeping the end token"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class FitConfig:
         """The part of the config that decides the result; the rest may change between a run and its continuation."""
         whole = to_dict(self)
         del whole["run"], whole["checkpoint"], whole["data"]["workers"], whole["train"]["log_every"]
-        del whole["train"]["device"]
+        del whole["train"]["device"], whole["data"]["long_captions"]
         return whole
 
     def fingerprint(self) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from clip_data.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, Source, build_manifest, read_once
 from clip_models import CLIP, create_model, get_tokenizer, save_model
+from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed
 from clip_train.config import DataConfig, FitConfig, SourceConfig, total_steps
 from clip_train.errors import ClipTrainError
@@ -106,7 +108,7 @@ def _hooks(
     reader = read_once(
         val_manifest,
         treatment=_treatment(model, None),
-        tokenizer=get_tokenizer(model.spec).encode_numpy,
+        tokenizer=_tokenizer(model, config.data),
         batch_size=config.val.batch_size,
         workers=config.data.workers,
     )
@@ -136,7 +138,7 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
     return SampleStream(
         manifest,
         treatment=_treatment(model, config.data),
-        tokenizer=get_tokenizer(model.spec).encode_numpy,
+        tokenizer=_tokenizer(model, config.data),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
         rank=world.rank,
@@ -144,6 +146,12 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
     )
+
+
+def _tokenizer(model: CLIP, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
+    """The model's tokenizer, picklable, with the run's answer to captions that do not fit."""
+    tokenizer = get_tokenizer(model.spec)
+    return tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
 
 
 def _treatment(model: CLIP, data: DataConfig | None) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""The README's commands, as printed, against a real S3 server, a real Ray cluster and a real picture server."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clip_data.dataset import Dataset
+from clip_data.demo import LoopbackServer, write_table
+from clip_data.verify import verify
+from tests.support.pipeline import ROOT, free_port
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+BIN = Path(sys.executable).parent
+# What the printed commands cannot know: the pictures of this test are on loopback, and some of them stall.
+LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "1", "--total-timeout", "2", "--per-host", "64")
+RUN = """
+run = "runs/mine"
+model.name = "ViT-Ti-4-24"
+data.sources = [{ root = "s3://my-bucket/dataset", selection = "clean" }]
+train = { steps = 4, batch_size = 16, precision = "fp32" }
+"""
+EVALUATION = """
+out = "runs/mine/eval"
+tasks = [{ name = "retrieval", kind = "retrieval", root = "s3://my-bucket/dataset", selection = "clean" }]
+"""
+
+
+def printed(start: str) -> list[str]:
+    """The one command of the README that starts so, with `uv run` resolved to this environment."""
+    (found,) = [line for line in COMMANDS if line.startswith(start)]
+    words = shlex.split(found.removeprefix("uv run "))
+    return [sys.executable, *words] if words[0].endswith(".py") else [str(BIN / words[0]), *words[1:]]
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def wait_for(port: int, process: subprocess.Popen, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkout's view, a bucket, and a dataset that the README's first data command has built."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    port = free_port()
+    server = subprocess.Popen(
+        [BIN / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        wait_for(port, server)
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("my-bucket")
+        with LoopbackServer(port=0) as pictures:
+            write_table(folder / "my.parquet", rows=200, base_url=pictures.base_url)
+            build = [*printed("uv run pipelines/build_shards.py"), "--rows-per-unit", "100"]
+            flags = [word.replace("--", "--acquire.") if word.startswith("--") else word for word in LOOPBACK]
+            said = run([*build, *flags], folder, environment)
+            assert re.search(r"1\d\d of 200 URLs are now samples in s3://my-bucket/dataset", said)
+            yield folder, environment
+    finally:
+        server.kill()
+        server.wait()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.mark.slow
+def test_data_training_and_evaluation_from_a_bucket(place):
+    folder, environment = place
+    assert "acquire" in run(printed("uv run clip-data status"), folder, environment)
+    assert "selection clean" in run(printed("uv run pipelines/filter_shards.py"), folder, environment)
+    assert verify("s3://my-bucket/dataset", deep=True) == []
+    (folder / "my_run.toml").write_text(RUN)
+    (folder / "my_evaluation.toml").write_text(EVALUATION)
+    assert "runs/mine/model.safetensors" in run(printed("uv run clip-train fit"), folder, environment)
+    assert "image_to_text_recall@1" in run(printed("uv run clip-eval run"), folder, environment)
+
+
+@pytest.mark.slow
+def test_a_unit_fetched_again_on_a_ray_cluster_has_the_same_bytes(place):
+    folder, environment = place
+    dataset = Dataset.open("s3://my-bucket/dataset")
+    unit = dataset.units[1]
+    files = dataset.record("acquire", unit)["files"]
+    dataset.store.fs.rm_file(dataset.store.full(f"commits/acquire/{unit.name}.json"))
+    for name in files:
+        dataset.store.fs.rm_file(dataset.store.full(name))
+    port = free_port()
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-0123456789", "RAY_CPUS": "2"}
+    environment = {**environment, **ours, "RAY_PORT": str(port), "RAY_NODE_IP": "127.0.0.1"}
+    head = subprocess.Popen(
+        [ROOT / "infra/ray/cluster.sh", "head"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(port, head)
+        words = printed("uv run clip-data acquire")
+        words[words.index("--executor.ray-address") + 1] = f"127.0.0.1:{port}"
+        assert "200 rows" in run([*words, *LOOPBACK], folder, environment)
+    finally:
+        head.terminate()  # what Ctrl-C or the end of a batch job does: the cluster goes with its command
+        try:
+            head.wait(timeout=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
+    dataset.store.fs.invalidate_cache()
+    assert dataset.record("acquire", unit)["files"] == files
+    assert verify("s3://my-bucket/dataset", deep=True) == []
+
+
+def test_every_command_names_something_that_exists():
+    for line in COMMANDS:
+        words = shlex.split(line)
+        if words[0] == "sbatch":
+            assert (ROOT / words[1]).is_file()
+        elif words[2].endswith(".py"):
+            assert (ROOT / words[2]).is_file()
+        else:
+            assert (BIN / words[2]).is_file()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_ci_runs_the_two_commands():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "uv run pytest" in script
+    assert "uv run pipelines/end_to_end.py" in script
