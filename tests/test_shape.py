@@ -1,4 +1,4 @@
-"""The shape that design and style promise: file sizes, imports, names."""
+"""What the code promises of its shape: file sizes, light imports, no loose ends."""
 
 import re
 import statistics

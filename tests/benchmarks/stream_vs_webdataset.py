@@ -1,6 +1,6 @@
 """Samples per second of the sample stream and of webdataset's loader, on the same shards with the same treatment.
 
-    uv run tests/benchmarks/stream_vs_webdataset.py [--samples 3000] [--workers 1] [--batch 256]
+    uv run python -m tests.benchmarks.stream_vs_webdataset [--samples 3000] [--workers 1] [--batch 256]
 
 Both decode, resize and batch; webdataset shuffles with its buffers, the stream in its fixed order. The first row is
 what one core can do at most: Pillow on payloads that lie in memory.

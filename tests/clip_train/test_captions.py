@@ -7,7 +7,7 @@ import pytest
 
 from clip_data.errors import ClipDataError
 from clip_models import get_tokenizer
-from clip_train import ClipTrainError, DataConfig, FitConfig, ModelConfig, SourceConfig, TrainConfig, fit
+from clip_train import ClipTrainError, DataConfig, FitConfig, ModelConfig, Source, TrainConfig, fit
 from clip_train.captions import WholeCaptions
 from tests.clip_train.conftest import boxes
 from tests.support.datasets import make_dataset
@@ -43,7 +43,7 @@ def test_a_run_ends_at_a_caption_that_does_not_fit_and_goes_on_once_it_may_be_cu
         return FitConfig(
             run=str(tmp_path / "run"),
             model=ModelConfig(name="ViT-Ti-4-24"),
-            data=DataConfig(sources=(SourceConfig(root=str(tmp_path / "data")),), workers=workers, **choice),
+            data=DataConfig(sources=(Source(root=str(tmp_path / "data")),), workers=workers, **choice),
             train=TrainConfig(epochs=1, batch_size=8, precision="fp32", threads=1),
         )
 

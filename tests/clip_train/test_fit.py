@@ -25,7 +25,7 @@ from clip_train import (
     FitResult,
     ModelConfig,
     OptimConfig,
-    SourceConfig,
+    Source,
     TrainConfig,
     ValConfig,
     fit,
@@ -43,8 +43,8 @@ def recipe(datasets) -> FitConfig:
     return FitConfig(
         run="",
         model=ModelConfig(name="ViT-Ti-4-24"),
-        data=DataConfig(sources=(SourceConfig(root=str(datasets / "train")),), hflip=0.5),
-        val=ValConfig(sources=(SourceConfig(root=str(datasets / "val")),), batch_size=8, every=5),
+        data=DataConfig(sources=(Source(root=str(datasets / "train")),), hflip=0.5),
+        val=ValConfig(sources=(Source(root=str(datasets / "val")),), batch_size=8, every=5),
         optim=OptimConfig(lr=1e-3, warmup=2, grad_clip_norm=5.0),
         train=TrainConfig(steps=STEPS, batch_size=8, precision="bf16", threads=1, log_every=1, device="cpu"),
         checkpoint=CheckpointConfig(every=4),
@@ -274,7 +274,7 @@ def test_samples_that_changed_under_a_run_are_refused(recipe, tmp_path, datasets
     config = dataclasses.replace(
         recipe,
         run=str(tmp_path / "run"),
-        data=dataclasses.replace(recipe.data, sources=(SourceConfig(root=str(tmp_path / "data")),)),
+        data=dataclasses.replace(recipe.data, sources=(Source(root=str(tmp_path / "data")),)),
         train=dataclasses.replace(recipe.train, steps=3),
     )
     fit(config)

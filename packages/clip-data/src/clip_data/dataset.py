@@ -57,7 +57,7 @@ def column_name(columns: str, unit: Unit) -> str:
 
 
 class Dataset:
-    """An existing dataset folder (design §3)."""
+    """An existing dataset folder."""
 
     def __init__(self, root: str, store: Store, description: Mapping[str, Any]) -> None:
         self.root = root

@@ -7,26 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clip_data.config import fingerprint, to_dict
+from clip_data.stream.source import Source
 from clip_train.errors import ClipTrainError
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """A dataset to read samples from."""
-
-    root: str
-    """the dataset folder, any fsspec URL"""
-    selection: str = ""
-    """name of a selection of that dataset; empty for every successful sample"""
-    weight: float = 1.0
-    """share of the source in the mix, relative to the others"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The training samples and what is done to their pictures."""
 
-    sources: tuple[SourceConfig, ...] = ()
+    sources: tuple[Source, ...] = ()
     """datasets, mixed by their weights"""
     workers: int = 1
     """reader processes of each rank; 0 reads in the training process"""
@@ -46,7 +35,7 @@ class DataConfig:
 class ValConfig:
     """Held-out samples whose contrastive loss is measured while training."""
 
-    sources: tuple[SourceConfig, ...] = ()
+    sources: tuple[Source, ...] = ()
     """datasets; empty for no validation"""
     batch_size: int = 256
     """pairs that are contrasted with each other; a remainder that fills no batch is counted and left out"""

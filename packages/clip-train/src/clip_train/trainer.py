@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from clip_data.config import fingerprint
-from clip_data.stream import Manifest, SampleStream, Source, build_manifest, read_once
+from clip_data.stream import Manifest, SampleStream, build_manifest, read_once
 from clip_models import CLIP, create_model, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed
-from clip_train.config import DataConfig, FitConfig, SourceConfig, total_steps
+from clip_train.config import DataConfig, FitConfig, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.hooks import Logging, Saving, StopRequest, Validation, stop_signals
 from clip_train.loop import Hook, Loop
@@ -36,7 +36,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
     ):
         if config.train.batch_size % world.size:
             raise ClipTrainError(f"train.batch_size = {config.train.batch_size} is not divisible by {world.size} ranks")
-        manifest = _manifest(config.data.sources)
+        manifest = build_manifest(config.data.sources)
         steps = total_steps(config, manifest.samples)
         val_manifest = _val_manifest(config)
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
@@ -118,14 +118,10 @@ def _hooks(
     return [logging, validation, saving]
 
 
-def _manifest(sources: tuple[SourceConfig, ...]) -> Manifest:
-    return build_manifest([Source(root=s.root, selection=s.selection, weight=s.weight) for s in sources])
-
-
 def _val_manifest(config: FitConfig) -> Manifest | None:
     if not config.val.sources:
         return None
-    manifest = _manifest(config.val.sources)
+    manifest = build_manifest(config.val.sources)
     if manifest.samples < config.val.batch_size:
         raise ClipTrainError(
             f"val.batch_size = {config.val.batch_size} is more than the {manifest.samples} samples of val.sources: "

@@ -1,17 +1,18 @@
-"""The sample stream: datasets in, batches in one fixed global order out (design §5)."""
+"""The sample stream: datasets in, batches in one fixed global order out."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clip_data.stream.loader import OnceReader, SampleStream, read_once
-    from clip_data.stream.manifest import Manifest, Source, build_manifest
+    from clip_data.stream.manifest import Manifest, build_manifest
+    from clip_data.stream.source import Source
 
 _MODULES = {
     "Manifest": "manifest",
     "OnceReader": "loader",
     "SampleStream": "loader",
-    "Source": "manifest",
+    "Source": "source",
     "build_manifest": "manifest",
     "read_once": "loader",
 }

@@ -18,18 +18,7 @@ from clip_data.errors import ClipDataError
 from clip_data.select import Selection, load_selection
 from clip_data.stream import order
 from clip_data.stream.mixing import pattern
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A dataset, or a selection of it, that a stream draws from."""
-
-    root: str
-    """fsspec URL of the dataset folder"""
-    selection: str = ""
-    """name of a selection; "" for every successful sample"""
-    weight: float = 1.0
-    """share of the stream's samples, relative to the other sources' weights (not to their sizes)"""
+from clip_data.stream.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
