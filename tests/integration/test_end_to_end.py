@@ -99,6 +99,18 @@ def test_the_log_holds_what_was_promised(finished):
     assert list((folder / "train/tensorboard").iterdir())
 
 
+def test_training_and_evaluation_run_on_their_own_from_the_resolved_configs(finished, tmp_path):
+    folder, _, _ = finished
+    trained = run("train.py", folder / "train/config.json")
+    assert trained.stdout.startswith("16 steps, loss "), trained.stderr[-2000:]
+    whole = json.loads((folder / "config.json").read_text())
+    parts = {"evaluate": whole["evaluate"], "report": {**whole["report"], "out": str(tmp_path / "again.html")}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(parts))
+    evaluated = run("evaluate.py", tmp_path / "evaluation.json")
+    assert "image_to_text_recall@1" in evaluated.stdout, evaluated.stderr[-2000:]
+    assert '<section id="evaluation"' in (tmp_path / "again.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

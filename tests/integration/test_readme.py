@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 BIN = Path(sys.executable).parent
 # What the printed commands cannot know: the pictures of this test are on loopback, and some of them stall.
-LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "1", "--total-timeout", "2", "--per-host", "64")
+LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "2", "--total-timeout", "3", "--per-host", "64")
 RUN = """
 run = "runs/mine"
 model.name = "ViT-Ti-4-24"
