@@ -111,6 +111,20 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert not Path("out").exists()
 
 
+def test_a_corrupted_tar_ends_in_one_line_and_nothing_is_written(tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "data", [{"image": picture(i), "caption": "one"} for i in range(4)])
+    tar = tmp_path / "data" / "shards" / "00000000.tar"
+    tar.write_bytes(tar.read_bytes()[:700])
+    code, out, err = call(capsys, "score", "--root", dataset.root, "--scorers", "image", "--executor.workers", "1")
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]  # after the progress bar
+    assert last.startswith("error: ")
+    assert "shards/00000000.tar is damaged" in last
+    assert "run acquire again" in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "data" / "columns").exists()
+
+
 def test_help_loads_nothing_heavy(tmp_path):
     for args in ((), ("--help",)):
         assert subprocess.run([PROGRAM, *args], capture_output=True, text=True, check=True).stdout.startswith("usage:")

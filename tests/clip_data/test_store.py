@@ -43,7 +43,6 @@ def test_what_is_written_is_read(store, tmp_path):
     assert store.list("a") == ["a/b", "a/x.json"]
     assert store.list("none") == []
     assert (store.exists("a/b/x.bin"), store.exists("a/b/z.bin"), store.size("a/b/x.bin")) == (True, False, 10)
-    assert store.at("a/b").read_bytes("x.bin") == b"0123456789"
     assert pickle.loads(pickle.dumps(store)).read_bytes("a/b/x.bin") == b"0123456789"
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from clip_models import create_model, save_model
 from clip_train import cli
+from tests.clip_train.conftest import boxes
+from tests.support.datasets import make_dataset
 from tests.support.distributed import free_port, rank_environment
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +113,34 @@ def test_weights_of_another_architecture(monkeypatch, capsys, recipe, tmp_path):
     assert "ViT-Ti-4-24" in line
     assert "ViT-B-32" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_corrupted_checkpoint_ends_in_one_line_and_stays_as_it_is(monkeypatch, capsys, recipe, tmp_path):
+    assert call(monkeypatch, capsys, "fit", recipe)[0] == 0
+    (tmp_path / "run" / "done.json").unlink()  # as if killed before the end: the checkpoint is needed again
+    weights = tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
+    line = refused(monkeypatch, capsys, "fit", recipe)
+    assert "step-00000002" in line
+    assert "delete" in line or "remove" in line
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")} == before
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_a_caption_longer_than_the_context_ends_in_one_line(monkeypatch, capsys, recipe, tmp_path):
+    samples = boxes(16, seed=0)
+    samples[3]["caption"] = "a red box " + "very " * 40 + "far away"
+    make_dataset(tmp_path / "long", samples)
+    recipe.write_text(re.sub("root = .*", f'root = "{tmp_path}/long"', recipe.read_text()))
+    code, output, errors = call(monkeypatch, capsys, "fit", recipe)
+    assert (code, output) == (2, "")
+    last = errors.splitlines()[-1]  # after the progress bar
+    assert last.startswith("error: ")
+    assert "47 tokens" in last
+    assert "data.long_captions" in last
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_run_folder_of_another_run(monkeypatch, capsys, recipe, tmp_path):

@@ -47,10 +47,6 @@ class Store:
         """The file system's own path of `name`."""
         return f"{self.path}/{name}" if name else self.path
 
-    def at(self, folder: str) -> Store:
-        """The store of a sub-folder."""
-        return Store(f"{self.url}/{folder}")
-
     @contextmanager
     def _trying(self, act: str, name: str) -> Iterator[None]:
         """Turns what a disk or an object store may answer into one line; nothing to read stays FileNotFoundError."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -196,15 +195,3 @@ def total_steps(config: FitConfig, samples: int) -> int:
     if config.optim.warmup >= steps and config.optim.schedule == "cosine":
         raise ClipTrainError(f"optim.warmup = {config.optim.warmup} must be below the {steps} steps of the run")
     return steps
-
-
-def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key at which two identities differ, with both values; None when they are equal."""
-    for key in sorted({*found, *wanted}):
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            if below := first_difference(old, new, f"{prefix}{key}."):
-                return below
-        elif old != new:
-            return f"{prefix}{key} is {old!r} there and {new!r} now"
-    return None

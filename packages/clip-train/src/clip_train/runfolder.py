@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_data.config import from_dict, resolved
+from clip_data.config import difference, from_dict, resolved
 from clip_data.store import Store
-from clip_train.config import FitConfig, first_difference
+from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
 from clip_train.files import sha256_of
 
@@ -52,9 +52,10 @@ class RunFolder:
         if self._store.exists("config.json"):
             stored = {k: v for k, v in self._store.read_json("config.json").items() if k != "fingerprint"}
             found = from_dict(FitConfig, stored, str(self.path / "config.json"))
-            if difference := first_difference(found.identity(), config.identity()):
+            if found.fingerprint() != config.fingerprint():
+                first = difference(found.identity(), config.identity())
                 raise ClipTrainError(
-                    f"{self.path} holds another run: {difference}; choose another run folder, or remove this one"
+                    f"{self.path} holds another run: {first}; choose another run folder, or remove this one"
                 )
         elif any(not name.startswith(".") for name in entries):
             raise ClipTrainError(
