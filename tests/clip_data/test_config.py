@@ -227,3 +227,9 @@ def test_an_error_of_no_family_is_not_swallowed():
 
     with pytest.raises(KeyError):
         run_cli(main)
+
+
+def test_equal_configs_have_equal_fingerprints():
+    assert fingerprint({"epochs": 1, "list": [2]}) == fingerprint({"list": [2.0], "epochs": 1.0})
+    assert fingerprint({"epochs": 1}) != fingerprint({"epochs": 1.5})
+    assert fingerprint({"flag": True}) != fingerprint({"flag": 1})

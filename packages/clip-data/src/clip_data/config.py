@@ -146,9 +146,18 @@ def to_dict(config: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON."""
-    text = json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON. Equals have the same."""
+    text = json.dumps(_canonical(to_dict(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """Whole floats as integers: a config written in Python with 1 equals the one read back from a file as 1.0."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def resolved(config: Any) -> dict[str, Any]:
