@@ -5,6 +5,8 @@ import torch
 
 import clip_models
 from clip_models import ClipModelsError, create_model
+from clip_models.factory import load_checkpoint
+from clip_models.specs.augmentation import AugmentationConfig
 
 NAME = "ViT-Ti-4-24"
 
@@ -50,7 +52,9 @@ def test_low_precision_keeps_norms_and_embeddings(tiny, batch, precision, dtype)
 def test_create_model_and_transforms(batch):
     model, train, val = clip_models.create_model_and_transforms(NAME, seed=0)
     assert train.config == val.config == model.spec.preprocess
-    assert (train.scale, train.hflip) == ((0.9, 1.0), 0.0)
+    assert train.augmentation == AugmentationConfig()
+    _, train, _ = clip_models.create_model_and_transforms(NAME, seed=0, aug_cfg={"scale": [0.4, 1.0]})
+    assert train.augmentation.scale == (0.4, 1.0)
 
 
 def test_create_model_from_pretrained(tiny, tmp_path):
@@ -64,8 +68,45 @@ def test_create_model_from_pretrained(tiny, tmp_path):
 def test_unknown_names_and_precisions_are_refused():
     with pytest.raises(ClipModelsError, match="did you mean ViT-B-32"):
         create_model("ViT-B-23")
-    with pytest.raises(ClipModelsError, match="precision 'amp' is unknown; choose from fp32, fp16, bf16"):
-        create_model(NAME, precision="amp")
+    with pytest.raises(ClipModelsError, match="precision 'int3' is unknown; choose from fp32, fp16, bf16"):
+        create_model(NAME, precision="int3")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jit": True}, "there is no TorchScript for jit=True; use torch.compile"),
+        ({"weights_only": False}, "weights_only=False would run code from the file"),
+        ({"require_pretrained": True}, "ViT-Ti-4-24 was to have pretrained weights; name them with pretrained="),
+        ({"vision_cfg": {}}, "vision_cfg is called vision here"),
+        ({"pretrained_image_path": "/no/such.pt"}, "there is no weights file /no/such.pt"),
+    ],
+)
+def test_options_that_cannot_be_met(options, message):
+    with pytest.raises(ClipModelsError, match=message):
+        create_model(NAME, **options)
+
+
+def test_options_reach_the_model(tiny, batch):
+    model = create_model(NAME, seed=0, output_dict=True, init_logit_bias=-10, force_custom_text=True)
+    assert set(model(*batch)) == {"image_features", "text_features", "logit_scale", "logit_bias"}
+    assert model.logit_bias.item() == -10
+    assert "text.token_embedding.weight" in model.state_dict()
+
+
+def test_a_checkpoint_goes_into_a_model_whole_or_not_at_all(tiny, tmp_path):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tiny.state_dict().items()}}, tmp_path / "epoch_1.pt")
+    model = create_model(NAME, seed=9)
+    load_checkpoint(model, tmp_path / "epoch_1.pt", device="meta")
+    assert model.visual.proj.device.type == "cpu"  # where the model was, whatever the file is read to
+    assert torch.equal(model.visual.proj, tiny.visual.proj)
+    partial = {k: torch.zeros_like(v) for k, v in tiny.state_dict().items() if k != "ln_final.bias"}
+    torch.save(partial, tmp_path / "partial.pt")
+    with pytest.raises(ClipModelsError, match=r"1 missing \(ln_final.bias\)"):
+        load_checkpoint(model, tmp_path / "partial.pt")
+    assert torch.equal(model.visual.proj, tiny.visual.proj)
+    with pytest.raises(ClipModelsError, match="takes files whose every tensor fits"):
+        load_checkpoint(model, tmp_path / "epoch_1.pt", strict=False)
 
 
 @pytest.mark.gpu
@@ -80,3 +121,9 @@ def test_on_an_accelerator(tiny, batch, precision):
         for run in (model, compiled):
             for mine, expected in zip(run(image, text)[:2], tiny(*batch)[:2], strict=True):
                 assert (mine.float().cpu() - expected).abs().max().item() < tolerance
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ClipModelsError, match=f"device '{device}' is not there"):
+        clip_models.create_model("ViT-Ti-4-24", device=device)

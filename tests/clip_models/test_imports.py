@@ -25,9 +25,13 @@ def modules_after(code: str) -> set[str]:
             "t.count_truncated(['a'])\n",
             {"torch", "PIL", "safetensors"},
         ),
+        (
+            "import clip_models.hub; clip_models.pretrained.list_pretrained()",
+            {"torch", "PIL", "numpy", "fsspec", "huggingface_hub", "tqdm"},
+        ),
         ("import clip_models; clip_models.create_model('ViT-Ti-4-24')", {"torchvision", "timm", "ray", "ftfy"}),
     ],
-    ids=["specs", "tokenizer", "model"],
+    ids=["specs", "tokenizer", "pretrained", "model"],
 )
 def test_heavy_modules_stay_out(code, absent):
     loaded = modules_after(code)
@@ -37,7 +41,8 @@ def test_heavy_modules_stay_out(code, absent):
 
 def test_every_public_name_resolves():
     for name in clip_models.__all__:
-        assert getattr(clip_models, name).__name__ == name
+        value = getattr(clip_models, name)
+        assert name.isupper() or value.__name__ == name
     assert set(clip_models.__all__) <= set(dir(clip_models))
     with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
         _ = clip_models.create_modle

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 import clip_models
-from clip_models import ClipModelsError
-from clip_models.towers import Block
+from clip_models import (
+    ClipModelsError,
+    CLIPTextConfig,
+    ModelSpec,
+    PreprocessConfig,
+    TokenizerConfig,
+    ViTConfig,
+)
 
 
 def test_shapes_and_scale(tiny, batch):
@@ -26,32 +32,6 @@ def test_normalize_is_on_request(tiny, batch):
             plain = encode(value)
             assert not torch.allclose(plain.norm(dim=-1), torch.ones(4), atol=0.05)
             torch.testing.assert_close(torch.nn.functional.normalize(plain, dim=-1), encode(value, normalize=True))
-
-
-def test_patch_product_is_the_convolution(tiny, batch):
-    expected = tiny.visual.conv1(batch[0]).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(tiny.visual.embed_patches(batch[0]), expected)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_pooled_block_gives_the_row_of_the_whole_block(causal):
-    torch.manual_seed(0)
-    block = Block(width=64, heads=4, mlp_ratio=4.0, quick_gelu=False, causal=causal)
-    x, rows = torch.randn(3, 9, 64), torch.tensor([0, 8, 4])
-    torch.testing.assert_close(block(x, rows), block(x)[torch.arange(3), rows])
-
-
-def test_what_follows_the_end_token_changes_nothing(tiny, batch):
-    text = batch[1][:3]
-    with torch.no_grad():
-        whole = tiny.encode_text(text)
-        cut = tiny.encode_text(text[:, : int(text.argmax(dim=-1).max()) + 1])
-        disturbed = text.clone()
-        disturbed[:, -1] = 7
-        torch.testing.assert_close(cut, whole, atol=1e-5, rtol=0)
-        torch.testing.assert_close(tiny.encode_text(disturbed), whole, atol=1e-5, rtol=0)
-        disturbed[:, 1] = 7
-        assert not torch.allclose(tiny.encode_text(disturbed), whole, atol=1e-2)
 
 
 def test_the_activation_matters(tiny, batch):
@@ -86,42 +66,108 @@ def test_bf16_autocast_trains_close_to_fp32(batch):
     assert torch.cosine_similarity(low_grad.flatten(), exact_grad.flatten(), dim=0) > 0.98
 
 
-def test_compiles_without_graph_breaks(tiny, batch):
-    compiled = torch.compile(tiny, backend="eager", fullgraph=True)
-    with torch.no_grad():
-        for mine, expected in zip(compiled(*batch), tiny(*batch), strict=True):
-            torch.testing.assert_close(mine, expected)
+FAMILIES = {
+    "vit": ({"patch_dropout": 0.5}, {}, {}),
+    "clipa": (
+        {"patch_dropout": 0.5, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+        {"no_causal_mask": True, "pool_type": "last"},
+        {"quick_gelu": True},
+    ),
+    "worldwide": ({}, {"pool_type": "eos", "eos_id": 2}, {"init_logit_bias": -10.0}),
+    "class-token": (
+        {"attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True, "pos_embed_type": "sin_cos_2d"},
+        {"embed_cls": True, "output_tokens": True},
+        {"custom_text": True},
+    ),
+}
 
 
-def test_state_dict_has_no_buffers(tiny):
-    assert list(tiny.buffers()) == []
+def draw_family(name, **root):
+    """(model, image, text) of a dual encoder of two layers."""
+    vision, text, more = FAMILIES[name]
+    spec = ModelSpec(
+        name=name,
+        embed_dim=32,
+        vision=ViTConfig(image_size=48, patch_size=16, width=64, layers=2, head_width=32, **vision),
+        text=CLIPTextConfig(context_length=12, vocab_size=100, width=64, heads=2, layers=2, **text),
+        preprocess=PreprocessConfig(size=(48, 48)),
+        tokenizer=TokenizerConfig(kind="hf", name="any"),
+        **{**more, **root},
+    )
+    torch.manual_seed(0)
+    ids = torch.randint(3, 99, (3, 12))
+    ids[:, 7] = 2
+    return clip_models.CLIP(spec), torch.randn(3, 3, 48, 48), ids
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.zeros(2, 3, 32, 32), "takes [batch, 3, 24, 24], not [2, 3, 32, 32]"),
-        (torch.zeros(3, 24, 24), "not [3, 24, 24]"),
-        (torch.zeros(2, 1, 24, 24), "not [2, 1, 24, 24]"),
-        (torch.zeros(2, 3, 24, 24, dtype=torch.uint8), "normalised floats, not torch.uint8"),
-    ],
+    ("name", "checkpointing"), [("vit", True), ("clipa", False), ("worldwide", False), ("class-token", False)]
 )
-def test_wrong_images_are_refused(tiny, image, message):
-    with pytest.raises(ClipModelsError) as caught:
-        tiny.encode_image(image)
-    assert message in str(caught.value)
+def test_training_compiles_without_graph_breaks(name, checkpointing):
+    model, image, text = draw_family(name)
+    model.set_grad_checkpointing(checkpointing)
+    torch._dynamo.reset()
+    graphs = []
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph)
+    torch.manual_seed(3)
+    outputs = compiled(image, text)
+    sum(output.sum() for output in outputs).backward()
+    assert len(graphs) == 1  # a break makes two
+    torch.manual_seed(3)
+    for mine, expected in zip(outputs, model(image, text), strict=True):
+        torch.testing.assert_close(mine, expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (torch.zeros(2, 33, dtype=torch.int64), "[batch, up to 32] token ids, not [2, 33]"),
-        (torch.zeros(32, dtype=torch.int64), "not [32]"),
-        (torch.zeros(2, 0, dtype=torch.int64), "not [2, 0]"),
-        (torch.zeros(2, 32), "int64, not torch.float32"),
-    ],
-)
-def test_wrong_token_ids_are_refused(tiny, text, message):
-    with pytest.raises(ClipModelsError) as caught:
-        tiny.encode_text(text)
-    assert message in str(caught.value)
+@pytest.mark.parametrize("name", ["vit", "clipa", "worldwide"])
+def test_the_two_layouts_compute_the_same(name):
+    at_root, image, text = draw_family(name)
+    apart = draw_family(name, custom_text=True)[0]
+    own = ("visual.", "logit_")
+    state = {key if key.startswith(own) else f"text.{key}": value for key, value in at_root.state_dict().items()}
+    apart.load_state_dict(state, strict=True)
+    for mine, expected in zip(apart.eval()(image, text), at_root.eval()(image, text), strict=True):
+        assert torch.equal(mine, expected)
+    assert len(apart.blocks()) == len(at_root.blocks()) == 4
+    for model in (apart, at_root):
+        groups = model.layer_groups()
+        named = {key for tower in groups.values() for group in tower for key in group}
+        assert named == {key for key, _ in model.named_parameters() if not key.startswith("logit_")}
+        assert [len(tower) for tower in groups.values()] == [4, 4]
+        assert model.no_weight_decay() < named
+        model.lock_image_tower(unlocked_groups=1)
+        model.lock_text_tower()
+        trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+        assert {key for key in trained if not key.startswith("logit_")} == {"visual.proj"}
+
+
+def test_one_input_is_enough_and_outputs_can_be_named():
+    model, image, text = draw_family("worldwide")
+    assert model.eval()(image)[1] is None
+    assert model(text=text)[0] is None
+    plain = model(image, text)
+    model.output_dict = True
+    named = model(image, text)
+    assert list(named) == ["image_features", "text_features", "logit_scale", "logit_bias"]
+    assert all(torch.equal(a, b) for a, b in zip(named.values(), plain, strict=True))
+    image_logits, text_logits = model.get_logits(image, text)
+    expected = named["logit_scale"] * named["image_features"] @ named["text_features"].T - 10
+    torch.testing.assert_close(image_logits, expected)
+    torch.testing.assert_close(text_logits, expected.T)
+
+
+def test_initial_scale_and_bias_are_the_specs():
+    model = draw_family("vit", init_logit_scale=2.5)[0]
+    assert model.logit_scale.item() == 2.5
+    assert model.logit_bias is None
+    assert "logit_bias" not in model.state_dict()
+    assert draw_family("worldwide")[0].logit_bias.shape == ()
+
+
+def test_logits_without_both_inputs_are_refused():
+    model, image, _ = draw_family("vit")
+    with pytest.raises(ClipModelsError, match="needs an image and a text"):
+        model.forward_intermediates(image, output_logits=True)
+
+
+def test_state_dict_has_no_buffers():
+    assert all(list(draw_family(name)[0].buffers()) == [] for name in FAMILIES)

@@ -1,4 +1,6 @@
+import json
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import torch
 from PIL import Image
 
 from clip_models import ClipModelsError, PreprocessConfig, preprocess_eval, preprocess_train
+from clip_models.preprocess import image_transform
+from clip_models.specs.augmentation import AugmentationConfig
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -66,7 +70,9 @@ def test_a_line_of_pixels_is_a_picture(resize_mode):
 def test_training_crops_vary_within_the_scale():
     # Left to right the picture goes from 0 to 1, so that the ends of a row tell where the crop lay.
     ramp = np.repeat(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], 400, axis=0).repeat(3, axis=2)
-    transform = preprocess_train(PreprocessConfig(size=(32, 32), **PLAIN), scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    transform = preprocess_train(
+        PreprocessConfig(size=(32, 32), **PLAIN), AugmentationConfig(scale=(0.25, 0.25), ratio=(1.0, 1.0))
+    )
     torch.manual_seed(0)
     results = [transform(Image.fromarray(ramp)) for _ in range(30)]
     widths = torch.stack([result[0, 16, -1] - result[0, 16, 0] for result in results])
@@ -79,7 +85,7 @@ def test_mirroring_is_as_frequent_as_asked():
     picture = make_halves(32, 32)
     torch.manual_seed(0)
     for probability, low, high in ((0.0, 0, 0), (0.5, 25, 75), (1.0, 100, 100)):
-        transform = preprocess_train(PreprocessConfig(size=(32, 32), **PLAIN), scale=(1.0, 1.0), hflip=probability)
+        transform = preprocess_train(PreprocessConfig(size=(32, 32), **PLAIN), {"scale": [1, 1], "hflip": probability})
         mirrored = sum(transform(picture)[2, 0, 0].item() == 1 for _ in range(100))
         assert low <= mirrored <= high
 
@@ -93,8 +99,34 @@ def test_extreme_pictures_fall_back_to_the_centre():
 
 def test_transforms_pickle():
     picture = make_halves(40, 30)
-    transform = preprocess_eval(PreprocessConfig(size=(16, 16)))
-    assert (pickle.loads(pickle.dumps(transform))(picture) == transform(picture)).all()
+    for build in (preprocess_eval, preprocess_train):
+        transform = pickle.loads(pickle.dumps(build(PreprocessConfig(size=(16, 16)))))
+        torch.manual_seed(0)
+        first = transform(picture)
+        torch.manual_seed(0)
+        assert (build(PreprocessConfig(size=(16, 16)))(picture) == first).all()
+
+
+def test_grey_and_erased_are_as_frequent_as_asked():
+    picture, random_state = make_halves(32, 32), random.getstate()
+    random.seed(0)
+    try:
+        for probability, low, high in ((0.0, 0, 0), (0.5, 25, 75), (1.0, 100, 100)):
+            grey = preprocess_train(PreprocessConfig(size=(8, 8), **PLAIN), {"gray_scale_prob": probability})
+            results = [grey(picture) for _ in range(100)]
+            assert low <= sum(torch.equal(result[0], result[2]) for result in results) <= high
+            erase = preprocess_train(PreprocessConfig(size=(8, 8), **PLAIN), {"re_prob": probability, "re_count": 2})
+            results = [erase(picture) for _ in range(100)]
+            assert low <= sum((result < 0).any().item() for result in results) <= high  # noise, where pixels are >= 0
+    finally:
+        random.setstate(random_state)
+
+
+def test_augmentation_is_plain_data():
+    config = AugmentationConfig(scale=(0.4, 1.0), color_jitter=(0.3, 0.3, 0.3, 0.1), color_jitter_prob=0.8)
+    assert AugmentationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert AugmentationConfig.from_dict({}) == AugmentationConfig()
+    assert AugmentationConfig(color_jitter=0.4).jitter == (0.4, 0.4, 0.4, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +137,39 @@ def test_transforms_pickle():
         ({"scale": (0.5, 1.5)}, "scale (0.5, 1.5)"),
         ({"ratio": (-1.0, 1.0)}, "ratio (-1.0, 1.0)"),
         ({"hflip": 1.5}, "hflip 1.5"),
+        ({"gray_scale_prob": -0.1}, "gray_scale_prob -0.1"),
+        ({"re_count": 0}, "re_count 0"),
+        ({"color_jitter": (0.1, 0.1)}, "color_jitter (0.1, 0.1)"),
+        ({"color_jitter": (0.1, 0.1, 0.1, 0.7)}, "the fourth (hue) up to 0.5"),
+        ({"color_jitter": "strong"}, "color_jitter must be a number or several, not 'strong'"),
+        ({"color_jitter_prob": 0.5}, "color_jitter_prob has nothing to apply"),
+        ({"use_timm": True, "color_jitter": 0.1, "color_jitter_prob": 0.5}, "do not go with use_timm"),
+        ({"use_timm": True, "gray_scale_prob": 0.5}, "do not go with use_timm"),
+        ({"interpolation": "nearest"}, "interpolation 'nearest'"),
+        ({"colour_jitter": 0.5}, "unknown key 'colour_jitter' in augmentation; did you mean color_jitter?"),
     ],
 )
 def test_impossible_augmentation_is_refused(options, message):
     with pytest.raises(ClipModelsError) as caught:
-        preprocess_train(PreprocessConfig(), **options)
+        preprocess_train(PreprocessConfig(), options)
     assert message in str(caught.value)
+
+
+def test_an_impossible_size_is_refused():
+    with pytest.raises(ClipModelsError, match=r"image_size \(1, 2, 3\) must be a side"):
+        image_transform((1, 2, 3), is_train=False)
+
+
+def test_a_line_of_pixels_is_not_resized_whole(monkeypatch):
+    """It would be 224 × 4,480,000 pixels: 3 GB."""
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *rest: (sizes.append(size), resize(self, size, *rest))[1]
+    )
+    result = preprocess_eval(PreprocessConfig())(Image.new("RGB", (20_000, 1), "red"))
+    assert sizes == [(224, 224)]
+    assert result.shape == (3, 224, 224)
+    assert result[0].min() > 1.9
 
 
 @pytest.mark.parametrize("build", [preprocess_eval, preprocess_train])

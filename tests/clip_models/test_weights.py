@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import clip_models
-from clip_models import ClipModelsError, TokenizerConfig, load_model, save_model
+from clip_models import (
+    ClipModelsError,
+    CLIPTextConfig,
+    HFTextConfig,
+    ModelSpec,
+    ModernTextConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TimmConfig,
+    TokenizerConfig,
+    ViTConfig,
+    load_model,
+    save_model,
+)
+from clip_models.model import build_model
+from clip_models.specs import DecoderConfig
 
 NAME = "ViT-Ti-4-24"
 
@@ -211,7 +227,7 @@ def test_wrong_tensors_are_counted_and_named(tiny, tmp_path):
     state = dict(tiny.state_dict())
     for layer in range(4):
         del state[f"visual.transformer.resblocks.{layer}.ln_1.bias"]
-    state["logit_bias"] = torch.zeros(())
+    state["logit_bias_2"] = torch.zeros(())
     state["text_projection"] = torch.zeros(32, 128)
     state["visual.class_embedding"] = torch.zeros(96, dtype=torch.int64)
     torch.save(state, path)
@@ -219,7 +235,7 @@ def test_wrong_tensors_are_counted_and_named(tiny, tmp_path):
     assert "wrong.pt does not fit 'ViT-Ti-4-24'" in message
     assert "4 missing (visual.transformer.resblocks.0.ln_1.bias, " in message
     assert "resblocks.2.ln_1.bias, …)" in message
-    assert "1 extra (logit_bias)" in message
+    assert "1 extra (logit_bias_2)" in message
     assert "1 of another shape (text_projection [32, 128] in place of [64, 128])" in message
     assert "1 not floating (visual.class_embedding torch.int64)" in message
 
@@ -260,7 +276,8 @@ def test_no_pickle_is_executed(tmp_path, dump, load):
     fuse, path = tmp_path / "exploded", tmp_path / "x.pt"
     dump({"state_dict": {"logit_scale": Bomb(fuse)}}, path)
     message = refusal(lambda: clip_models.create_model(NAME, pretrained=path))
-    assert "holds more than tensors, which is never unpickled" in message
+    assert "which is more than tensors and never unpickled; save its state dict alone" in message
+    assert "weights_only" not in message  # torch's own message says how to run the code
     assert not fuse.exists()
     load(path)
     assert fuse.exists()  # the trap was armed
@@ -269,10 +286,13 @@ def test_no_pickle_is_executed(tmp_path, dump, load):
 def test_damaged_checkpoints(tiny, tmp_path):
     whole = tmp_path / "whole.pt"
     torch.save(tiny.state_dict(), whole)
-    for name, data in {"cut.pt": whole.read_bytes()[:-500], "empty.pt": b"", "text.bin": b"<html>404</html>"}.items():
+    files = {"cut.pt": whole.read_bytes()[:-500], "empty.pt": b"", "text.bin": b"<html>404</html>"}
+    for name, data in {**files, "new.pt": pickle.dumps({"a": 1}, protocol=4)}.items():
         path = tmp_path / name
         path.write_bytes(data)
-        assert f"{name} is damaged" in refusal(lambda path=path: clip_models.create_model(NAME, pretrained=path))
+        message = refusal(lambda path=path: clip_models.create_model(NAME, pretrained=path))
+        assert f"{name} is damaged" in message
+        assert "weights_only" not in message
 
 
 @pytest.mark.parametrize(
@@ -280,7 +300,8 @@ def test_damaged_checkpoints(tiny, tmp_path):
     [
         ([1, 2], "holds no state dict but list"),
         ({}, "holds no state dict but dict"),
-        ({"model": {"a": torch.zeros(1)}}, "its entry 'model' is of type dict"),
+        ({"net": {"a": torch.zeros(1)}}, "its entry 'net' is of type dict"),
+        ({"state_dict": {}, "args": Namespace(lr=1)}, "holds argparse.Namespace, which is more than tensors"),
     ],
 )
 def test_checkpoints_without_a_state_dict(tmp_path, content, message):
@@ -289,11 +310,11 @@ def test_checkpoints_without_a_state_dict(tmp_path, content, message):
 
 
 def test_names_that_cannot_be_read(tmp_path):
-    (tmp_path / "weights.npz").write_bytes(b"x")
-    assert "extension '.npz'; weights are read from .safetensors, .pt" in refusal(
-        lambda: clip_models.create_model(NAME, pretrained=tmp_path / "weights.npz")
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    assert "extension '.h5'; weights are read from .safetensors, " in refusal(
+        lambda: clip_models.create_model(NAME, pretrained=tmp_path / "weights.h5")
     )
-    assert "there is no weights file openai" in refusal(lambda: clip_models.create_model(NAME, pretrained="openai"))
+    assert "has no pretrained tag 'openai'" in refusal(lambda: clip_models.create_model(NAME, pretrained="openai"))
     assert "there is no weights file" in refusal(lambda: load_model(tmp_path))
 
 
@@ -333,3 +354,85 @@ def test_digest_covers_names_types_and_shapes():
     assert len(digests) == 6
     expected = hashlib.sha256(b"a torch.float32 [4]\n".replace(b"torch.float32", b"F32") + value.numpy().tobytes())
     assert digest({"a": value}) == expected.hexdigest()
+
+
+TEXT = CLIPTextConfig(context_length=8, width=16, heads=2, layers=1)
+ROBERTA = {
+    "model_type": "roberta", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 32, "max_position_embeddings": 20, "pad_token_id": 1, "type_vocab_size": 1,
+}  # fmt: skip
+MT5 = {
+    "model_type": "mt5", "vocab_size": 50, "d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2,
+    "pad_token_id": 0,
+}  # fmt: skip
+SMALL = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+TOWERS = {
+    "resnet": (ResNetConfig(image_size=64, layers=(1, 1, 1, 1), width=8, head_width=16), TEXT),
+    "sin-cos": (ViTConfig(image_size=32, width=32, layers=1, head_width=16, pos_embed_type="sin_cos_2d"), TEXT),
+    "modern text": (ViTConfig(image_size=32, width=32, layers=1, head_width=16), ModernTextConfig(
+        eos_id=1, context_length=8, vocab_size=50, width=16, heads=2, layers=1)),
+    "rotary EVA": (TimmConfig(model_name="eva02_base_patch16_clip_224", image_size=32, pool="token", proj="",
+                              model_kwargs=SMALL | {"mlp_ratio": 2.0}), TEXT),
+    "rotary PE": (TimmConfig(model_name="vit_pe_core_tiny_patch16_384", image_size=32, pool="map", proj="",
+                             model_kwargs=SMALL), TEXT),
+    "swin": (TimmConfig(model_name="swin_tiny_patch4_window7_224", image_size=56, model_kwargs={
+        "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}), TEXT),
+    "swin 2": (TimmConfig(model_name="swinv2_tiny_window8_256", image_size=64, model_kwargs={
+        "embed_dim": 16, "depths": [2, 1], "num_heads": [1, 2]}), TEXT),
+    "convnext": (TimmConfig(model_name="convnext_tiny", image_size=32, model_kwargs={
+        "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}), TEXT),
+    "batch norms of timm": (TimmConfig(model_name="fastvit_mci0", image_size=64, proj="", model_kwargs={
+        "layers": [1, 1, 1, 1], "embed_dims": [8, 8, 16, 32]}), TEXT),
+    "roberta": (ViTConfig(image_size=32, width=32, layers=1, head_width=16), HFTextConfig(
+        model_name="x", config=ROBERTA, context_length=8)),
+    "tied mt5": (ViTConfig(image_size=32, width=32, layers=1, head_width=16), HFTextConfig(
+        model_name="x", config=MT5, context_length=8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("vision", "text"), TOWERS.values(), ids=TOWERS)
+def test_a_loaded_model_of_every_family_is_the_saved_one(tmp_path, vision, text):
+    """Buffers that no file holds included: rotary tables, indices of relative positions."""
+    for config, library in ((vision, "timm"), (text, "transformers")):
+        if config.kind_of_config in ("timm", "hf"):
+            pytest.importorskip(library)
+    size = (vision.image_size, vision.image_size)
+    spec = ModelSpec(
+        name="x", embed_dim=16, vision=vision, text=text, preprocess=PreprocessConfig(size=size),
+        tokenizer=TokenizerConfig() if text is TEXT else TokenizerConfig(kind="hf", name="x"),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(spec).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(7)
+    save_model(tmp_path / "x.safetensors", model, spec)
+    loaded = load_model(tmp_path / "x.safetensors")[0].eval()
+    assert_same_weights(loaded, model)
+    buffers = dict(loaded.named_buffers())
+    assert buffers.keys() == dict(model.named_buffers()).keys()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffers[name], buffer), name
+    grads = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in loaded.named_parameters()} == grads
+    batch = torch.randn(2, 3, *size), torch.randint(2, 50, (2, 8))
+    with torch.no_grad():
+        for mine, expected in zip(loaded(*batch), model(*batch), strict=True):
+            assert torch.equal(mine, expected)
+
+
+def test_a_coca_is_saved_and_loaded(tmp_path):
+    spec = ModelSpec(
+        name="x", embed_dim=16,
+        vision=ViTConfig(image_size=32, width=32, layers=1, head_width=16, attentional_pool=True,
+                         attn_pooler_queries=4, attn_pooler_heads=2, output_tokens=True),
+        text=replace(TEXT, embed_cls=True, output_tokens=True),
+        decoder=DecoderConfig(context_length=8, width=16, heads=2, layers=1),
+        preprocess=PreprocessConfig(size=(32, 32)),
+    )  # fmt: skip
+    model = build_model(spec)
+    save_model(tmp_path / "x.safetensors", model, spec)
+    loaded, again = load_model(tmp_path / "x.safetensors")
+    assert again == spec
+    assert type(loaded) is type(model)
+    assert_same_weights(loaded, model)

@@ -11,6 +11,7 @@ from clip_train import ClipTrainError, DataConfig, FitConfig, ModelConfig, Sourc
 from clip_train.captions import WholeCaptions
 from tests.clip_train.conftest import boxes
 from tests.support.datasets import make_dataset
+from tests.support.tokenizers import make_sentencepiece
 
 LONG = "a red box " + "very " * 40 + "far away"
 
@@ -25,6 +26,20 @@ def test_captions_that_fit_are_encoded_as_always():
 def test_a_caption_that_does_not_fit_is_named():
     with pytest.raises(ClipDataError, match=r"47 tokens, the model's context 32: 'a red box very.*long_captions"):
         WholeCaptions(get_tokenizer("ViT-Ti-4-24"))(["a red box", LONG])
+
+
+def test_a_tokenizer_that_pads_with_its_end_token_is_understood(tmp_path):
+    pytest.importorskip("sentencepiece")
+    from clip_models.tokenizers.sentencepiece import SigLipTokenizer
+
+    tokenizer = SigLipTokenizer(make_sentencepiece(tmp_path / "spiece.model"), 16)
+    whole = WholeCaptions(tokenizer)
+    fits = "a cat"
+    while tokenizer.count_tokens(f"{fits} a") <= 16:
+        fits += " a"
+    assert np.array_equal(whole([fits, ""]), tokenizer.encode_numpy([fits, ""]))
+    with pytest.raises(ClipDataError, match=f"{tokenizer.count_tokens(fits + ' a')} tokens, the model's context 16"):
+        whole(["a cat", f"{fits} a"])
 
 
 def test_it_travels_to_readers_without_torch():

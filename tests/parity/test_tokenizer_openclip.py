@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clip_models import ClipTokenizer
+from clip_models.tokenizers import clean_caption
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.parity
@@ -67,6 +68,13 @@ def test_ids_are_identical(clean):
     assert (ours.encode_numpy(captions) == expected).all()
     for caption in captions[:500]:
         assert ours.encode(caption) == reference.encode(caption)
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_cleaning_is_identical(clean):
+    reference = open_clip.tokenizer.get_clean_fn(clean)
+    captions = CORPUS + make_random_captions(1000)
+    assert [clean_caption(caption, clean) for caption in captions] == [reference(caption) for caption in captions]
 
 
 @pytest.mark.parametrize("context_length", [3, 8, 32])

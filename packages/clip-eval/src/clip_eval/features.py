@@ -25,7 +25,8 @@ from clip_eval.scores import normalize
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_models import CLIP, ClipTokenizer, ModelSpec
+    from clip_models import CLIP, ModelSpec
+    from clip_models.tokenizers import Tokenizer
 
 BASIC = ("uid", "key", "caption", "sha256")
 NUMERIC_MODULES = ("features.py", "intervals.py", "metrics.py", "scores.py", "tasks.py")
@@ -82,15 +83,14 @@ class Embedder:
             ) from error
 
     @cached_property
-    def _loaded(self) -> tuple[CLIP, ModelSpec, ClipTokenizer, str]:
+    def _loaded(self) -> tuple[CLIP, ModelSpec, Tokenizer, str]:
         import torch
 
-        from clip_models import ClipTokenizer, load_model
+        from clip_models import get_tokenizer, load_model
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, spec = load_model(self.path, device=device)
-        tokenizer = ClipTokenizer(context_length=spec.text.context_length, clean=spec.tokenizer.clean)
-        return model.eval(), spec, tokenizer, device
+        return model.eval(), spec, get_tokenizer(spec), device
 
     def images(self, manifest: Manifest, *, columns: Sequence[str], precision: str, batch_size: int) -> ImageFeatures:
         """Every sample of the manifest once, with the sidecar's `columns` beside it."""

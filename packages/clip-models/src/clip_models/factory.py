@@ -1,90 +1,261 @@
-"""Models by name, under OpenCLIP's function names."""
+"""Models by name, under OpenCLIP's function names.
+
+Three things differ on purpose. Weights that do not fit the architecture, its activation included, are an error and not
+a warning. The preprocessing follows the weights whichever way they are loaded, and stands in `model.spec`. Building a
+model asks no network: the default weights of a single tower are loaded only on request.
+"""
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
 
 from clip_models.errors import ClipModelsError
-from clip_models.model import CLIP
+from clip_models.hub import download_pretrained
+from clip_models.model import CLIP, build_model
+from clip_models.overrides import forced_parts, override_spec
+from clip_models.precision import apply_precision, require_precision
 from clip_models.preprocess import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
-from clip_models.specs import ModelSpec, get_model_spec
-from clip_models.towers import Attention, VisionTransformer
+from clip_models.sources import Source, is_model_source, locate, settle
+from clip_models.specs import ModelSpec, get_model_spec, list_models
+from clip_models.specs.augmentation import AugmentationConfig
+from clip_models.towerweights import load_default_tower, load_tower
 from clip_models.weights import load_pretrained
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Place = str | os.PathLike[str]
 
 
 def create_model(
     model_name: str | ModelSpec,
-    pretrained: str | os.PathLike[str] | None = None,
+    pretrained: Place | None = None,
+    load_weights: bool = True,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
     *,
     seed: int | None = None,
-) -> CLIP:
-    """A named architecture (or a spec of your own) with random weights or those of the file `pretrained`.
+    jit: bool = False,
+    force_quick_gelu: bool = False,
+    force_custom_text: bool = False,
+    force_patch_dropout: float | None = None,
+    force_image_size: int | tuple[int, int] | None = None,
+    force_preprocess_cfg: Mapping[str, Any] | None = None,
+    force_context_length: int | None = None,
+    pretrained_image: bool = False,
+    pretrained_text: bool = False,
+    pretrained_image_path: Place | None = None,
+    pretrained_text_path: Place | None = None,
+    cache_dir: Place | None = None,
+    output_dict: bool | None = None,
+    require_pretrained: bool = False,
+    weights_only: bool = True,
+    **model_kwargs: Any,
+) -> Any:
+    """A model (CLIP or CoCa) in training mode; errors are ClipModelsError.
 
-    `pretrained`: a file of `save_model`, or an OpenCLIP state dict as .safetensors, .pt, .pth, .bin or .ckpt.
-    `precision`: fp32, or bf16 / fp16 for inference with the weights of the matrix products in that type and the rest
-    in float32; to train in low precision take fp32 and torch.autocast. `seed` makes random weights repeatable, the
-    same on every device, and leaves torch's generators as they were; without it they are drawn from the global one.
-    Errors: ClipModelsError.
+    `model_name`: an architecture, a spec of your own, or a whole model: "hf-hub:org/repo",
+    "hf-hub:org/repo@revision", "local-dir:/folder", a file that describes itself, or its URL.
+    `pretrained`: weights for the architecture: a tag, any of the forms above, a file or a folder. Weights that are of
+    another architecture or activation are refused.
+    `load_weights=False` takes over what the source says of itself and leaves the weights random.
+    `precision`: see `apply_precision`. `seed` makes random weights repeatable, the same on every device, and leaves
+    torch's generators as they were; without it they are drawn from the global one.
+    `force_*` and `model_kwargs` (keys of ModelSpec; the tables vision and text are laid over) change the spec before it
+    is built; position embeddings of the weights are resized to a forced image size or context length.
+    `force_preprocess_cfg` overrides the preprocessing that goes with the weights.
+    `pretrained_image`, `pretrained_text`: default weights of a timm trunk or a Hugging Face text encoder, from their
+    libraries, where no others are loaded. `pretrained_image_path`, `pretrained_text_path`: weights of one tower.
+    `output_dict` makes `forward` return a dict. `require_pretrained` refuses random weights.
     """
-    if precision not in _DTYPES:
-        raise ClipModelsError(f"precision {precision!r} is unknown; choose from {', '.join(_DTYPES)}")
-    spec = model_name if isinstance(model_name, ModelSpec) else get_model_spec(model_name)
-    model = _initialise(spec, seed) if pretrained is None else load_pretrained(spec, pretrained)
-    if precision != "fp32":
-        _lower_products(model, _DTYPES[precision])
-    return model.to(device)
+    if jit:
+        raise ClipModelsError("there is no TorchScript for jit=True; use torch.compile, or clip-models export")
+    if not weights_only:
+        raise ClipModelsError("weights_only=False would run code from the file, which is never done; leave it out")
+    require_precision(precision)
+    device = _device(device)
+    pretrained_text = model_kwargs.pop("pretrained_hf", pretrained_text)
+    spec, source = _find(model_name, pretrained, cache_dir, load_weights, force_quick_gelu)
+    if require_pretrained and (source is None or source.weights is None):
+        raise ClipModelsError(f"{spec.name} was to have pretrained weights; name them with pretrained=")
+    forced: dict[str, Any] = {
+        "custom_text": force_custom_text,
+        "patch_dropout": force_patch_dropout,
+        "image_size": force_image_size,
+        "context_length": force_context_length,
+    }
+    spec = override_spec(spec, changes=model_kwargs, **forced)
+    if source is not None and source.weights is not None:
+        sure_of = forced_parts({**forced, "quick_gelu": force_quick_gelu}, model_kwargs)
+        if source.tag is not None:
+            sure_of |= {"quick_gelu", "preprocess"}  # settled above
+        model: Any = load_pretrained(spec, source.weights, sure_of=sure_of)
+    else:
+        model = _initialise(spec, seed)
+        if pretrained_image and pretrained_image_path is None:
+            load_default_tower(model, "image")
+        if pretrained_text and pretrained_text_path is None:
+            load_default_tower(model, "text")
+    for tower, path in (("image", pretrained_image_path), ("text", pretrained_text_path)):
+        if path is not None:
+            load_tower(model, tower, path)
+    model.spec = override_spec(model.spec, preprocess=force_preprocess_cfg)
+    if output_dict is not None:
+        model.output_dict = output_dict
+    return apply_precision(model, precision).to(device)
 
 
 def create_model_and_transforms(
     model_name: str | ModelSpec,
-    pretrained: str | os.PathLike[str] | None = None,
+    pretrained: Place | None = None,
+    load_weights: bool = True,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
     *,
-    seed: int | None = None,
-) -> tuple[CLIP, TrainTransform, EvalTransform]:
-    """(model, preprocessing for training, preprocessing for evaluation); see `create_model`.
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    image_interpolation: str | None = None,
+    image_resize_mode: str | None = None,
+    aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
+    force_preprocess_cfg: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[Any, TrainTransform, EvalTransform]:
+    """(model, preprocessing for training, preprocessing for evaluation); the other options are those of `create_model`.
 
-    A file of `save_model` brings its own preprocessing.
+    The preprocessing is that of the weights; `image_*` and `force_preprocess_cfg` override it.
     """
-    model = create_model(model_name, pretrained, precision, device, seed=seed)
+    forced = _forced(force_preprocess_cfg, image_mean, image_std, image_interpolation, image_resize_mode)
+    model = create_model(
+        model_name, pretrained, load_weights, precision, device, force_preprocess_cfg=forced, **options
+    )
     config = model.spec.preprocess
-    return model, preprocess_train(config), preprocess_eval(config)
+    return model, preprocess_train(config, aug_cfg), preprocess_eval(config)
 
 
 def create_model_from_pretrained(
     model_name: str | ModelSpec,
-    pretrained: str | os.PathLike[str],
+    pretrained: Place | None = None,
     precision: str = "fp32",
     device: str | torch.device = "cpu",
-) -> tuple[CLIP, EvalTransform]:
-    """(model in eval mode, preprocessing for evaluation) with the weights of a file, never random ones."""
-    model = create_model(model_name, pretrained, precision, device)
-    return model.eval(), preprocess_eval(model.spec.preprocess)
+    *,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    image_interpolation: str | None = None,
+    image_resize_mode: str | None = None,
+    force_preprocess_cfg: Mapping[str, Any] | None = None,
+    return_transform: bool = True,
+    **options: Any,
+) -> Any:
+    """(model in eval mode, preprocessing for evaluation), never with random weights.
+
+    Without `return_transform` the model alone. The other options are those of `create_model`.
+    """
+    forced = _forced(force_preprocess_cfg, image_mean, image_std, image_interpolation, image_resize_mode)
+    model = create_model(
+        model_name,
+        pretrained,
+        precision=precision,
+        device=device,
+        force_preprocess_cfg=forced,
+        require_pretrained=True,
+        **options,
+    ).eval()
+    return (model, preprocess_eval(model.spec.preprocess)) if return_transform else model
 
 
-def _initialise(spec: ModelSpec, seed: int | None) -> CLIP:
+def load_checkpoint(
+    model: CLIP,
+    checkpoint_path: Place,
+    strict: bool = True,
+    weights_only: bool = True,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Put the weights of a local file into `model`, in any format that `create_model` reads.
+
+    All of them or, with an error, none; the model stays on its device. `strict`, `weights_only` and `device`, where
+    OpenCLIP has the file read to, are there for its signature: the first two stay True, the last has no effect.
+    """
+    if not (strict and weights_only):
+        raise ClipModelsError("load_checkpoint takes files whose every tensor fits, and runs no code of them")
+    from clip_models.weights import load_into
+
+    load_into(model, checkpoint_path)
+
+
+def get_model_config(model_name: str) -> dict[str, Any] | None:
+    """OpenCLIP's `model_cfg` of an architecture, "hf-hub:org/repo" or "local-dir:/folder"; None for an unknown name."""
+    from clip_models.specs.openclip import to_open_clip_config
+
+    if is_model_source(model_name):
+        spec = settle(None, locate(model_name, load_weights=False))
+    elif model_name.replace("/", "-") in list_models():
+        spec = get_model_spec(model_name)
+    else:
+        return None
+    return dict(to_open_clip_config(spec)["model_cfg"])
+
+
+def get_model_preprocess_cfg(model: Any) -> dict[str, Any]:
+    """The treatment of pictures that goes with the model's weights, as plain data."""
+    return dict(model.spec.preprocess.to_dict())
+
+
+def get_model_tokenize_cfg(model: Any) -> dict[str, Any]:
+    """The model's context length and vocabulary."""
+    return {"context_length": model.spec.text.context_length, "vocab_size": model.spec.text.vocab_size}
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """The device, looked for before anything is read."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ClipModelsError(
+            f"device {str(device)!r} is not there; use cpu, or an accelerator that this machine has"
+        ) from error
+
+
+def _find(
+    model_name: str | ModelSpec, pretrained: Place | None, cache_dir: Place | None, load_weights: bool, quick_gelu: bool
+) -> tuple[ModelSpec, Source | None]:
+    """The spec to ask for, before the other overrides, and its weights."""
+    sure_of = ("quick_gelu",) if quick_gelu else ()
+    if isinstance(model_name, str) and is_model_source(model_name):
+        if pretrained:
+            raise ClipModelsError(
+                f"{model_name} brings its own weights, so leave pretrained={os.fspath(pretrained)!r} out"
+            )
+        source = locate(model_name, cache_dir=cache_dir, load_weights=load_weights)
+        spec = settle(None, source)
+        return (replace(spec, quick_gelu=True) if quick_gelu else spec), source
+    spec = model_name if isinstance(model_name, ModelSpec) else get_model_spec(model_name)
+    spec = replace(spec, quick_gelu=True) if quick_gelu else spec
+    if not pretrained:
+        return spec, None
+    source = locate(pretrained, spec.name, cache_dir, load_weights)
+    if source.tag is None:
+        return settle(spec, source, sure_of), source
+    # A tag is not overruled: whoever wants its weights with another activation has to load the file.
+    spec = settle(spec, source)
+    weights = download_pretrained(source.tag, cache_dir=cache_dir) if load_weights else None
+    return spec, replace(source, weights=weights)
+
+
+def _forced(
+    given: Mapping[str, Any] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    interpolation: str | None,
+    resize_mode: str | None,
+) -> dict[str, Any]:
+    named = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
+    return {**(given or {}), **{key: value for key, value in named.items() if value is not None}}
+
+
+def _initialise(spec: ModelSpec, seed: int | None) -> Any:
     if seed is None:
-        return CLIP(spec)
+        return build_model(spec)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also reset the generators of the accelerators.
         torch.default_generator.manual_seed(seed)
-        return CLIP(spec)
-
-
-def _lower_products(model: CLIP, dtype: torch.dtype) -> None:
-    """Weights of the matrix products to `dtype`; norms, embeddings and logit_scale stay, as in OpenCLIP."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
-        elif isinstance(module, Attention):
-            module.in_proj_weight.data = module.in_proj_weight.data.to(dtype)
-            module.in_proj_bias.data = module.in_proj_bias.data.to(dtype)
-        elif isinstance(module, VisionTransformer):
-            module.proj.data = module.proj.data.to(dtype)
-    model.text_projection.data = model.text_projection.data.to(dtype)
+        return build_model(spec)

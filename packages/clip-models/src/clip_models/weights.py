@@ -1,4 +1,4 @@
-"""Weights that describe themselves, and OpenCLIP's that do not.
+"""Weights that describe themselves, and those of others that do not.
 
 A file of ours is plain safetensors with four entries of metadata: `format` ("pt", what other tools look for),
 `clip_models.format_version`, `clip_models.spec` (the ModelSpec as JSON) and `clip_models.sha256` (of the tensors).
@@ -6,16 +6,23 @@ A file of ours is plain safetensors with four entries of metadata: `format` ("pt
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from clip_models.convert.description import Description, describe_beside, describe_spec, reconcile
+from clip_models.convert.formats import convert, detect, plain_names
+from clip_models.convert.implied import check_implied, settle_logits
+from clip_models.convert.resizing import resize_to
 from clip_models.errors import ClipModelsError
-from clip_models.model import CLIP
+from clip_models.hub import WEIGHTS_NAMES
+from clip_models.model import CLIP, build_model
 from clip_models.specs import ModelSpec
-from clip_models.tensorfiles import digest, read_tensors, write_safetensors
+from clip_models.tensorfiles import WEIGHTS_SUFFIXES, digest, read_names, read_tensors, write_safetensors
 
 FORMAT_VERSION = "1"
 _OURS = "clip_models."
@@ -36,16 +43,18 @@ def save_model(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ClipModelsError(f"weights are saved as .safetensors, not {path.name!r}")
-    if not isinstance(model, CLIP):
+    if not isinstance(model, nn.Module) or not isinstance(getattr(model, "spec", None), ModelSpec):
         raise ClipModelsError(f"save_model takes a CLIP model, not {type(model).__name__}; unwrap it first")
+    if any(type(tensor).__module__.startswith("torchao") for tensor in model.parameters()):
+        raise ClipModelsError("save_model takes the weights before quantize; save first, or torch.save the state dict")
     if difference := spec.describe_difference(model.spec):
         raise ClipModelsError(f"the spec {spec.name!r} does not describe the model: {difference}")
     extra = dict(extra_metadata or {})
     for key, value in extra.items():
         if key == "format" or key.startswith(_OURS) or not isinstance(value, str):
             raise ClipModelsError(f"extra metadata {key!r}: keys are other than format and {_OURS}*, values strings")
-    tensors = {_plain_name(name): tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _check_fit(spec, tensors, "the model")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in plain_names(model.state_dict(), "the model").items()}
+    _check_fit(build_empty(spec), spec, tensors, "the model")
     description = {
         "format": "pt",
         f"{_OURS}format_version": FORMAT_VERSION,
@@ -72,36 +81,151 @@ def load_model(
         )
     if expect is not None and spec.name != expect.replace("/", "-"):
         raise ClipModelsError(f"{path} holds {spec.name!r}, not {expect!r}; ask for {spec.name!r} or name another file")
-    return _build(spec, tensors, path, device), spec
+    return model_from_tensors(spec, tensors, str(path)).to(device), spec
 
 
-def load_pretrained(spec: ModelSpec, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> CLIP:
-    """A float32 model of the architecture `spec` with the weights of `path`: a file of ours or an OpenCLIP state dict.
+def load_pretrained(
+    spec: ModelSpec,
+    path: str | os.PathLike[str],
+    *,
+    sure_of: Collection[str] = (),
+    entry: str | None = None,
+) -> CLIP:
+    """A float32 model of the architecture `spec` with the weights of `path`: a file in any known format or a folder.
 
-    A file of ours keeps its own preprocessing and tokenizer (see `model.spec`) and is refused if its network is
-    another one, if only by its activation. A plain state dict is taken at `spec`'s word.
+    What the weights say about themselves, in their metadata, in open_clip_config.json or transformers' config.json
+    beside them, or as a file that the registry knows, is compared with `spec`: another network, or another activation,
+    is a ClipModelsError. Their preprocessing and tokenizer are taken in place of the defaults of the architecture (see
+    `model.spec`), and an error against others. Weights that nothing is known about are taken at the word of `spec`.
+
+    `sure_of` names what the caller insists on against all that: quick_gelu, preprocess, tokenizer, custom_text,
+    patch_dropout, and image_size or context_length, which resize the positions. `entry` is a state dict of a training
+    checkpoint other than the model's own, "state_dict_ema" for one.
+
+    A checkpoint with a logit_bias gives a model with one, also where `spec` has none (`init_logit_bias` of its spec is
+    then the bias); the other way round the bias becomes zero, which changes no logit. ClipModelsError for damaged
+    files, and for weights that are missing, left over or of another shape; there is never a half-loaded model.
     """
-    path = Path(path)
-    tensors, metadata = read_tensors(path)
-    described = _read_spec(path, tensors, metadata)
-    if described is not None and (difference := described.describe_difference(spec)):
-        raise ClipModelsError(f"{path} holds {described.name!r}, not {spec.name!r}: {difference}; ask for that model")
-    return _build(described or spec, tensors, path, device)
+    path = find_weights(Path(path))
+    tensors, metadata = read_tensors(path, entry)
+    named = plain_names(tensors, str(path))
+    known = _describe(path, tensors, metadata, named)
+    spec = reconcile(spec, known, sure_of, str(path))
+    return model_from_tensors(spec, named, str(path), sure_of=sure_of, known=known)
+
+
+def load_into(model: CLIP, path: str | os.PathLike[str]) -> None:
+    """Put the weights of a file or folder into `model`, where its tensors are; errors as of `load_pretrained`, before
+    the model is touched."""
+    loaded = load_pretrained(model.spec, path)
+    _check_fit(model, model.spec, loaded.state_dict(), str(path))
+    model.load_state_dict(loaded.state_dict())
+
+
+def describe_source(path: str | os.PathLike[str]) -> ModelSpec | None:
+    """The whole spec of the weights in a file or folder, as they or the files beside them tell it; None if they do not.
+
+    Reads no weights. ClipModelsError if there are none, or if a description is damaged.
+    """
+    path = find_weights(Path(path))
+    if not path.is_file():
+        raise ClipModelsError(f"there is no weights file {path}")
+    names, metadata = read_names(path)
+    if f"{_OURS}spec" in metadata:
+        return _parse_spec(path, metadata)
+    known = describe_beside(path, None if names is None else detect(names))
+    return known.spec if known else None
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file of a folder, by its usual names or because it is the only one; a file is itself."""
+    if not path.is_dir():
+        return path
+    for name in WEIGHTS_NAMES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(p for p in path.iterdir() if p.name.endswith(WEIGHTS_SUFFIXES))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(p.name for p in found[:5])
+    raise ClipModelsError(
+        f"{path} holds several weights files ({names}); name one of them"
+        if found
+        else f"there are no weights in {path}"
+    )
+
+
+def model_from_tensors(
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    *,
+    sure_of: Collection[str] = (),
+    known: Description | None = None,
+) -> CLIP:
+    """The model of `spec` with these weights, in any known layout; `where` names them in errors.
+
+    Floating weights become float32, integers stay what the model has. See `load_pretrained` for the rest.
+    """
+    named = plain_names(tensors, where)
+    converted = convert(named, spec)
+    check_implied(spec, detect(named), converted, known, sure_of, where)
+    spec, converted = settle_logits(spec, converted)
+    model = build_empty(spec)
+    converted = resize_to(model, spec, converted, sure_of, where)
+    _check_fit(model, spec, converted, where)
+    # Copies, because what a file gives is a view of the mapped file.
+    wanted = {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in converted.items()
+    }
+    # Weights that two modules share have to stay one tensor.
+    tied = sum(1 for _ in model.named_parameters(remove_duplicate=False)) > sum(1 for _ in model.named_parameters())
+    model.load_state_dict(wanted, assign=not tied)
+    return model
+
+
+class NoRandomInit(TorchFunctionMode):
+    """Leaves memory that is to hold random numbers as it is, and untouched where the system allots it lazily."""
+
+    _SKIPPED = frozenset(
+        getattr(nn.init, f"{name}_")
+        for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform", "xavier_normal",
+                     "xavier_uniform")
+    ) | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}  # fmt: skip
+    _WITHOUT_NUMBERS: ClassVar[Mapping[Any, Any]] = {torch.randn: torch.empty, torch.rand: torch.empty}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
+
+
+def build_empty(spec: ModelSpec) -> CLIP:
+    """The model of `spec` on the CPU with arbitrary numbers in place of random weights.
+
+    Not on the meta device: the buffers that no file holds (rotary tables, indices of relative positions) get their
+    values when a tower is built. Draws no random numbers.
+    """
+    with NoRandomInit():
+        return build_model(spec)
+
+
+def _describe(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], named: Mapping[str, Tensor]
+) -> Description | None:
+    ours = _read_spec(path, tensors, metadata)
+    if ours is not None:
+        return describe_spec("its metadata", ours, ours=True)
+    return describe_beside(path, detect(named))
 
 
 def _read_spec(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ModelSpec | None:
     """The verified description of a file of ours; None for any other file."""
-    version = metadata.get(f"{_OURS}format_version")
-    if version is None:
+    if f"{_OURS}format_version" not in metadata:
         return None
-    if version != FORMAT_VERSION:
-        raise ClipModelsError(
-            f"{path} is of format {version}, this release reads {FORMAT_VERSION}; upgrade clip-models"
-        )
-    try:
-        spec = ModelSpec.from_dict(json.loads(metadata[f"{_OURS}spec"]))
-    except (KeyError, ValueError) as error:
-        raise ClipModelsError(f"{path} has no valid description: {error}") from error
+    spec = _parse_spec(path, metadata)
     if digest(tensors) != metadata.get(f"{_OURS}sha256"):
         raise ClipModelsError(
             f"{path} is corrupted: its tensors do not have the SHA-256 that was saved; fetch it again"
@@ -109,45 +233,43 @@ def _read_spec(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     return spec
 
 
-def _build(spec: ModelSpec, tensors: Mapping[str, Tensor], path: Path, device: str | torch.device) -> CLIP:
-    named = {_plain_name(name): tensor for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
-        raise ClipModelsError(f"{path} holds {len(tensors) - len(named)} tensors twice, with and without a prefix")
-    scale = named.get("logit_scale")
-    if scale is not None and scale.shape == (1,):
-        named["logit_scale"] = scale.reshape(())  # OpenCLIP's nonscalar_logit_scale
-    _check_fit(spec, named, str(path))
-    with torch.device("meta"):
-        model = CLIP(spec)
-    # A copy, because what safetensors gives is a view of the mapped file.
-    model.load_state_dict(
-        {name: tensor.to(device, torch.float32, copy=True) for name, tensor in named.items()}, assign=True
-    )
-    return model
+def _parse_spec(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
+    version = metadata.get(f"{_OURS}format_version")
+    if version != FORMAT_VERSION:
+        raise ClipModelsError(
+            f"{path} is of format {version}, this release reads {FORMAT_VERSION}; upgrade clip-models"
+        )
+    try:
+        return ModelSpec.from_dict(json.loads(metadata[f"{_OURS}spec"]))
+    except (KeyError, ValueError) as error:
+        raise ClipModelsError(f"{path} has no valid description: {error}") from error
 
 
-def _plain_name(name: str) -> str:
-    """`name` without the marks that DistributedDataParallel and torch.compile leave."""
-    return name.removeprefix("module.").replace("_orig_mod.", "").removeprefix("module.")
+def _check_fit(model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> None:
+    require_fit(model.state_dict(), tensors, where, repr(spec.name))
 
 
-def _check_fit(spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> None:
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in CLIP(spec).state_dict().items()}
-    missing = [name for name in shapes if name not in tensors]
-    extra = [name for name in tensors if name not in shapes]
+def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, what: str) -> None:
+    """ClipModelsError, with counts and the first names, unless `tensors` (of `where`) are those `wanted` by `what`."""
+    missing = [name for name in wanted if name not in tensors]
+    extra = [name for name in tensors if name not in wanted]
+    shared = [name for name in wanted if name in tensors]
     misshaped = [
-        f"{name} {list(tensors[name].shape)} in place of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{name} {list(tensors[name].shape)} in place of {list(wanted[name].shape)}"
+        for name in shared
+        if tensors[name].shape != wanted[name].shape
     ]
-    mistyped = [
-        f"{name} {tensors[name].dtype}" for name in shapes if name in tensors and not tensors[name].is_floating_point()
-    ]
-    kinds = {"missing": missing, "extra": extra, "of another shape": misshaped, "not floating": mistyped}
+    floating = {True: "not floating", False: "not of integers"}
+    mistyped: dict[bool, list[str]] = {True: [], False: []}
+    for name in shared:
+        is_float = wanted[name].is_floating_point()
+        if tensors[name].is_floating_point() != is_float:
+            mistyped[is_float].append(f"{name} {tensors[name].dtype}")
+    kinds = {"missing": missing, "extra": extra, "of another shape": misshaped}
+    kinds |= {floating[is_float]: names for is_float, names in mistyped.items()}
     faults = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
     if faults:
-        raise ClipModelsError(f"{where} does not fit {spec.name!r}: {'; '.join(faults)}")
+        raise ClipModelsError(f"{where} does not fit {what}: {'; '.join(faults)}")
 
 
 def _first(names: list[str]) -> str:

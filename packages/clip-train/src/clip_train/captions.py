@@ -6,28 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from clip_data.errors import ClipDataError
-from clip_models.tokenizer import ClipTokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
+    from clip_models.tokenizers import Tokenizer
 
 SHOWN = 80  # characters of a caption in a message
 
 
 @dataclass(frozen=True)
 class WholeCaptions:
-    """A tokenizer that refuses a caption it would have to cut, where ClipTokenizer cuts as OpenCLIP does."""
+    """A tokenizer that refuses a caption it would have to cut, where the model's own cuts as OpenCLIP does."""
 
-    tokenizer: ClipTokenizer
+    tokenizer: Tokenizer
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """int64 [N, context]. Raises ClipDataError, which readers pass on, at the first caption that does not fit."""
         tokens = self.tokenizer.encode_numpy(texts)
-        for text, row in zip(texts, tokens, strict=True):
-            # Only a row without padding can have been cut.
-            if row[-1] and self.tokenizer.count_truncated(text):
-                needed = len(self.tokenizer.encode(text)) + 2
+        # Only a row without padding can have been cut; what ends it may be what the tokenizer pads with.
+        full = (tokens[:, -2:] != self.tokenizer.pad_token_id).any(axis=1)
+        for row in np.flatnonzero(full).tolist():
+            text = texts[row]
+            if self.tokenizer.count_truncated(text):
+                needed = self.tokenizer.count_tokens(text)
                 shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
                 raise ClipDataError(
                     f"a caption has {needed} tokens, the model's context {self.tokenizer.context_length}: {shown!r}; "

@@ -1,0 +1,98 @@
+"""The random steps of training, each with the draws of the library that OpenCLIP takes it from.
+
+Under the same seeds of torch and of Python's `random` they give the same pixels as torchvision and timm on Pillow
+pictures. Everything takes and gives RGB pictures unless it says otherwise.
+"""
+
+import math
+import random
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+TRIES = 10
+Box = tuple[int, int, int, int]
+"""left, top, width, height"""
+
+
+def draw_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """A crop of random area and shape within a picture of width × height, drawn from torch's generator."""
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    for _ in range(TRIES):
+        area = width * height * torch.empty(1).uniform_(*scale).item()
+        shape = torch.exp(torch.empty(1).uniform_(low, high)).item()
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,)).item())
+            left = int(torch.randint(0, width - w + 1, (1,)).item())
+            return left, top, w, h
+    return _central_crop(width, height, ratio)
+
+
+def draw_crop_as_timm(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+    """The same from Python's generator."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(TRIES):
+        area = random.uniform(*scale) * (width * height)
+        shape = math.exp(random.uniform(low, high))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top = random.randint(0, height - h)
+            left = random.randint(0, width - w)
+            return left, top, w, h
+    return _central_crop(width, height, ratio)
+
+
+def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """The largest centred crop within `ratio`: what is left when the picture is far from it and no draw fits."""
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def jitter_colors(image: Image.Image, strengths: tuple[float, ...]) -> Image.Image:
+    """Brightness, contrast, saturation and hue in random order, each by a factor within its strength of 1 (hue: 0)."""
+    order = torch.randperm(4).tolist()
+    *around_one, hue = strengths
+    factors = [torch.empty(1).uniform_(max(0.0, 1 - s), 1 + s).item() if s else None for s in around_one]
+    factors.append(torch.empty(1).uniform_(-hue, hue).item() if hue else None)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for step in order:
+        factor = factors[step]
+        if factor is not None:
+            image = _shift_hue(image, factor) if step == 3 else enhancers[step](image).enhance(factor)
+    return image
+
+
+def _shift_hue(image: Image.Image, share: float) -> Image.Image:
+    """Turns the colour circle by a share of it."""
+    hue, saturation, value = image.convert("HSV").split()
+    turned = np.asarray(hue) + np.int32(share * 255).astype(np.uint8)  # wraps around, as the circle does
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+
+
+def turn_gray(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
+
+
+def erase_rectangles(image_CHW: Tensor, probability: float, count: int) -> Tensor:
+    """Fills up to `count` rectangles of a normalised picture with normal noise, in place."""
+    if random.random() > probability:
+        return image_CHW
+    _, height, width = image_CHW.shape
+    count = 1 if count == 1 else random.randint(1, count)
+    for _ in range(count):
+        for _ in range(TRIES):
+            area = random.uniform(0.02, 1 / 3) * (height * width) / count
+            shape = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
+            h, w = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+            if w < width and h < height:
+                top, left = random.randint(0, height - h), random.randint(0, width - w)
+                image_CHW[:, top : top + h, left : left + w] = torch.empty(len(image_CHW), h, w).normal_()
+                break
+    return image_CHW

@@ -1,0 +1,81 @@
+"""`clip-models classify`: pictures against labels."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The weights of a tag, the default among them, are fetched when they are first used."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """pictures"""
+    labels: tuple[str, ...]
+    """what may be seen on them"""
+    template: str = "{}"
+    """the text of a label, which stands at {}: "a photo of {}" """
+    model: str = ""
+    """name of the architecture, or hf-hub:org/repo, or local-dir:folder; without it ViT-B-32 of LAION-2B"""
+    pretrained: str = ""
+    """tag or file of the weights"""
+    quick_gelu: bool = False
+    """the weights were trained with QuickGELU"""
+    precision: str = "fp32"
+    """precision of the model"""
+    device: str = "auto"
+    """cpu, cuda, …; auto is the accelerator where there is one"""
+    upright: bool = False
+    """turn pictures as their EXIF orientation says, which OpenCLIP does not do"""
+    json: bool = False
+    """print JSON in place of a table"""
+
+
+def run(config: Config) -> int:
+    from clip_models.classification import check_labels, classify
+    from clip_models.errors import ClipModelsError
+    from clip_models.pictures import load_image
+
+    if not config.images:
+        raise ClipModelsError("classify needs at least one picture, as in clip-models classify photo.jpg --labels a b")
+    check_labels(config.labels, config.template)
+    model, pretrained = config.model, config.pretrained
+    if not model:
+        if pretrained:
+            raise ClipModelsError(f"--pretrained {pretrained} needs --model, the architecture it belongs to")
+        model, pretrained = DEFAULT
+    pictures = [load_image(path, upright=config.upright) for path in config.images]  # before the model: it fails sooner
+    found = classify(
+        pictures,
+        config.labels,
+        model=model,
+        pretrained=pretrained,
+        template=config.template,
+        precision=config.precision,
+        device=config.device,
+        quick_gelu=config.quick_gelu,
+    )
+    if config.json:
+        rows = zip(config.images, found, strict=True)
+        print(
+            json.dumps(
+                [{"image": path, "labels": [vars(score) for score in scores]} for path, scores in rows], indent=2
+            )
+        )
+        return 0
+    width = max(map(len, ("label", *config.labels)))
+    for path, scores in zip(config.images, found, strict=True):
+        if len(config.images) > 1:
+            print(f"{path}:")
+        _print_table(width, scores)
+    return 0
+
+
+def _print_table(width: int, scores: list[Any]) -> None:
+    print(f"{'label':<{width}}  probability  similarity")
+    for score in scores:
+        print(f"{score.label:<{width}}  {score.probability:>11.1%}  {score.similarity:>10.4f}")

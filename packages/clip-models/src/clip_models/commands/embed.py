@@ -1,0 +1,34 @@
+"""`clip-models embed`: pictures or captions to embeddings with keys."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from clip_models.embedding.config import EmbedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EmbedConfig):
+    """Give the same command again to continue a run that was stopped."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """a folder of pictures, tars, parquet tables or lists of paths or captions: a path, a URL, or a quoted pattern"""
+    output: str
+    """folder of the embeddings"""
+    model: str
+    """name of the architecture, or hf-hub:org/repo, or local-dir:folder"""
+    pretrained: str = ""
+    """tag or file of the weights"""
+
+
+def run(config: Config) -> int:
+    from clip_models.embedding.run import run_embed
+
+    summary = run_embed(config.source, config.output, config.model, config.pretrained, config, progress=True)
+    print(f"{summary.rows:,} of {summary.samples:,} samples are now embeddings in {summary.output}")
+    for code, count in summary.rejected.items():
+        print(f"{count:,} rejected: {code} (see rejects.jsonl)")
+    if summary.truncated:
+        print(f"{summary.truncated:,} captions were longer than the model's context and lost their end")
+    return 0 if summary.rows else 1

@@ -1,0 +1,51 @@
+"""`clip-models profile`: the table of what architectures cost."""
+
+import csv
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Counts on the meta device: no weights are read and no memory is taken."""
+
+    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """names of architectures; without any, all of them"""
+    format: Literal["table", "csv", "json"] = "table"
+    """what is printed"""
+
+
+def run(config: Config) -> int:
+    from tqdm import tqdm
+
+    from clip_models.profiling import Profile, profile
+    from clip_models.specs import get_model_spec, list_models
+
+    specs = [get_model_spec(name) for name in config.models or list_models()]
+    names = [f.name for f in dataclasses.fields(Profile)]
+    rows = []
+    for spec in tqdm(specs, unit="model", leave=False, disable=len(specs) < 4 or None):
+        row = dataclasses.asdict(profile(spec))
+        rows.append({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
+    if config.format == "json":
+        print(json.dumps(rows, indent=2))
+    elif config.format == "csv":
+        writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        _print_table([names, *([row[name] for name in names] for row in rows)])
+    return 0
+
+
+def _print_table(lines: list[list[Any]]) -> None:
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        rest = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+        print(f"{first:<{widths[0]}}  " + "  ".join(rest))

@@ -1,0 +1,1 @@
+"""Folders, tars, tables and lists of pictures and captions to embeddings with keys."""

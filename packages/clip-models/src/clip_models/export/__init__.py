@@ -1,0 +1,1 @@
+"""Models for other runtimes: ONNX, torch.export, Hugging Face transformers, OpenCLIP."""

@@ -1,0 +1,81 @@
+"""The self-check of an exported model: the same inputs through the model and through its exported form."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from clip_models.errors import ClipModelsError
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2}
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """How far the exported form is from the model, on `pairs` pictures and captions."""
+
+    runtime: str
+    """Name and version of what ran the exported form."""
+    pairs: int
+    max_cosine_difference: float
+    """Largest |difference| of the cosine of a picture with its caption."""
+    image_cosine_error: float
+    """Largest 1 − cosine between the two feature vectors of a picture."""
+    text_cosine_error: float
+    """The same of a caption."""
+    tolerance: float
+    """Largest error that is accepted."""
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def self_check(
+    image_tower: nn.Module,
+    text_tower: nn.Module,
+    run_image: Callable[[Tensor], Tensor],
+    run_text: Callable[[Tensor], Tensor],
+    pictures: Tensor,
+    captions: Tensor,
+    *,
+    runtime: str,
+    precision: str,
+) -> SelfCheck:
+    """Compares `run_image` and `run_text` with the towers; ClipModelsError if they differ by more than is accepted."""
+    pairs = len(pictures)
+    image, image_error = _compare(image_tower, run_image, pictures, "pictures")
+    text, text_error = _compare(text_tower, run_text, captions, "captions")
+    similarity, exported = ((image[i] * text[i]).sum(-1) for i in (0, 1))
+    check = SelfCheck(
+        runtime=runtime,
+        pairs=pairs,
+        max_cosine_difference=(similarity - exported).abs().max().item(),
+        image_cosine_error=image_error,
+        text_cosine_error=text_error,
+        tolerance=TOLERANCE[precision],
+    )
+    worst = max(check.max_cosine_difference, image_error, text_error)
+    if not worst <= check.tolerance:  # also when it is not a number
+        raise ClipModelsError(
+            f"the exported model is not the model: {runtime} gives features that differ by {worst:.2e} in cosine,"
+            f" more than {check.tolerance:.0e}; nothing was written"
+        )
+    return check
+
+
+def _compare(
+    tower: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor, what: str
+) -> tuple[tuple[Tensor, Tensor], float]:
+    """((features, exported features), both float64 and L2-normalised, and the largest 1 − cosine between them)."""
+    ours, theirs = [], []
+    # Batches of other sizes than the one that was traced, an odd one at the end included.
+    for batch in tqdm(inputs.split(_BATCH), desc=f"checking {what}", leave=False, disable=None):
+        with torch.no_grad():
+            ours.append(F.normalize(tower(batch).double(), dim=-1))
+        theirs.append(F.normalize(run(batch).double(), dim=-1))
+    first, second = torch.cat(ours), torch.cat(theirs)
+    return (first, second), (1 - (first * second).sum(-1)).abs().max().item()

@@ -1,0 +1,33 @@
+"""Architectures as data: frozen specs, and the table of the ones that have a name. Free of torch."""
+
+from clip_models.specs.model import ModelSpec, TextConfig
+from clip_models.specs.modern_text import ModernTextConfig
+from clip_models.specs.openclip import from_open_clip_config, to_open_clip_config
+from clip_models.specs.table import add_model_config, get_model_spec, list_models
+from clip_models.specs.text import CLIP_BPE_VOCAB_SIZE, CLIPTextConfig, DecoderConfig, HFTextConfig
+from clip_models.specs.treatment import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig, TokenizerConfig
+from clip_models.specs.vision import ResNetConfig, TimmConfig, VisionConfig, ViTConfig, as_pair
+
+__all__ = [
+    "CLIP_BPE_VOCAB_SIZE",
+    "OPENAI_DATASET_MEAN",
+    "OPENAI_DATASET_STD",
+    "CLIPTextConfig",
+    "DecoderConfig",
+    "HFTextConfig",
+    "ModelSpec",
+    "ModernTextConfig",
+    "PreprocessConfig",
+    "ResNetConfig",
+    "TextConfig",
+    "TimmConfig",
+    "TokenizerConfig",
+    "ViTConfig",
+    "VisionConfig",
+    "add_model_config",
+    "as_pair",
+    "from_open_clip_config",
+    "get_model_spec",
+    "list_models",
+    "to_open_clip_config",
+]

@@ -1,0 +1,97 @@
+"""What the parts of a model spec demand of each other. Each part checks itself where it is defined."""
+
+from typing import TYPE_CHECKING
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs.modern_text import ModernTextConfig
+from clip_models.specs.text import CLIPTextConfig, HFTextConfig
+from clip_models.specs.vision import ViTConfig, as_pair
+
+if TYPE_CHECKING:
+    from clip_models.specs.model import ModelSpec
+
+_CLIP_BPE_END = 49407
+
+
+def check_spec(spec: "ModelSpec") -> None:
+    """ClipModelsError, naming the first thing that is impossible or would have no effect."""
+    _check_embedding(spec)
+    _check_activation(spec)
+    _check_tokenizer(spec)
+    if spec.decoder is not None:
+        _check_decoder(spec)
+
+
+def _check_embedding(spec: "ModelSpec") -> None:
+    size = as_pair(spec.vision.image_size)
+    if spec.preprocess.size != size:
+        raise ClipModelsError(
+            f"preprocess.size {list(spec.preprocess.size)} is not the tower's input {list(size)};"
+            " change it together with vision.image_size"
+        )
+    vision, text = spec.vision, spec.text
+    if isinstance(vision, ViTConfig) and vision.attentional_pool and spec.embed_dim % vision.attn_pooler_heads:
+        raise ClipModelsError(
+            f"embed_dim {spec.embed_dim} is not a multiple of vision.attn_pooler_heads {vision.attn_pooler_heads}"
+        )
+    if text.proj_type == "none" and text.width != spec.embed_dim:
+        raise ClipModelsError(
+            f"text.proj_type none needs text.width {text.width} to be embed_dim {spec.embed_dim}; choose linear"
+        )
+
+
+def _check_activation(spec: "ModelSpec") -> None:
+    if not spec.quick_gelu:
+        return
+    native = [tower for tower in (spec.vision, spec.text) if isinstance(tower, ViTConfig | CLIPTextConfig)]
+    if not native and spec.decoder is None:
+        raise ClipModelsError(
+            f"quick_gelu has no effect on a {spec.vision.kind_of_config} image tower and a {spec.text.kind_of_config}"
+            " text tower; leave it out"
+        )
+    if any(tower.gelu_tanh for tower in native):
+        raise ClipModelsError("quick_gelu and gelu_tanh are different activations; choose one")
+
+
+def _check_tokenizer(spec: "ModelSpec") -> None:
+    tokenizer, text = spec.tokenizer, spec.text
+    ids = tokenizer.known_ids
+    if ids is not None and text.vocab_size < ids:
+        raise ClipModelsError(f"text.vocab_size {text.vocab_size} is less than the tokenizer's {ids} ids")
+    if tokenizer.kind == "tiktoken":
+        if not isinstance(text, ModernTextConfig) or text.eos_id is None:
+            raise ClipModelsError(
+                "a tiktoken tokenizer takes the ids of start, end and padding from a modern text tower with eos_id"
+            )
+        specials = [token for token in (text.eos_id, text.pad_id, text.bos_id) if token is not None]
+        if len(set(specials)) < len(specials) or (ids is not None and min(specials) < ids):
+            raise ClipModelsError(
+                f"text.eos_id, pad_id and bos_id {specials} must differ and stand above the ids of {tokenizer.name!r}"
+            )
+    if not isinstance(text, CLIPTextConfig) or text.embed_cls:
+        return
+    if tokenizer.kind == "sentencepiece" and text.pool_type == "argmax":
+        raise ClipModelsError(
+            "text.pool_type argmax takes the token of the highest id, which is the end in clip-bpe but not in"
+            " sentencepiece; choose last, or eos with text.eos_id"
+        )
+    if tokenizer.kind == "clip-bpe" and text.pool_type == "eos" and text.eos_id != _CLIP_BPE_END:
+        raise ClipModelsError(f"text.eos_id {text.eos_id} is not the end of the clip-bpe tokenizer, {_CLIP_BPE_END}")
+
+
+def _check_decoder(spec: "ModelSpec") -> None:
+    assert spec.decoder is not None
+    vision, text, width = spec.vision, spec.text, spec.decoder.width
+    if not isinstance(vision, ViTConfig):
+        raise ClipModelsError(f"a decoder needs the tokens of a vit image tower, not of a {vision.kind_of_config} one")
+    for name, tower in (("vision", vision), ("text", text)):
+        if not tower.output_tokens:
+            raise ClipModelsError(f"a decoder needs {name}.output_tokens = true")
+    tokens = spec.embed_dim if vision.attentional_pool else vision.width
+    if tokens != width:
+        source = "embed_dim" if vision.attentional_pool else "vision.width"
+        raise ClipModelsError(f"decoder.width {width} is not the width of the image tokens, {source} {tokens}")
+    if text.width != width:
+        raise ClipModelsError(f"decoder.width {width} is not text.width {text.width}")
+    if not isinstance(text, HFTextConfig) and spec.decoder.vocab_size != text.vocab_size:
+        raise ClipModelsError(f"decoder.vocab_size {spec.decoder.vocab_size} is not text.vocab_size {text.vocab_size}")

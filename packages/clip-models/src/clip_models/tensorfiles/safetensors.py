@@ -1,0 +1,135 @@
+"""safetensors: one file, or several with an index."""
+
+import hashlib
+import json
+import os
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from clip_models.errors import ClipModelsError, first_line
+
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` (CPU, contiguous) so that `path` is either complete or untouched.
+
+    The published writer puts the metadata in random order; here equal content gives equal bytes.
+    """
+    # Widest type first keeps every tensor aligned, as the format's own writer does.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _dtype_name(name, tensor), "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(struct.pack("<Q", len(head)) + head)
+                for name in order:
+                    file.write(_bytes_of(tensors[name]))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {_dtype_name(name, tensor)} {list(tensor.shape)}\n".encode())
+        total.update(_bytes_of(tensor))
+    return total.hexdigest()
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata). The format's own reader refuses headers that do not agree with the size of the file."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """(names of the tensors, metadata), without the tensors."""
+    with _open(path) as file:
+        return list(file.keys()), file.metadata() or {}
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Name of each tensor → name of its file."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClipModelsError(f"{path} is not an index of weights files: it has no table 'weight_map'") from error
+    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+        raise ClipModelsError(f"{path} is not an index of weights files: its 'weight_map' names no files")
+    return places
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ClipModelsError(
+            f"{path} is truncated or corrupted: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def read_shards(
+    index: Path, read: Callable[[Path], tuple[Mapping[str, Tensor], Mapping[str, str]]]
+) -> dict[str, Tensor]:
+    """The tensors of all files that `index` lists, which stand beside it."""
+    places = read_index(index)
+    parts = sorted(set(places.values()))
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        if Path(part).name != part or part.endswith(".json"):
+            raise ClipModelsError(f"{index} lists {part!r}, which is not the name of a weights file beside it")
+        if not index.with_name(part).is_file():
+            raise ClipModelsError(f"{index} lists {part}, which is not there; fetch all {len(parts)} parts")
+        held, _ = read(index.with_name(part))
+        expected = {name for name, place in places.items() if place == part}
+        if held.keys() != expected:
+            odd = sorted(held.keys() ^ expected)
+            raise ClipModelsError(f"{index.with_name(part)} and its index differ in {len(odd)} tensors ({odd[0]}, …)")
+        tensors.update(held)
+    return tensors
+
+
+def _dtype_name(name: str, tensor: Tensor) -> str:
+    if tensor.dtype not in _DTYPE_NAMES:
+        raise ClipModelsError(f"tensor {name} is {tensor.dtype}; weights are float32, float16 or bfloat16")
+    return _DTYPE_NAMES[tensor.dtype]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,79 @@
+"""What several towers share beside their mathematics: norms that stay as they are, recomputation, the check of ids."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from clip_models.errors import ClipModelsError
+
+
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
+
+
+class FreezesStatistics(nn.Module):
+    """A tower with batch norms, which can keep their statistics as they are while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen_statistics: list[str] = []
+
+    def freeze_locked_statistics(self) -> None:
+        """From now on the batch norms whose parameters are all locked normalise as in eval mode."""
+        self.frozen_statistics = [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "FreezesStatistics":
+        super().train(mode)
+        for name in self.frozen_statistics:
+            self.get_submodule(name).eval()
+        return self
+
+
+def call_block(block: Callable[..., Any], *args: Any, recompute: bool) -> Any:
+    """The block's output; with `recompute` its inner activations are made again in the backward pass, not stored."""
+    recompute = recompute and torch.is_grad_enabled()
+    return checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
+
+
+def may_look(text: Tensor) -> bool:
+    """Whether the values may be read: not on an accelerator, which would be waited for, and not in a trace."""
+    return text.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_text(text: Tensor, context_length: int, vocab_size: int) -> None:
+    """ClipModelsError unless `text` is [batch, 1 to context_length] token ids, which are looked at on the CPU only."""
+    if text.ndim != 2 or not 0 < text.shape[1] <= context_length:
+        raise ClipModelsError(f"the text tower takes [batch, up to {context_length}] token ids, not {list(text.shape)}")
+    if text.dtype not in (torch.int64, torch.int32):
+        raise ClipModelsError(f"the text tower takes token ids in int64, not {text.dtype}")
+    if text.numel() and may_look(text) and not 0 <= int(text.min()) <= int(text.max()) < vocab_size:
+        wrong = int(text[(text < 0) | (text >= vocab_size)][0])
+        raise ClipModelsError(
+            f"token id {wrong} is outside the vocabulary of {vocab_size}; take the tokenizer of this model"
+        )
+
+
+def cut_padding(text: Tensor, pad_id: int) -> Tensor:
+    """`text` without the columns at its right that are all padding, where looking costs nothing."""
+    if not text.numel() or not may_look(text):
+        return text
+    columns = (text != pad_id).any(dim=0).nonzero()
+    return text[:, : int(columns[-1]) + 1 if len(columns) else 1]
+
+
+def check_image(image: Tensor, size: tuple[int, int] | None = None) -> None:
+    """ClipModelsError unless `image` is a batch of normalised pictures, of `size` (height, width) where it is given."""
+    if image.ndim != 4 or image.shape[1] != 3 or size not in (None, tuple(image.shape[2:])):
+        height, width = size or ("height", "width")
+        raise ClipModelsError(f"the image tower takes [batch, 3, {height}, {width}], not {list(image.shape)}")
+    if not image.is_floating_point():
+        raise ClipModelsError(f"the image tower takes normalised floats, not {image.dtype}; apply mean and std")

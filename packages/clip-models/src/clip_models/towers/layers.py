@@ -1,0 +1,232 @@
+"""The layers that the native towers are made of.
+
+Parameter names and shapes are OpenCLIP's. Nothing here knows of ranks or compilation: they are applied to the blocks
+from outside.
+
+Shapes: B batch, L tokens, D width, H heads, C channels of a head.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_models.errors import ClipModelsError
+from clip_models.towers.common import call_block
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm at least in the precision of its weights; the result has the dtype of the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.weight.dtype and (x.device.type != "cpu" or self.weight.dtype != torch.float32):
+            # On a CPU low precision goes with float32 weights in one pass; elsewhere all must be of one dtype.
+            y = F.layer_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
+        else:
+            y = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x·sigmoid(1.702x), the activation that OpenAI's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def activation(quick_gelu: bool, gelu_tanh: bool = False) -> nn.Module:
+    """QuickGELU, GELU or its tanh approximation."""
+    return QuickGELU() if quick_gelu else nn.GELU("tanh" if gelu_tanh else "none")
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel, the same one at first."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention with the parameters of nn.MultiheadAttention and its initialisation."""
+
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; in place
+        of the causal one."""
+        B, L, D = x_BLD.shape
+        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).view(B, L, 3, self.heads, D // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        causal = self.causal and mask is None
+        y_BHLC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out_proj(y_BHLC.transpose(1, 2).reshape(B, L, D))
+
+    def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D]: what `forward` gives at one token of each sample, at the cost of about one token.
+
+        Where there is one query, q·(W_k·x) is (W_kᵀ·q)·x and the mean of W_v·x is W_v times the mean of x: the tokens
+        themselves are the keys and the values, with the heads as queries. The bias of the keys adds the same to all
+        scores, which changes nothing.
+        """
+        B, L, D = x_BLD.shape
+        H, C = self.heads, D // self.heads
+        rows = torch.arange(B, device=x_BLD.device)
+        W_q, W_k, W_v = self.in_proj_weight.chunk(3)
+        b_q, _, b_v = self.in_proj_bias.chunk(3)
+        if mask is not None:
+            mask = mask.expand(B, 1, L, L)[rows, :, token_B].unsqueeze(2)
+        elif self.causal:
+            mask = (torch.arange(L, device=x_BLD.device) <= token_B[:, None]).view(B, 1, 1, L)
+        q_HBC = F.linear(x_BLD[rows, token_B], W_q, b_q).view(B, H, C).transpose(0, 1)
+        q_BHD = torch.bmm(q_HBC, W_k.view(H, C, D)).transpose(0, 1)
+        x_B1LD = x_BLD.to(q_BHD.dtype).unsqueeze(1)
+        y_BHD = F.scaled_dot_product_attention(q_BHD.unsqueeze(1), x_B1LD, x_B1LD, attn_mask=mask, scale=C**-0.5)
+        y_HBC = torch.bmm(y_BHD.squeeze(1).transpose(0, 1), W_v.view(H, C, D).transpose(1, 2))
+        return self.out_proj(y_HBC.transpose(0, 1).reshape(B, D) + b_v)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, width: int, hidden: int, act: nn.Module) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.act = act
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.act(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm residual block."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        quick_gelu: bool = False,
+        gelu_tanh: bool = False,
+        causal: bool = False,
+        ls_init_value: float | None = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(width, norm_eps)
+        self.attn = Attention(width, heads, causal)
+        self.ls_1 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
+        self.ln_2 = LayerNorm(width, norm_eps)
+        self.mlp = MLP(width, int(width * mlp_ratio), activation(quick_gelu, gelu_tanh))
+        self.ls_2 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
+        """[B, L, D] → [B, L, D], or → [B, D] with `pool_B`, the token of each sample that is needed afterwards.
+
+        What a token gets does not depend on what the others get in the same block, so that the last block of a tower
+        can leave out nearly all of its work and still give the pooled token the same.
+        """
+        if pool_B is None:
+            x = x_BLD + self.ls_1(self.attn(self.ln_1(x_BLD), mask))
+        else:
+            rows = torch.arange(x_BLD.shape[0], device=x_BLD.device)
+            x = x_BLD[rows, pool_B] + self.ls_1(self.attn.at(self.ln_1(x_BLD), pool_B, mask))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; `resblocks` is what compilation, sharding and activation checkpointing are applied to."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.resblocks = nn.ModuleList(blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the matrix products, which is that of the residual stream."""
+        attention: Any = self.resblocks[0].attn
+        return attention.in_proj_weight.dtype
+
+    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
+        """[B, L, D] → [B, L, D], or → [B, D] at the tokens `pool_B` (int64 [B])."""
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x_BLD = self._run(block, x_BLD, mask)
+        return self._run(last, x_BLD, mask, pool_B)
+
+    def intermediates(
+        self, x_BLD: Tensor, mask: Tensor | None, indices: int | Sequence[int] | None, stop_early: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(the last output, the outputs of the chosen blocks from input to output); see `take_indices`."""
+        taken = take_indices(len(self.resblocks), indices)
+        outputs = []
+        for index, block in enumerate(self.resblocks[: max(taken) + 1] if stop_early else self.resblocks):
+            x_BLD = self._run(block, x_BLD, mask)
+            if index in taken:
+                outputs.append(x_BLD)
+        return x_BLD, outputs
+
+    def _run(self, block: nn.Module, x: Tensor, mask: Tensor | None, pool_B: Tensor | None = None) -> Tensor:
+        return call_block(block, x, mask, pool_B, recompute=self.grad_checkpointing)
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Positions among `count` blocks: None takes all, a number the last so many, a sequence those named, -1 the last.
+
+    ClipModelsError for what is out of range.
+    """
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise ClipModelsError(f"the last {indices} blocks of a tower of {count}: choose 1 to {count}")
+        return list(range(count - indices, count))
+    for index in indices:
+        if not -count <= index < count:
+            raise ClipModelsError(f"block {index} of a tower of {count}: choose {-count} to {count - 1}")
+    if not indices:
+        raise ClipModelsError("no blocks are named; None takes all")
+    return [index % count for index in indices]
+
+
+def names_under(module: nn.Module, *parts: str) -> list[str]:
+    """Names of the parameters that are a part or stand under one, in the module's order; parts may be absent."""
+    return [
+        name
+        for name, _ in module.named_parameters()
+        if any(name == part or name.startswith(f"{part}.") for part in parts)
+    ]
+
+
+def unlock_last(module: nn.Module, groups: list[list[str]], unlocked: int) -> None:
+    """Freezes the parameters of all groups but the last `unlocked`, which are trained."""
+    if unlocked < 0:
+        raise ClipModelsError(f"{unlocked} unlocked groups: choose 0 to {len(groups)}")
+    for index, group in enumerate(groups):
+        for name in group:
+            module.get_parameter(name).requires_grad_(index >= len(groups) - unlocked)
+
+
+def lock_text(module: nn.Module, groups: list[list[str]], unlocked: int, freeze_layer_norm: bool) -> None:
+    """As `unlock_last`, but unless `freeze_layer_norm` the norms of all groups are trained."""
+    unlock_last(module, groups, unlocked)
+    if not freeze_layer_norm:
+        for name in (name for group in groups for name in group):
+            if "norm" in type(module.get_submodule(name.rpartition(".")[0])).__name__.lower():
+                module.get_parameter(name).requires_grad_(True)

@@ -1,0 +1,251 @@
+"""The text tower of CLIP.
+
+Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, E embed_dim.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs import CLIPTextConfig
+from clip_models.towers.common import check_text, may_look
+from clip_models.towers.layers import Block, LayerNorm, Transformer, lock_text, names_under
+
+
+class TextLayers(nn.Module):
+    """The tensors of CLIP's text tower, and what is computed with them.
+
+    They stand under a tower of their own (`TextTransformer`) or at the root of a model, as OpenAI laid it out.
+    """
+
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    cls_emb: nn.Parameter
+    transformer: Transformer
+    ln_final: LayerNorm
+    text_projection: nn.Parameter | nn.Linear | None
+    _text: CLIPTextConfig
+
+    def add_text_layers(self, config: CLIPTextConfig, embed_dim: int, quick_gelu: bool) -> None:
+        """Creates the tensors with OpenCLIP's initialisation."""
+        if config.proj_type == "none" and config.width != embed_dim:
+            raise ClipModelsError(f"text.width {config.width} is not embed_dim {embed_dim} and text.proj_type is none")
+        width = config.width
+        self._text = config
+        self.context_length = config.context_length
+        self.vocab_size = config.vocab_size
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length + config.embed_cls, width))
+        if config.embed_cls:
+            self.cls_emb = nn.Parameter(0.01 * torch.randn(width))
+        self.transformer = Transformer(
+            Block(
+                width,
+                config.heads,
+                config.mlp_ratio,
+                quick_gelu=quick_gelu,
+                gelu_tanh=config.gelu_tanh,
+                causal=not config.no_causal_mask,
+                ls_init_value=config.ls_init_value,
+                norm_eps=config.norm_eps,
+            )
+            for _ in range(config.layers)
+        )
+        self.ln_final = LayerNorm(width, config.norm_eps)
+        if config.proj_type == "none":
+            self.text_projection = None
+        elif config.proj_bias:
+            self.text_projection = nn.Linear(width, embed_dim)
+            nn.init.normal_(self.text_projection.weight, std=width**-0.5)
+            nn.init.zeros_(self.text_projection.bias)
+        else:
+            self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        init_text_blocks(self.transformer.resblocks, width, config.layers)
+
+    def encode_ids(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """int64 [B, L] → (features [B, E] or with pool_type none [B, L, E]; tokens [B, L, D] if output_tokens).
+
+        Where attention is causal, what stands to the right of the pooled token changes nothing and may be cut off.
+        Errors: ClipModelsError; an id outside the vocabulary is looked for on the CPU only.
+        """
+        config = self._text
+        self._check(text)
+        pool_B = self._pooled_at(text)
+        if self._may_cut(text) and pool_B is not None:
+            text = text[:, : int(pool_B.max()) + 1]
+        x, mask = self._embed_ids(text)
+        if pool_B is not None and not config.output_tokens:
+            return self._project(self.ln_final(self.transformer(x, mask, pool_B))), None
+        x = self.transformer(x, mask)
+        return self._project(self._pool_text(x, pool_B)), self._tokens(x) if config.output_tokens else None
+
+    def encode_ids_intermediates(
+        self,
+        text: Tensor,
+        indices: int | Sequence[int] | None = None,
+        stop_early: bool = False,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+        output_fmt: str = "NLC",
+        output_extra_tokens: bool = False,
+    ) -> dict[str, Any]:
+        """The outputs of blocks: all, the last so many, or those named.
+
+        Returns `text_intermediates`, a list of [B, L, D]; `text_intermediates_suffix`, the class tokens [B, 1, D] of a
+        tower that has one, with output_extra_tokens; and `text_features` unless intermediates_only. `stop_early` leaves
+        out the blocks after the last one wanted, where no features are. `normalize_intermediates` applies ln_final.
+        """
+        if output_fmt != "NLC":
+            raise ClipModelsError(f"output_fmt {output_fmt!r} of a text tower is not possible; choose NLC")
+        self._check(text)
+        x, mask = self._embed_ids(text)
+        x, outputs = self.transformer.intermediates(x, mask, indices, stop_early and intermediates_only)
+        if normalize_intermediates:
+            outputs = [self.ln_final(output) for output in outputs]
+        result: dict[str, Any] = {}
+        if self._text.embed_cls:
+            if output_extra_tokens:
+                result["text_intermediates_suffix"] = [output[:, -1:] for output in outputs]
+            outputs = [output[:, :-1] for output in outputs]
+        result["text_intermediates"] = outputs
+        if not intermediates_only:
+            result["text_features"] = self._project(self._pool_text(x, self._pooled_at(text)))
+        return result
+
+    def text_layer_groups(self) -> list[list[str]]:
+        """Names of the parameters from input to output: embeddings, each block, the last with the norm, projection."""
+        *blocks, last = [f"transformer.resblocks.{index}" for index in range(self._text.layers)]
+        groups = [
+            names_under(self, "token_embedding", "positional_embedding", "cls_emb"),
+            *(names_under(self, block) for block in blocks),
+            names_under(self, last, "ln_final"),
+            names_under(self, "text_projection"),
+        ]
+        return [group for group in groups if group]
+
+    def _check(self, text: Tensor) -> None:
+        config = self._text
+        L = config.context_length
+        check_text(text, L, config.vocab_size)
+        if text.shape[1] < L and not config.embed_cls and (config.no_causal_mask or config.pool_type == "last"):
+            raise ClipModelsError(
+                f"this text tower looks at the padding too: pad the captions to {L} tokens, not {text.shape[1]}"
+            )
+        if config.pool_type == "eos" and not config.embed_cls and may_look(text):
+            lacking = ~self._ends(text).any(dim=1)
+            if bool(lacking.any()):
+                row = int(lacking.nonzero()[0])
+                raise ClipModelsError(f"caption {row} of the batch lacks the end token {config.eos_id} that is pooled")
+
+    def _may_cut(self, text: Tensor) -> bool:
+        config = self._text
+        if config.no_causal_mask or config.embed_cls or config.output_tokens:
+            return False
+        # On an accelerator reading the length would wait for the device.
+        return config.pool_type in ("argmax", "eos") and text.shape[0] > 0 and may_look(text)
+
+    def _embed_ids(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(the input of the first block, the mask of a tower with a class token)."""
+        dtype = self.transformer.dtype
+        x = self.token_embedding(text).to(dtype)
+        mask = None
+        if self._text.embed_cls:
+            x = torch.cat([x, self.cls_emb.to(dtype).expand(x.shape[0], 1, -1)], dim=1)
+            mask = self._class_mask(text)
+        return x + self.positional_embedding[: x.shape[1]].to(dtype), mask
+
+    def _class_mask(self, text: Tensor) -> Tensor:
+        """bool [B, 1, L + 1, L + 1]: where a token, and last the class token, may look.
+
+        OpenCLIP hides the padding by a mask that is one place off, and its weights were trained so: hidden is what
+        stands after a padding.
+        """
+        L = text.shape[1] + 1
+        seen = torch.cat([text.new_ones(text.shape[0], 1, dtype=torch.bool), text != self._text.pad_id], dim=1)
+        mask = seen[:, None, None, :].expand(-1, 1, L, L)
+        return mask if self._text.no_causal_mask else mask.tril()
+
+    def _pooled_at(self, text: Tensor) -> Tensor | None:
+        """int64 [B]: the token that is pooled; None where all are."""
+        if self._text.embed_cls:
+            return torch.full_like(text[:, 0], text.shape[1], dtype=torch.int64)
+        match self._text.pool_type:
+            case "argmax":
+                return text.argmax(dim=-1)
+            case "eos":
+                return self._ends(text).int().argmax(dim=-1)
+            case "first":
+                return torch.zeros_like(text[:, 0], dtype=torch.int64)
+            case "last":
+                return torch.full_like(text[:, 0], text.shape[1] - 1, dtype=torch.int64)
+        return None
+
+    def _ends(self, text: Tensor) -> Tensor:
+        assert self._text.eos_id is not None
+        return text.eq(self._text.eos_id)
+
+    def _pool_text(self, x_BLD: Tensor, pool_B: Tensor | None) -> Tensor:
+        if pool_B is not None:
+            x_BLD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), pool_B]
+        return self.ln_final(x_BLD)
+
+    def _tokens(self, x_BLD: Tensor) -> Tensor:
+        """What a decoder gets: with a class token the others as they are, otherwise all, normalized."""
+        return x_BLD[:, :-1] if self._text.embed_cls else self.ln_final(x_BLD)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        if self.text_projection is None:
+            return pooled
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(pooled)
+        return pooled @ self.text_projection
+
+
+class TextTransformer(TextLayers):
+    """CLIP's text transformer as a module of its own: int64 [B, L] → [B, E], with output_tokens also the tokens."""
+
+    def __init__(self, config: CLIPTextConfig, embed_dim: int, quick_gelu: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.add_text_layers(config, embed_dim, quick_gelu)
+
+    def forward(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """See `encode_ids`."""
+        features, tokens = self.encode_ids(text)
+        return features if tokens is None else (features, tokens)
+
+    forward_intermediates = TextLayers.encode_ids_intermediates
+    layer_groups = TextLayers.text_layer_groups
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks, in order."""
+        return list(self.transformer.resblocks)
+
+    def lock(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+        """Freezes the tower except its last `unlocked_layers` groups. Norms are frozen with their group; they can be
+        left trainable everywhere with `freeze_layer_norm=False`."""
+        lock_text(self, self.layer_groups(), unlocked_layers, freeze_layer_norm)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping what they computed."""
+        self.transformer.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimizer should not decay although they are matrices or embeddings."""
+        return {"positional_embedding", "cls_emb"} if self._text.embed_cls else {"positional_embedding"}
+
+
+def init_text_blocks(blocks: nn.ModuleList, width: int, layers: int) -> None:
+    """OpenAI's initialisation of the blocks of a text tower; biases keep PyTorch's defaults."""
+    residual_std = width**-0.5 * (2 * layers) ** -0.5
+    for block in blocks:
+        assert isinstance(block, Block)
+        nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
+        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
