@@ -13,6 +13,8 @@ BIN = Path(sys.executable).parent
 COMMANDS = [
     ["clip-data"],
     *(["clip-data", name] for name in ("plan", "acquire", "score", "select", "status", "verify")),
+    ["clip-models"],
+    *(["clip-models", name] for name in ("list", "profile", "embed", "classify", "export", "push")),
     ["clip-train"],
     ["clip-train", "fit"],
     ["clip-eval"],
