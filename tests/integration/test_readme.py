@@ -107,6 +107,7 @@ def test_data_training_and_evaluation_from_a_bucket(place):
     (folder / "my_evaluation.toml").write_text(EVALUATION)
     assert "runs/mine/model.safetensors" in run(printed("uv run clip-train fit"), folder, environment)
     assert "image_to_text_recall@1" in run(printed("uv run clip-eval run"), folder, environment)
+    assert "scores of 2 shards" in run(printed("uv run pipelines/score_clip.py"), folder, environment)
 
 
 @pytest.mark.slow
