@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError
 from clip_models.specs import DecoderConfig
 from clip_models.towers.common import call_block
-from clip_models.towers.layers import Attention, Block, LayerNorm, names_under
+from clip_models.towers.layers import Attention, Block, LayerNorm, attend, names_under
 from clip_models.towers.text import init_text_blocks
 
 
@@ -33,7 +33,7 @@ class CrossAttention(Attention):
         q = F.linear(x_NLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
         # No query sees another one, so that the captions of an image are one long sequence here.
         q_BHQC = q.view(k.shape[0], -1, self.heads, D // self.heads).transpose(1, 2)
-        return self.out_proj(F.scaled_dot_product_attention(q_BHQC, k, v).transpose(1, 2).reshape(N, L, D))
+        return self.out_proj(attend(q_BHQC, k, v).transpose(1, 2).reshape(N, L, D))
 
 
 class CrossBlock(Block):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModernTextConfig
 from clip_models.towers.common import call_block, check_text, cut_padding
-from clip_models.towers.layers import LayerNorm, LayerScale, lock_text, names_under, take_indices
+from clip_models.towers.layers import LayerNorm, LayerScale, attend, lock_text, names_under, take_indices
 
 
 class RMSNorm(nn.RMSNorm):
@@ -81,7 +81,7 @@ class ModernAttention(nn.Module):
         if table is not None:
             # The angles are float32, and so is the product; attention itself runs in the dtype of the values.
             q, k = rotate(q, table).to(v.dtype), rotate(k, table).to(v.dtype)
-        y_BHLC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        y_BHLC = attend(q, k, v, mask, causal=self.causal)
         y_BLD = y_BHLC.transpose(1, 2).reshape(B, L, D)
         if self.gate is not None:
             y_BLD = y_BLD * self.gate(x_BLD).sigmoid()
@@ -173,7 +173,7 @@ class ModernPool(nn.Module):
         q = self.q(self.query.to(x_BLD.dtype)).view(1, 1, self.heads, -1).transpose(1, 2)
         k, v = self.kv(x_BLD).view(B, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self.q_norm(q).expand(B, -1, -1, -1), self.k_norm(k)
-        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=valid_BL[:, None, None, :])
+        pooled = attend(q, k, v, valid_BL[:, None, None, :])
         return pooled.transpose(1, 2).reshape(B, D)
 
 

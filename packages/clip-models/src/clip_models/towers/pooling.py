@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models.towers.layers import LayerNorm
+from clip_models.towers.layers import LayerNorm, attend
 
 
 class QueryAttention(nn.Module):
@@ -38,7 +38,7 @@ class QueryAttention(nn.Module):
         q = F.linear(query_QD, weights[0], biases[0]).expand(B, -1, -1)
         k, v = (F.linear(x_BLK, weight, bias) for weight, bias in zip(weights[1:], biases[1:], strict=True))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, -1, D))
+        return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, -1, D))
 
 
 class AttentionalPooler(nn.Module):

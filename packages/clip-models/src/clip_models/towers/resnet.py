@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ResNetConfig, as_pair
 from clip_models.towers.common import FreezesStatistics, batch_norms, check_image
-from clip_models.towers.layers import names_under, take_indices, unlock_last
+from clip_models.towers.layers import attend, names_under, take_indices, unlock_last
 from clip_models.towers.positions import resize_grid_positions
 
 
@@ -74,7 +74,7 @@ class AttentionPool2d(nn.Module):
         x_BLC = torch.cat([x_BLC.mean(dim=1, keepdim=True), x_BLC], dim=1) + positions_LC.to(x_BLC.dtype)
         q, k, v = self.q_proj(x_BLC[:, :1]), self.k_proj(x_BLC), self.v_proj(x_BLC)
         q, k, v = (t.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for t in (q, k, v))
-        return self.c_proj(F.scaled_dot_product_attention(q, k, v).reshape(B, C))
+        return self.c_proj(attend(q, k, v).reshape(B, C))
 
 
 @contextmanager
