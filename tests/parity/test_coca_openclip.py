@@ -8,7 +8,7 @@ import torch
 
 from clip_models import ModelSpec, get_model_spec
 from clip_models.coca import CoCa
-from clip_models.weights import NoRandomInit
+from clip_models.towers.common import NoRandomInit
 from tests.support.beam_scorer import lend_generation
 from tests.support.coca import IDS, PLAIN, TINY, inputs, random_coca
 from tests.support.meta import meta_device, shapes_of

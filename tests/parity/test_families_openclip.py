@@ -16,7 +16,7 @@ import torch
 from clip_models import HFTextConfig, ModelSpec, ResNetConfig, TokenizerConfig, ViTConfig, get_model_spec
 from clip_models.model import build_model
 from clip_models.specs.openclip import to_open_clip_config
-from clip_models.weights import NoRandomInit
+from clip_models.towers.common import NoRandomInit
 
 open_clip = pytest.importorskip("open_clip")
 timm = pytest.importorskip("timm")

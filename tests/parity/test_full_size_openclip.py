@@ -5,7 +5,7 @@ import torch
 
 from clip_models.model import build_model
 from clip_models.specs import get_model_spec
-from clip_models.weights import NoRandomInit
+from clip_models.towers.common import NoRandomInit
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

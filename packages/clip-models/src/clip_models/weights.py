@@ -8,11 +8,9 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from clip_models.convert.description import Description, describe_beside, describe_spec, reconcile
 from clip_models.convert.formats import convert, detect, plain_names
@@ -23,6 +21,7 @@ from clip_models.hub import WEIGHTS_NAMES
 from clip_models.model import CLIP, build_model
 from clip_models.specs import ModelSpec
 from clip_models.tensorfiles import WEIGHTS_SUFFIXES, digest, read_names, read_tensors, write_safetensors
+from clip_models.towers.common import NoRandomInit
 
 FORMAT_VERSION = "1"
 _OURS = "clip_models."
@@ -183,23 +182,6 @@ def model_from_tensors(
     tied = sum(1 for _ in model.named_parameters(remove_duplicate=False)) > sum(1 for _ in model.named_parameters())
     model.load_state_dict(wanted, assign=not tied)
     return model
-
-
-class NoRandomInit(TorchFunctionMode):
-    """Leaves memory that is to hold random numbers as it is, and untouched where the system allots it lazily."""
-
-    _SKIPPED = frozenset(
-        getattr(nn.init, f"{name}_")
-        for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform", "xavier_normal",
-                     "xavier_uniform")
-    ) | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}  # fmt: skip
-    _WITHOUT_NUMBERS: ClassVar[Mapping[Any, Any]] = {torch.randn: torch.empty, torch.rand: torch.empty}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self._SKIPPED:
-            return args[0] if args else kwargs["tensor"]
-        return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
 
 
 def build_empty(spec: ModelSpec) -> CLIP:

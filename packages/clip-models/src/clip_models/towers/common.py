@@ -1,14 +1,32 @@
-"""What several towers share beside their mathematics: norms that stay as they are, recomputation, the check of ids."""
+"""What several towers share beside their mathematics: initialisation, frozen norms, recomputation, checks of inputs."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clip_models.errors import ClipModelsError
+
+
+class NoRandomInit(TorchFunctionMode):
+    """Leaves memory that is to hold random numbers as it is, and untouched where the system allots it lazily."""
+
+    _SKIPPED = frozenset(
+        getattr(nn.init, f"{name}_")
+        for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform", "xavier_normal",
+                     "xavier_uniform")
+    ) | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}  # fmt: skip
+    _WITHOUT_NUMBERS: ClassVar[Mapping[Any, Any]] = {torch.randn: torch.empty, torch.rand: torch.empty}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import DecoderConfig
-from clip_models.towers.common import call_block
+from clip_models.towers.common import NoRandomInit, call_block
 from clip_models.towers.layers import Attention, Block, LayerNorm, attend, names_under
 from clip_models.towers.text import init_text_blocks
 
@@ -67,12 +67,13 @@ class MultimodalDecoder(nn.Module):
         width, heads, ratio = config.width, config.heads, config.mlp_ratio
         self.context_length = config.context_length
         self.grad_checkpointing = False
-        self.resblocks = nn.ModuleList(
-            Block(width, heads, ratio, quick_gelu=quick_gelu, causal=True) for _ in range(config.layers)
-        )
-        self.cross_attn = nn.ModuleList(
-            CrossBlock(width, heads, ratio, quick_gelu=quick_gelu) for _ in range(config.layers)
-        )
+        with NoRandomInit():  # drawn below, and only there
+            self.resblocks = nn.ModuleList(
+                Block(width, heads, ratio, quick_gelu=quick_gelu, causal=True) for _ in range(config.layers)
+            )
+            self.cross_attn = nn.ModuleList(
+                CrossBlock(width, heads, ratio, quick_gelu=quick_gelu) for _ in range(config.layers)
+            )
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, config.vocab_size))
         init_text_blocks(self.resblocks, width, config.layers)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
-from clip_models.towers.common import check_text, may_look
+from clip_models.towers.common import NoRandomInit, check_text, may_look
 from clip_models.towers.layers import Block, LayerNorm, Transformer, lock_text, names_under
 
 
@@ -37,23 +37,24 @@ class TextLayers(nn.Module):
         self._text = config
         self.context_length = config.context_length
         self.vocab_size = config.vocab_size
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length + config.embed_cls, width))
         if config.embed_cls:
             self.cls_emb = nn.Parameter(0.01 * torch.randn(width))
-        self.transformer = Transformer(
-            Block(
-                width,
-                config.heads,
-                config.mlp_ratio,
-                quick_gelu=quick_gelu,
-                gelu_tanh=config.gelu_tanh,
-                causal=not config.no_causal_mask,
-                ls_init_value=config.ls_init_value,
-                norm_eps=config.norm_eps,
+        with NoRandomInit():  # drawn below, and only there
+            self.token_embedding = nn.Embedding(config.vocab_size, width)
+            self.transformer = Transformer(
+                Block(
+                    width,
+                    config.heads,
+                    config.mlp_ratio,
+                    quick_gelu=quick_gelu,
+                    gelu_tanh=config.gelu_tanh,
+                    causal=not config.no_causal_mask,
+                    ls_init_value=config.ls_init_value,
+                    norm_eps=config.norm_eps,
+                )
+                for _ in range(config.layers)
             )
-            for _ in range(config.layers)
-        )
         self.ln_final = LayerNorm(width, config.norm_eps)
         if config.proj_type == "none":
             self.text_projection = None
@@ -241,11 +242,14 @@ class TextTransformer(TextLayers):
 
 
 def init_text_blocks(blocks: nn.ModuleList, width: int, layers: int) -> None:
-    """OpenAI's initialisation of the blocks of a text tower; biases keep PyTorch's defaults."""
+    """OpenAI's initialisation of the blocks of a text tower; the biases of the MLPs are PyTorch's, those of attention
+    zero."""
     residual_std = width**-0.5 * (2 * layers) ** -0.5
     for block in blocks:
         assert isinstance(block, Block)
         nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(block.attn.out_proj.weight, std=residual_std)
-        nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
+        for layer, std in ((block.mlp.c_fc, (2 * width) ** -0.5), (block.mlp.c_proj, residual_std)):
+            nn.init.normal_(layer.weight, std=std)
+            bound = layer.in_features**-0.5
+            nn.init.uniform_(layer.bias, -bound, bound)
