@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_a_corrupted_tar_ends_in_one_line_and_nothing_is_written(tmp_path, capsy
     assert "run acquire again" in last
     assert "Traceback" not in err
     assert not (tmp_path / "data" / "columns").exists()
+
+
+def test_a_reader_that_leaves_is_no_error():
+    # Without PYTHONUNBUFFERED the closed pipe shows only when the buffer is flushed.
+    done = subprocess.run(
+        ["bash", "-c", f"{PROGRAM} plan --help | true; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_help_loads_nothing_heavy(tmp_path):

@@ -217,6 +217,7 @@ def _short(value: Any) -> str:
 def run_cli(main: Callable[[], int | None], *families: type[Exception]) -> None:
     """Runs an entry point: an error of the given families (ClipDataError always) is one line and exit code 2."""
     expected: tuple[type[Exception], ...] = (ClipDataError, *families)
+    code: int | str | None
     try:
         code = main()
     except expected as error:
@@ -226,8 +227,13 @@ def run_cli(main: Callable[[], int | None], *families: type[Exception]) -> None:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except SystemExit as stop:  # --help
+        code = stop.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left: what it did not want goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """The entry point; exits with 0, or with 2 after one line that says what is wrong."""
+    code: int | str | None
     try:
         code = _main(sys.argv[1:] if args is None else list(args))
     except ClipModelsError as error:
@@ -29,8 +30,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except SystemExit as stop:  # --help
+        code = stop.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left: what it did not want goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 
