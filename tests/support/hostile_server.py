@@ -111,7 +111,8 @@ class HostileServer:
                 self.sent[parts.path] += len(data)
         finally:
             self._busy -= 1
-        return name in ("body", "redirect", "status")
+        # A connection that closes without having said so is a fault of its own, which "disconnect" has.
+        return name in ("body", "redirect", "chain", "ring", "status", "unavailable")
 
     def body(self, request: Request) -> bytes:
         return self._bodies[request.query.get("name", request.path.rpartition("/")[2])][0]
