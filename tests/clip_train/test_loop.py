@@ -90,3 +90,13 @@ def test_what_is_not_finite_never_reaches_the_weights(bad):
     assert len(weights) == 1
     assert torch.equal(loop.task.model.weight.detach(), weights[0])
     assert recorder.ended == 1
+
+
+def test_a_parameter_that_the_loss_does_not_reach_is_named():
+    loop, _ = make_loop([1.0])
+    loop.task.model.decoder = torch.nn.Linear(2, 2)
+    with pytest.raises(ClipTrainError, match=r"2 parameters .* no gradient .*\(decoder\.weight, decoder\.bias\)"):
+        loop.run()
+    loop.task.model.decoder.requires_grad_(False)  # locked on purpose
+    loop, _ = make_loop([1.0], steps=1)
+    loop.run()

@@ -1,19 +1,22 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from clip_models import create_model, get_tokenizer
+from clip_models import ModelSpec, create_model, get_model_spec, get_tokenizer
+from clip_models.model import build_model
+from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
 from clip_train.task import ContrastiveTask
+from tests.support.coca import TINY as COCA
 
 HERE = World(0, 1, torch.device("cpu"))
 
 
 def make_task(precision: str = "fp32") -> ContrastiveTask:
-    model = create_model("ViT-Ti-4-24", seed=0)
-    return ContrastiveTask(model, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5), precision=precision, world=HERE)
+    return ContrastiveTask(create_model("ViT-Ti-4-24", seed=0), precision=precision, world=HERE)
 
 
 def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
@@ -22,22 +25,13 @@ def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
     return {"image": images, "text": get_tokenizer("ViT-Ti-4-24").encode_numpy(captions)}
 
 
-def test_pictures_are_normalised_on_the_device():
-    batch = make_batch()
-    prepared = make_task().prepare(batch)
+def test_images_are_normalised_by_the_mean_and_std_of_the_model():
+    batch, spec = make_batch(), get_model_spec("ViT-Ti-4-24")
+    spec = replace(spec, preprocess=replace(spec.preprocess, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)))
+    prepared = ContrastiveTask(build_model(spec), precision="fp32", world=HERE).prepare(batch)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
     np.testing.assert_allclose(prepared["image"].numpy(), (batch["image"] / 255 - mean) / std, atol=1e-5)
     assert prepared["image"].dtype == torch.float32
-
-
-def test_padding_that_no_caption_needs_is_cut_off_and_changes_nothing():
-    task, batch = make_task(), make_batch()
-    prepared = task.prepare(batch)
-    longest = max(int(np.argmax(row)) + 1 for row in batch["text"])
-    assert prepared["text"].shape == (6, longest)
-    assert longest < batch["text"].shape[1]
-    whole = {**prepared, "text": torch.from_numpy(batch["text"])}
-    torch.testing.assert_close(task.losses(whole)["loss"], task.losses(prepared)["loss"])
 
 
 def test_bf16_is_near_fp32_and_its_loss_is_fp32():
@@ -69,3 +63,26 @@ def test_the_logit_scale_stays_between_1_and_100(before, after):
     task.after_step()
     assert scale.item() == pytest.approx(after)
     assert task.report()["logit_scale"] == pytest.approx(math.exp(after), rel=1e-5)
+
+
+VIT = get_model_spec("ViT-Ti-4-24")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (COCA, "'coca-tiny' cannot be trained contrastively: the model is a CoCa, and its decoder needs"),
+        (replace(VIT, name="siglip", init_logit_bias=-10.0), "'siglip' .* its logit_bias would be ignored"),
+    ],
+)
+def test_a_model_of_another_objective_is_refused(spec: ModelSpec, reason: str):
+    with pytest.raises(ClipTrainError, match=reason):
+        ContrastiveTask(build_model(spec), precision="fp32", world=HERE)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_model_without_pooling_is_refused(tower):
+    spec = replace(VIT, **{tower: replace(getattr(VIT, tower), pool_type="none")})
+    task = ContrastiveTask(build_model(spec), precision="fp32", world=HERE)
+    with pytest.raises(ClipTrainError, match="not one vector for each image and caption"):
+        task.losses(task.prepare(make_batch()))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec
 from clip_models.towers import build_text, build_vision
+from clip_models.towers.common import cut_captions
 from clip_models.towers.layers import lock_text
 from clip_models.towers.text import TextLayers
 
@@ -66,6 +67,14 @@ class CLIP(TextLayers):
         Columns to the right of every end token may be cut off where attention is causal: they change nothing.
         """
         return _features(self.encode_ids(text) if self.spec.text_at_root else self.text(text), normalize)
+
+    def cut_captions(self, text: Tensor) -> Tensor:
+        """int64 [B, L] without the columns at its right that change no feature, as the spec of the text tower tells.
+
+        The values are read, on the CPU only. `encode_text` does this itself there; before a batch goes to an
+        accelerator, it saves the columns the way.
+        """
+        return cut_captions(text, self.spec.text)
 
     def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """(logits of the images over the texts, their transpose): scaled cosines, with the bias where there is one."""

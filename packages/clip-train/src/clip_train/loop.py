@@ -75,6 +75,17 @@ class Loop:
             for hook in self.hooks:
                 hook.on_end(self)
 
+    def _check_gradients(self) -> None:
+        """ClipTrainError when the loss reaches no more than a part of the parameters that are to be trained."""
+        named = self.task.model.named_parameters()
+        idle = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        if idle:
+            raise ClipTrainError(
+                f"{len(idle)} parameters of the model get no gradient from this objective and would stay as they are "
+                f"({', '.join(idle[:3])}{', …' if len(idle) > 3 else ''}): "
+                "choose an objective that trains the whole model"
+            )
+
     def _step(self, number: int) -> Step:
         asked = time.perf_counter()
         batch = next(self.batches)
@@ -84,6 +95,8 @@ class Loop:
             group["lr"] = lr
         losses = self.task.losses(self.task.prepare(batch))
         losses["loss"].backward()
+        if number == self.start:
+            self._check_gradients()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values = {name: float(loss.detach()) for name, loss in losses.items()}

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError
 
 T = TypeVar("T")
@@ -64,9 +65,10 @@ class World:
         return bool(votes.item())
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the ranks, or itself when there is only one."""
+        """The module with gradients averaged and batch norms synchronised over the ranks, or itself on a single one."""
         if self.size == 1:
             return module
+        synchronise_batch_norms(module)
         return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,

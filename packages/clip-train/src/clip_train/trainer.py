@@ -40,10 +40,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         steps = total_steps(config, manifest.samples)
         val_manifest = _val_manifest(config)
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
-        preprocess = model.spec.preprocess
-        task = ContrastiveTask(
-            model, mean=preprocess.mean, std=preprocess.std, precision=config.train.precision, world=world
-        )
+        task = ContrastiveTask(model, precision=config.train.precision, world=world)
         optimizer = make_optimizer(model, config.optim)
         stream = stack.enter_context(_stream(config, manifest, model, world))
 

@@ -100,5 +100,10 @@ class ModernTextConfig:
                 raise ClipModelsError(f"text.{name} {token} is outside the vocabulary of {self.vocab_size}")
 
     @property
+    def spare_columns(self) -> str:
+        """See `CLIPTextConfig.spare_columns`."""
+        return "none" if self.output_tokens else "padding"
+
+    @property
     def head_width(self) -> int:
         return self.width // self.heads

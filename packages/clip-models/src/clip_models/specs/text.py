@@ -69,6 +69,15 @@ class CLIPTextConfig:
         if self.proj_bias and self.proj_type == "none":
             raise ClipModelsError("text.proj_bias has no effect with text.proj_type none; leave it out")
 
+    @property
+    def spare_columns(self) -> str:
+        """Which columns at the right of a batch of token ids change no feature and may be cut off.
+
+        after_pooled: those after the pooled token of every caption. padding: those that hold padding only. none.
+        """
+        alone = not (self.no_causal_mask or self.embed_cls or self.output_tokens)
+        return "after_pooled" if alone and self.pool_type in ("argmax", "eos") else "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class HFTextConfig:
@@ -106,6 +115,16 @@ class HFTextConfig:
     @property
     def vocab_size(self) -> int:
         return int(self.config["vocab_size"])
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding; None where the configuration leaves it to the library."""
+        return self.config.get("pad_token_id")
+
+    @property
+    def spare_columns(self) -> str:
+        """See `CLIPTextConfig.spare_columns`."""
+        return "none" if self.output_tokens or self.pad_id is None else "padding"
 
     @property
     def width(self) -> int:

@@ -163,8 +163,6 @@ def _build(spec: ModelSpec, context_length: int, cache_dir: str | os.PathLike[st
 
 def _masked_padding(text: CLIPTextConfig | ModernTextConfig | HFTextConfig) -> int | None:
     """The id that the tower takes for padding and does not attend to; None where it looks at all positions."""
-    if isinstance(text, HFTextConfig):
-        return text.config.get("pad_token_id")
     if isinstance(text, CLIPTextConfig) and not text.embed_cls:
         return None
     return text.pad_id

@@ -1,7 +1,7 @@
 """What several towers share beside their mathematics: initialisation, frozen norms, recomputation, checks of inputs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clip_models.errors import ClipModelsError
+from clip_models.specs import CLIPTextConfig, TextConfig
 
 
 class NoRandomInit(TorchFunctionMode):
@@ -80,12 +81,36 @@ def check_text(text: Tensor, context_length: int, vocab_size: int) -> None:
         )
 
 
-def cut_padding(text: Tensor, pad_id: int) -> Tensor:
-    """`text` without the columns at its right that are all padding, where looking costs nothing."""
-    if not text.numel() or not may_look(text):
+def cut_captions(text: Tensor, config: TextConfig) -> Tensor:
+    """int64 [B, L] without the columns at its right that change no feature of the tower (`spare_columns`).
+
+    All of `text` where its values may not be read.
+    """
+    if config.spare_columns == "none" or not text.numel() or not may_look(text):
         return text
-    columns = (text != pad_id).any(dim=0).nonzero()
-    return text[:, : int(columns[-1]) + 1 if len(columns) else 1]
+    if config.spare_columns == "padding":
+        columns = text.ne(cast(int, config.pad_id)).any(dim=0).nonzero()
+        length = int(columns[-1]) + 1 if len(columns) else 1
+    else:
+        pool_B = pooled_at(text, cast(CLIPTextConfig, config))
+        length = int(cast(Tensor, pool_B).max()) + 1
+    return text[:, :length]
+
+
+def pooled_at(text: Tensor, config: CLIPTextConfig) -> Tensor | None:
+    """int64 [B]: the position that CLIP's text tower pools, of int64 [B, L]; None where it pools none."""
+    if config.embed_cls:
+        return torch.full_like(text[:, 0], text.shape[1], dtype=torch.int64)
+    match config.pool_type:
+        case "argmax":
+            return text.argmax(dim=-1)
+        case "eos":
+            return text.eq(cast(int, config.eos_id)).int().argmax(dim=-1)
+        case "first":
+            return torch.zeros_like(text[:, 0], dtype=torch.int64)
+        case "last":
+            return torch.full_like(text[:, 0], text.shape[1] - 1, dtype=torch.int64)
+    return None
 
 
 def check_image(image: Tensor, size: tuple[int, int] | None = None) -> None:

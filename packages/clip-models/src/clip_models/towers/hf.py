@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.specs import HFTextConfig
-from clip_models.towers.common import check_text, cut_padding
+from clip_models.towers.common import check_text, cut_captions
 from clip_models.towers.layers import lock_text, names_under, take_indices
 
 _TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
@@ -77,7 +77,7 @@ class HFTextTower(nn.Module):
         check_text(text, self.context_length, self.vocab_size)
         if self.output_tokens:
             return self._encode(text)
-        return self._encode(cut_padding(text, self.pad_id))[0]
+        return self._encode(cut_captions(text, self.config))[0]
 
     def forward_intermediates(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModernTextConfig
-from clip_models.towers.common import call_block, check_text, cut_padding
+from clip_models.towers.common import call_block, check_text, cut_captions
 from clip_models.towers.layers import LayerNorm, LayerScale, attend, lock_text, names_under, take_indices
 
 
@@ -279,7 +279,7 @@ class ModernTextTransformer(nn.Module):
     def forward(self, text: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_text(text, self.context_length, self.vocab_size)
         if not self.output_tokens:
-            text = cut_padding(text, self.config.pad_id)
+            text = cut_captions(text, self.config)
         x_BLD, valid_BL, _ = self._run(text)
         features, tokens_BLD = self._finish(x_BLD, text, valid_BL)
         return (features, tokens_BLD) if self.output_tokens else features

@@ -4,14 +4,14 @@ Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, E
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
-from clip_models.towers.common import NoRandomInit, check_text, may_look
+from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
 from clip_models.towers.layers import Block, LayerNorm, Transformer, lock_text, names_under
 
 
@@ -76,9 +76,8 @@ class TextLayers(nn.Module):
         """
         config = self._text
         self._check(text)
-        pool_B = self._pooled_at(text)
-        if self._may_cut(text) and pool_B is not None:
-            text = text[:, : int(pool_B.max()) + 1]
+        text = cut_captions(text, config)
+        pool_B = pooled_at(text, config)
         x, mask = self._embed_ids(text)
         if pool_B is not None and not config.output_tokens:
             return self._project(self.ln_final(self.transformer(x, mask, pool_B))), None
@@ -115,7 +114,7 @@ class TextLayers(nn.Module):
             outputs = [output[:, :-1] for output in outputs]
         result["text_intermediates"] = outputs
         if not intermediates_only:
-            result["text_features"] = self._project(self._pool_text(x, self._pooled_at(text)))
+            result["text_features"] = self._project(self._pool_text(x, pooled_at(text, self._text)))
         return result
 
     def text_layer_groups(self) -> list[list[str]]:
@@ -138,17 +137,10 @@ class TextLayers(nn.Module):
                 f"this text tower looks at the padding too: pad the captions to {L} tokens, not {text.shape[1]}"
             )
         if config.pool_type == "eos" and not config.embed_cls and may_look(text):
-            lacking = ~self._ends(text).any(dim=1)
+            lacking = text.ne(cast(int, config.eos_id)).all(dim=1)
             if bool(lacking.any()):
                 row = int(lacking.nonzero()[0])
                 raise ClipModelsError(f"caption {row} of the batch lacks the end token {config.eos_id} that is pooled")
-
-    def _may_cut(self, text: Tensor) -> bool:
-        config = self._text
-        if config.no_causal_mask or config.embed_cls or config.output_tokens:
-            return False
-        # On an accelerator reading the length would wait for the device.
-        return config.pool_type in ("argmax", "eos") and text.shape[0] > 0 and may_look(text)
 
     def _embed_ids(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """(the input of the first block, the mask of a tower with a class token)."""
@@ -170,25 +162,6 @@ class TextLayers(nn.Module):
         seen = torch.cat([text.new_ones(text.shape[0], 1, dtype=torch.bool), text != self._text.pad_id], dim=1)
         mask = seen[:, None, None, :].expand(-1, 1, L, L)
         return mask if self._text.no_causal_mask else mask.tril()
-
-    def _pooled_at(self, text: Tensor) -> Tensor | None:
-        """int64 [B]: the token that is pooled; None where all are."""
-        if self._text.embed_cls:
-            return torch.full_like(text[:, 0], text.shape[1], dtype=torch.int64)
-        match self._text.pool_type:
-            case "argmax":
-                return text.argmax(dim=-1)
-            case "eos":
-                return self._ends(text).int().argmax(dim=-1)
-            case "first":
-                return torch.zeros_like(text[:, 0], dtype=torch.int64)
-            case "last":
-                return torch.full_like(text[:, 0], text.shape[1] - 1, dtype=torch.int64)
-        return None
-
-    def _ends(self, text: Tensor) -> Tensor:
-        assert self._text.eos_id is not None
-        return text.eq(self._text.eos_id)
 
     def _pool_text(self, x_BLD: Tensor, pool_B: Tensor | None) -> Tensor:
         if pool_B is not None:

@@ -1,0 +1,59 @@
+"""Towers with batch norms: two ranks compute what one process does on the whole batch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from clip_models import ModelSpec, ResNetConfig, TimmConfig, get_model_spec, get_tokenizer
+from clip_models.model import build_model
+from clip_train.parallel import World, join_world
+from clip_train.task import ContrastiveTask
+from tests.support.distributed import run_ranks
+
+PAIRS = 12
+VISION = {
+    "native": ResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=16, head_width=32),
+    "timm": TimmConfig(image_size=32, model_name="test_efficientnet", pool="avg", proj="linear"),
+}
+
+
+def spec_of(kind: str) -> ModelSpec:
+    spec = get_model_spec("ViT-Ti-4-24")
+    return replace(spec, name=kind, vision=VISION[kind], preprocess=replace(spec.preprocess, size=(32, 32)))
+
+
+def one_step(kind: str, world: World, training: bool = True) -> dict[str, np.ndarray]:
+    """The loss, gradients and running statistics of this rank's share of twelve pairs."""
+    torch.manual_seed(0)
+    task = ContrastiveTask(build_model(spec_of(kind)), precision="fp32", world=world)
+    generator, share = np.random.default_rng(0), slice(world.rank, None, world.size)
+    images = generator.integers(0, 256, (PAIRS, 3, 32, 32), dtype=np.uint8)
+    text = get_tokenizer("ViT-Ti-4-24").encode_numpy([f"number {number}" for number in range(PAIRS)])
+    task.model.train(training)
+    loss = task.losses(task.prepare({"image": images[share], "text": text[share]}))["loss"]
+    loss.backward()
+    values = {"loss": loss.detach(), **{f"grad {name}": p.grad for name, p in task.model.named_parameters()}}
+    return {name: t.double().numpy() for name, t in {**values, **dict(task.model.named_buffers())}.items()}
+
+
+def on_ranks(kind: str, training: bool) -> dict[str, np.ndarray]:
+    with join_world("cpu") as world:
+        return one_step(kind, world, training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", VISION)
+def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training):
+    pytest.importorskip("timm")
+    alone = one_step(kind, World(0, 1, torch.device("cpu")), training)
+    both = run_ranks(2, on_ranks, kind, training)
+    assert sum("running_var" in name for name in alone) >= 5
+    gradients = [name for name in alone if name.startswith("grad")]
+    for rank in both:
+        # As one vector: a gradient that is zero but for rounding has no relative error of its own.
+        found, wanted = (np.concatenate([side[name].ravel() for name in gradients]) for side in (rank, alone))
+        assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+        for name in alone.keys() - set(gradients):
+            np.testing.assert_allclose(rank[name], alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
