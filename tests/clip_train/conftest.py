@@ -11,14 +11,14 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 
 
 def boxes(count: int, seed: int) -> list[dict]:
-    """Pictures of a box on a ground with their captions."""
+    """Images of a box on a ground with their captions; those of another seed are other samples."""
     draw = random.Random(seed)
     samples = []
     for number in range(count):
         ground, box = draw.choice(list(COLOURS)), draw.choice(list(COLOURS))
         image = Image.new("RGB", (64, 64), COLOURS[ground])
         image.paste(COLOURS[box], (draw.randrange(40), draw.randrange(40), 60, 60))
-        samples.append({"image": image, "caption": f"a {box} box on {ground} ground, number {number}"})
+        samples.append({"image": image, "caption": f"a {box} box on {ground} ground, number {seed}-{number}"})
     return samples
 
 

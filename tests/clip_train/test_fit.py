@@ -1,6 +1,7 @@
 """Whole runs: to the end, killed, stopped by signals, on several ranks."""
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from clip_data.config import load_file, to_dict
 from clip_data.dataset import Dataset
-from clip_models import create_model, load_model
+from clip_data.select import SelectConfig, select
+from clip_data.stream import build_manifest
+from clip_models import create_model, create_model_and_transforms, get_tokenizer, load_model
 from clip_train import (
     CheckpointConfig,
     ClipTrainError,
@@ -267,6 +272,52 @@ def test_a_damaged_checkpoint_stops_the_run_and_removing_it_lets_it_go_on(recipe
         fit(config)
     shutil.rmtree(newest)
     assert fit(config).model_sha256 == uninterrupted[1].model_sha256
+
+
+def test_the_held_out_loss_is_that_of_the_evaluation_preprocessing(recipe, tmp_path, datasets):
+    # Crops of a fifth of the image and flips in training: a validation that used them would have another loss.
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        data=dataclasses.replace(recipe.data, scale=(0.1, 0.2), hflip=1.0),
+        val=dataclasses.replace(recipe.val, batch_size=10, every=0),
+        train=dataclasses.replace(recipe.train, steps=3, precision="fp32"),
+    )
+    result = fit(config)
+
+    model, _, preprocess = create_model_and_transforms("ViT-Ti-4-24", pretrained=result.model)
+    tokenizer, dataset, losses = get_tokenizer("ViT-Ti-4-24"), Dataset.open(str(datasets / "val")), []
+    rows = [(unit, row) for unit in dataset.units for row in dataset.sidecar(unit).to_pylist()]
+    for batch in (rows[:10], rows[10:]):
+        images, captions = [], [row["caption"] for _, row in batch]
+        for unit, row in batch:
+            tar = (datasets / "val" / "shards" / f"{unit.name}.tar").read_bytes()
+            data = tar[row["image_offset"] : row["image_offset"] + row["image_length"]]
+            images.append(preprocess(Image.open(io.BytesIO(data))))
+        with torch.no_grad():
+            image, text, scale = model.eval()(torch.stack(images), tokenizer(captions))
+        logits, pairs = scale * image @ text.T, torch.arange(10)
+        losses.append(float(F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2)
+    assert result.val_loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
+def test_held_out_samples_in_the_training_data_are_refused_unless_allowed(recipe, tmp_path, datasets):
+    dataset = Dataset.open(str(datasets / "train"))
+    if "some" not in dataset.selections():
+        select(dataset, SelectConfig(name="some", where="uid_fraction < 0.5"))
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        val=ValConfig(sources=(Source(root=str(datasets / "train"), selection="some"),), batch_size=4),
+        train=dataclasses.replace(recipe.train, steps=3),
+    )
+    total = build_manifest(config.val.sources).samples
+    with pytest.raises(ValueError, match=rf"{total} of the {total} samples of val\.sources .* val\.overlap = 'allow'"):
+        fit(config)
+    assert not (tmp_path / "run").exists()
+    allowed = dataclasses.replace(config, val=dataclasses.replace(config.val, overlap="allow"))
+    assert allowed.fingerprint() == config.fingerprint()
+    assert fit(allowed).val_loss is not None
 
 
 def test_samples_that_changed_under_a_run_are_refused(recipe, tmp_path, datasets):

@@ -40,6 +40,8 @@ class ValConfig:
     """pairs that are contrasted with each other; a remainder that fills no batch is counted and left out"""
     every: int = 0
     """steps between two measurements; 0 measures once, after the last step"""
+    overlap: Literal["error", "allow"] = "error"
+    """held-out samples that are training samples too (the same uid) are an error, or allowed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class OptimConfig:
     eps: float = 1e-6
     """added to the root of the second moment"""
     weight_decay: float = 0.2
-    """decoupled decay of matrices; gains, biases and the logit scale have none"""
+    """decoupled decay of matrices; vectors, scalars and what the model exempts (position tables) have none"""
     warmup: int = 0
     """steps of linear warm-up"""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -123,7 +125,7 @@ class FitConfig:
         """The part of the config that decides the result; the rest may change between a run and its continuation."""
         whole = to_dict(self)
         del whole["run"], whole["checkpoint"], whole["data"]["workers"], whole["train"]["log_every"]
-        del whole["train"]["device"], whole["data"]["long_captions"]
+        del whole["train"]["device"], whole["data"]["long_captions"], whole["val"]["overlap"]
         return whole
 
     def fingerprint(self) -> str:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from clip_models import CLIP
 from clip_train.config import OptimConfig
-
-_NO_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of a name, as OpenCLIP has them
-
-
-def decays(name: str, parameter: Tensor) -> bool:
-    """OpenCLIP's rule: matrices decay; vectors, scalars, norms, biases and the logit scale do not."""
-    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters in two groups, with and without decay."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
-    ]
+    """AdamW over the trainable parameters in two groups, with and without weight decay.
+
+    Matrices decay. Vectors and scalars do not, and neither does what `model.no_weight_decay()` names.
+    """
+    spared = model.no_weight_decay() if isinstance(model, CLIP) else set()
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 and name not in spared else kept).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     # Fused, one pass over memory: on the token embedding alone the loop over tensors costs as much as a small model.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from clip_data.config import fingerprint
-from clip_data.stream import Manifest, SampleStream, build_manifest, read_once
+from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, create_model, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed
@@ -39,6 +39,10 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         manifest = build_manifest(config.data.sources)
         steps = total_steps(config, manifest.samples)
         val_manifest = _val_manifest(config)
+        if val_manifest and config.val.overlap == "error":
+            world.lead(
+                partial(refuse_overlap, manifest, val_manifest, name="val.sources", option="val.overlap = 'allow'")
+            )
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
         task = ContrastiveTask(model, precision=config.train.precision, world=world)
         optimizer = make_optimizer(model, config.optim)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clip_data.stream.loader import OnceReader, SampleStream, read_once
     from clip_data.stream.manifest import Manifest, build_manifest
+    from clip_data.stream.overlap import refuse_overlap
     from clip_data.stream.source import Source
 
 _MODULES = {
@@ -15,9 +16,10 @@ _MODULES = {
     "Source": "source",
     "build_manifest": "manifest",
     "read_once": "loader",
+    "refuse_overlap": "overlap",
 }
 
-__all__ = ["Manifest", "OnceReader", "SampleStream", "Source", "build_manifest", "read_once"]
+__all__ = ["Manifest", "OnceReader", "SampleStream", "Source", "build_manifest", "read_once", "refuse_overlap"]
 
 
 def __getattr__(name: str) -> object:

@@ -39,6 +39,12 @@ class Part:
     def samples(self) -> int:
         return int(self.counts.sum())
 
+    def rows(self, unit: Unit) -> np.ndarray:
+        """int32 [kept]: the sidecar rows of a unit that the stream draws from, ascending."""
+        rows = self.selection.rows(unit)
+        removed = self.removed.get(unit.name)
+        return rows if removed is None else np.setdiff1d(rows, removed, assume_unique=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -102,9 +102,7 @@ class SourceReader:
 
     def _load(self, unit: int) -> pa.Table:
         plan = self.part.units[unit]
-        rows = self.part.selection.rows(plan)
-        if plan.name in self.part.removed:
-            rows = np.setdiff1d(rows, self.part.removed[plan.name], assume_unique=True)
+        rows = self.part.rows(plan)
         table = self.store.read_table(sidecar_name(plan), self.columns)
         if table.num_rows != plan.rows:
             raise ClipDataError(f"{self.store.url}/{sidecar_name(plan)} has {table.num_rows} rows, not {plan.rows}")
