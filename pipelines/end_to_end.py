@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_data.acquire import AcquireConfig
@@ -29,8 +29,6 @@ from clip_train import ClipTrainError, FitConfig
 class EndToEnd:
     output: str
     """folder of the run; `{output}` in any string of the recipe stands for it"""
-    seed: int = 0
-    """of the rendered scenes, the model's first weights, the sample order and the augmentation"""
     input: InputConfig = field(default_factory=InputConfig)
     """where the table of URLs comes from"""
     plan: PlanConfig
@@ -57,7 +55,6 @@ def main() -> None:
         args = [str(Path(__file__).parent / "recipes" / "quickstart.toml"), *args]
     config = parse(EndToEnd, args, prog="end_to_end.py", description=__doc__)
     config = substitute(config, output=config.output)
-    config = replace(config, fit=replace(config.fit, train=replace(config.fit.train, seed=config.seed)))
 
     from clip_data.acquire import AcquireTask
     from clip_data.demo import serve, write_input
@@ -72,7 +69,7 @@ def main() -> None:
     run, root = Store(config.output), f"{config.output}/dataset"
     claim(run, config, free=("executor", "report"))
     with stage(run, "plan"):
-        write_input(config.input, f"{config.output}/input", seed=config.seed)
+        write_input(config.input, f"{config.output}/input")
         dataset = plan(root, config.plan)
     with make_executor(config.executor) as executor:
         with stage(run, "acquire"), serve(config.input) if dataset.pending("acquire") else nullcontext():

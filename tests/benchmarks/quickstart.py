@@ -38,7 +38,8 @@ def tree_bytes(root: int) -> int:
 
 
 def measure(seed: int, output: Path) -> dict:
-    command = [sys.executable, str(ROOT / "pipelines/end_to_end.py"), "--output", str(output), "--seed", str(seed)]
+    command = [sys.executable, str(ROOT / "pipelines/end_to_end.py"), "--output", str(output)]
+    command += [f"--{field}={seed}" for field in ("input.seed", "fit.train.seed")]
     start, peak = time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:

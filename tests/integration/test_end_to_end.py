@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("end_to_end") / "run"
-    args = ("--output", folder, f"--input.port={free_port()}", *SHORT)
+    args = ("--output", folder, f"--input.port={free_port()}", "--fit.train.seed=7", *SHORT)
     done = run("end_to_end.py", *args)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, args, done
@@ -30,6 +30,12 @@ def test_it_says_where_the_report_is(finished):
     folder, _, done = finished
     assert done.stdout.strip().splitlines()[-1] == f"report: {folder}/report.html"
     assert (folder / "report.html").stat().st_size > 50_000
+
+
+def test_the_seed_that_is_given_is_the_seed_that_trains(finished):
+    folder, _, _ = finished
+    assert json.loads((folder / "config.json").read_text())["fit"]["train"]["seed"] == 7
+    assert json.loads((folder / "train/config.json").read_text())["train"]["seed"] == 7
 
 
 def test_every_row_has_the_outcome_of_its_kind(finished):
@@ -114,7 +120,7 @@ def test_training_and_evaluation_run_on_their_own_from_the_resolved_configs(fini
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--seed=1"], "seed is 0 there and 1 now"),
+        (["--fit.train.seed=1"], "fit.train.seed is 7 there and 1 now"),
         (["--acquire.image-size=48"], "acquire.image_size is 64 there and 48 now"),
         (["--fit.optim.lr=0.1"], "fit.optim.lr is 0.002 there and 0.1 now"),
     ],

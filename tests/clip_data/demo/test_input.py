@@ -6,22 +6,22 @@ from clip_data.errors import ClipDataError
 
 
 def test_scenes_are_written_once(tmp_path):
-    config = InputConfig(kind="scenes", rows=200)
-    write_input(config, str(tmp_path), seed=1)
+    config = InputConfig(kind="scenes", rows=200, seed=1)
+    write_input(config, str(tmp_path))
     first = (tmp_path / "urls.parquet").read_bytes()
-    write_input(config, str(tmp_path), seed=1)
+    write_input(config, str(tmp_path))
     assert (tmp_path / "urls.parquet").read_bytes() == first
 
 
 def test_a_folder_of_another_seed_is_refused(tmp_path):
-    write_input(InputConfig(kind="scenes", rows=200), str(tmp_path), seed=1)
+    write_input(InputConfig(kind="scenes", rows=200, seed=1), str(tmp_path))
     with pytest.raises(ClipDataError, match="another run: seed is 1 there and 2 now"):
-        write_input(InputConfig(kind="scenes", rows=200), str(tmp_path), seed=2)
+        write_input(InputConfig(kind="scenes", rows=200, seed=2), str(tmp_path))
 
 
 def test_a_table_that_is_there_needs_nothing(tmp_path):
     config = InputConfig(kind="table")
-    write_input(config, str(tmp_path), seed=0)
+    write_input(config, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     with serve(config):
         pass

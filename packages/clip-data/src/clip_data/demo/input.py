@@ -18,6 +18,8 @@ class InputConfig:
     """scenes: rendered and served on loopback; folder: served on loopback; table: nothing to do, `plan.urls` exists"""
     rows: int = 4000
     """scenes: rows of the table of URLs, the bad ones included"""
+    seed: int = 0
+    """scenes: what is drawn follows from it"""
     folder: str = ""
     """folder: where the pictures are"""
     captions: str = ""
@@ -34,19 +36,19 @@ class InputConfig:
             raise ValueError(f"input.port = {self.port} must lie between 1 and 65535")
 
 
-def write_input(config: InputConfig, folder: str, *, seed: int) -> None:
+def write_input(config: InputConfig, folder: str) -> None:
     """Writes `<folder>/urls.parquet` unless it is there; a folder that holds another table is refused."""
     if config.kind == "table":
         return
     store = Store(folder)
-    claim(store, {"input": config, "seed": seed})
+    claim(store, config)
     if store.exists("urls.parquet"):
         return
     url, path = f"http://127.0.0.1:{config.port}", store.full("urls.parquet")
     if config.kind == "scenes":
         from clip_data.demo.table import write_table
 
-        write_table(path, rows=config.rows, seed=seed, base_url=url)
+        write_table(path, rows=config.rows, seed=config.seed, base_url=url)
     else:
         from clip_data.demo.folder import write_folder_table
 
