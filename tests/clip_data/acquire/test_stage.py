@@ -139,6 +139,22 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
     assert [name for name in (tmp_path / "out").iterdir() if name.name.startswith(".tmp")] == []
 
 
+def test_a_date_that_python_has_not_stops_nothing(tmp_path, server):
+    url = server.put("a.jpg", encode(noise(90, 90)))
+    days, seconds = pa.array([0, 10_000_000], pa.int32()), pa.array([10**12, 0], pa.int64())
+    rows = pa.table({"url": [url] * 2, "caption": ["a", "b"], "d": days.cast(pa.date32()),
+                     "t": seconds.cast(pa.timestamp("s"))})  # fmt: skip
+    dataset = make(tmp_path, rows, extra_columns=("d", "t"))
+    [record] = acquire(dataset)
+    assert record["counts"] == {"success": 2}
+    sidecar = dataset.sidecar(dataset.units[0])
+    assert sidecar["d"].cast(pa.int32()).to_pylist() == [0, 10_000_000]
+    with tarfile.open(fileobj=io.BytesIO(files(dataset, dataset.units[0])[0])) as tar:
+        described = [json.loads(tar.extractfile(f"000000000000{n}.json").read()) for n in (0, 1)]
+    assert [value["d"] for value in described] == ["1970-01-01", "29349-01-26"]
+    assert described[1]["t"] == "1970-01-01 00:00:00.000"
+
+
 def test_the_same_bytes_come_from_any_concurrency(tmp_path, server):
     rows = mixed_rows(server, 20)
     found = []
@@ -261,7 +277,7 @@ HOSTILE = [
     *(b"HTTP/1.1 %d X\r\n%b: %b\r\n\r\nbody" % (status, name.encode(), odd)
       for status in (200, 302) for name in HEADERS for odd in ODD),
     *(b"HTTP/1.1 %b\r\n\r\nbody" % line
-      for line in (b"0 X", b"000 X", b"99 X", b"101 X", b"600 X", b"999 X", b"1000 X", b"-1 X", b"2e2 X", b"\xff", b"")),
+      for line in (b"0 X", b"000 X", b"99 X", b"101 X", b"600 X", b"999 X", b"1000 X", b"-1 X", b"2e X", b"\xff", b"")),
     *(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk
       for chunk in (b"zz\r\n", b"-1\r\n", b"f" * 20 + b"\r\n", b"3\r\nabcd", b"3;\xff\r\nabc\r\n0\r\n\r\n", b"")),
     b"", b"\xff" * 50, b"\0" * 50, b"\r\n\r\n", b"HTTP/2 200\r\n\r\n",

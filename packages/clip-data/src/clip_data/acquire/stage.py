@@ -99,7 +99,7 @@ async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) 
     from clip_data.acquire.fetch import Fetcher
     from clip_data.acquire.image import own_pixel_limit
 
-    urls = source["url"].to_pylist()
+    urls = _values(source, "url")
     rows: list[dict[str, Any]] = [{} for _ in urls]
     begun = asyncio.Semaphore(ROWS_PER_SLOT * config.concurrency)
     with own_pixel_limit(), ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as threads:
@@ -171,9 +171,10 @@ def _write_shard(
     import pyarrow as pa
 
     extra = [name for name in source.column_names if name not in ("url", "caption")]
+    columns = [_values(source, name) for name in source.column_names]
     with TarWriter(path) as tar:
-        for number, (row, given) in enumerate(zip(rows, source.to_pylist(), strict=True)):
-            key = unit.key(number)
+        for number, (row, *fields) in enumerate(zip(rows, *columns, strict=True)):
+            key, given = unit.key(number), dict(zip(source.column_names, fields, strict=True))
             row.update(uid=uid(given["url"], given["caption"]), key=key, url=given["url"], caption=given["caption"])
             if row["status"] != SUCCESS:
                 continue
@@ -194,9 +195,24 @@ def _write_shard(
     return table, tar.sha256
 
 
+def _values(source: pa.Table, name: str) -> list[Any]:
+    """A column's values in Python: as text where Python's dates do not reach (the year 10,000)."""
+    import pyarrow as pa
+
+    column = source[name]
+    try:
+        try:
+            return column.to_pylist()
+        except OverflowError:
+            return column.cast(pa.string()).to_pylist()
+    except (ValueError, LookupError, pa.ArrowException) as error:
+        raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}") from error
+
+
 def _members(table: pa.Table) -> list[tuple[str, int, int]]:
     members = []
-    for row in table.filter(table["image_offset"].is_valid()).to_pylist():
+    own = table.select(sidecar_schema().names)
+    for row in own.filter(own["image_offset"].is_valid()).to_pylist():
         for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
             members.append((f"{row['key']}.{extension}", row[f"{member}_offset"], row[f"{member}_length"]))
     return members
