@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_an_error_of_the_disk_under_construction_is_one_line(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ZeroDivisionError), store.staging():
         raise ZeroDivisionError
+
+
+def test_what_a_bucket_s_files_are_built_in_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def build():
+        with Store("memory://folder").staging() as folder:
+            assert folder.parent == tmp_path
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ClipDataError, match=f"^cannot write in {tmp_path}: No space left"):
+        build()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_takes_no_more_is_one_line_for_every_writer(tmp_path):
