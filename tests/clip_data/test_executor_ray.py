@@ -112,7 +112,7 @@ def test_a_wrong_address_is_an_error_in_time(monkeypatch, prefix, answer, reason
         started = time.monotonic()
         with pytest.raises(ClipDataError, match=f"Ray cluster at {address}: .*{reason}.*RAY_AUTH_TOKEN") as caught:
             make_executor(ExecutorConfig(kind="ray", ray_address=address))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert "\n" not in str(caught.value)
 
 

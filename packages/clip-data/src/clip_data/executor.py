@@ -235,7 +235,9 @@ class _Worker:
 def _serve(payload: bytes, connection: Connection) -> None:
     """The worker process: units in, outcomes out, until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends the workers
-    if sys.platform == "linux":  # the kernel kills even a worker whose C code keeps Python's lock
+    if sys.platform == "linux":
+        # The kernel kills even a worker whose C code keeps Python's lock. It goes by the thread that started the
+        # worker, which is the one that is in `run`.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     task: Task | None = None
