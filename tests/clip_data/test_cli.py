@@ -59,6 +59,34 @@ def test_the_whole_way_from_urls_to_a_selection(tmp_path, capsys):
     assert pq.read_table(Path(root, "shards", "00000001.parquet"))["label"].to_pylist() == [5, 6, 7]
 
 
+def test_a_stage_in_which_every_row_fails_is_an_error(tmp_path, capsys):
+    root = str(tmp_path / "out")
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:1/a", None], "caption": ["a", "b"]}), tmp_path / "urls.parquet")
+    assert call(capsys, "plan", "--urls", str(tmp_path / "urls.parquet"), "--root", root)[0] == 0
+    acquire = ("acquire", "--root", root, "--executor.workers", "1")
+    for _ in range(2):  # the second run has nothing to do, and the same to say
+        code, out, err = call(capsys, *acquire)
+        assert (code, out) == (2, "")
+        last = err.splitlines()[-1]
+        assert last.startswith("error: acquire: none of 2 rows succeeded: missing_url 1, private_address 1; ")
+        assert f"remove {root}/commits/acquire " in last
+    assert "warning: acquire: none of 2 rows succeeded" in call(capsys, "status", "--root", root)[1]
+    assert call(capsys, "verify", "--root", root, "--deep")[0] == 0
+    code, _, err = call(capsys, "score", "--root", root, "--scorers", "caption", "--executor.workers", "1")
+    assert code == 2
+    assert "error: score-caption: none of 2 rows succeeded: rejected_upstream 2" in err.splitlines()[-1]
+    assert call(capsys, "select", "--root", root, "--name", "all")[0] == 2
+
+
+@pytest.mark.parametrize("root", ["s3://", "s3:/bucket/data"])
+def test_a_url_without_a_bucket_is_no_local_folder(tmp_path, monkeypatch, capsys, root):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"url": ["http://h/1"], "caption": ["one"]}), "list.parquet")
+    code, _, err = call(capsys, "plan", "--urls", "list.parquet", "--root", root)
+    assert (code, err) == (2, f"error: {root!r} names no folder: write s3://bucket/folder\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["list.parquet"]
+
+
 def test_damage_is_one_line_each_and_exit_code_2(tmp_path, capsys):
     make_dataset(tmp_path, [{"image": picture(1), "caption": "one"}, {"image": picture(2), "caption": "two"}], 1)
     for name in ("00000000.tar", "00000001.parquet"):

@@ -1,6 +1,8 @@
 """The local executor: retries after real deaths, errors with the unit named, nothing left behind."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -65,19 +67,21 @@ def test_no_process_is_left_when_a_run_is_given_up(tmp_path):
 
 
 DRIVER = """
-    import os, sys, time
+    import os, re, sys, time
     from clip_data.dataset import Unit
     from clip_data.executor import ExecutorConfig, LocalExecutor
 
-    def sleep(unit):
+    def hang(unit):
         with open(f"{sys.argv[1]}/{unit.ordinal}", "w") as file:
             file.write(str(os.getpid()))
         os.rename(f"{sys.argv[1]}/{unit.ordinal}", f"{sys.argv[1]}/{unit.ordinal}.pid")
+        if unit.ordinal:
+            re.match("(a|a)*b", "a" * 64)  # takes for ever, and no other thread of the process runs meanwhile
         time.sleep(120)
 
     if __name__ == "__main__":
         units = [Unit(ordinal=i, source="", row_group=0, row_start=0, rows=1) for i in range(2)]
-        list(LocalExecutor(ExecutorConfig(workers=2)).run(sleep, units))
+        list(LocalExecutor(ExecutorConfig(workers=2)).run(hang, units))
 """
 
 
@@ -85,14 +89,19 @@ def test_workers_do_not_outlive_a_killed_driver(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
     driver = subprocess.Popen([sys.executable, script, tmp_path])
+    workers = []
     try:
         _wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
         workers = [int(file.read_text()) for file in tmp_path.glob("*.pid")]
         assert all(_alive(pid) for pid in workers)
-    finally:
         driver.kill()
         driver.wait()
-    _wait_for(lambda: not any(_alive(pid) for pid in workers))
+        _wait_for(lambda: not any(_alive(pid) for pid in workers))
+    finally:
+        for process in (driver.pid, *workers):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        driver.wait()
 
 
 @pytest.mark.parametrize(

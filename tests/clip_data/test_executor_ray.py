@@ -1,6 +1,10 @@
 """The Ray executor on one local cluster: the same answers, errors and retries as the local one."""
 
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +14,7 @@ from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, LocalExecutor, make_executor
 from clip_data.run import run_stage
+from tests.support.pipeline import free_port
 from tests.support.stages import UNITS, Copy, Deadly, Failing, folder_bytes, planned
 
 pytestmark = pytest.mark.slow
@@ -68,13 +73,67 @@ def test_no_more_units_are_under_way_than_workers(tmp_path, executor):
     assert max(count - done for done, count in enumerate(started)) <= 3  # two, and the one that follows a finished one
 
 
-def test_a_cluster_that_does_not_answer_is_an_error_with_the_way_out(monkeypatch):
+@contextmanager
+def listening(answer: bytes) -> Iterator[int]:
+    """A port on which a server sends some bytes to whoever connects, and then waits."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    held.append(connection)
+                    connection.sendall(answer)
+
+        held: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Ray node"),
+        (b"", "timed out"),
+        ("refused", "refused"),
+    ],
+)
+def test_a_wrong_address_is_an_error_in_time(monkeypatch, prefix, answer, reason):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("clip_data.executor_ray.GREETING_SECONDS", 0.5)
+    with nullcontext(free_port()) if answer == "refused" else listening(answer) as port:
+        address = f"{prefix}127.0.0.1:{port}"
+        started = time.monotonic()
+        with pytest.raises(ClipDataError, match=f"Ray cluster at {address}: .*{reason}.*RAY_AUTH_TOKEN") as caught:
+            make_executor(ExecutorConfig(kind="ray", ray_address=address))
+    assert time.monotonic() - started < 20
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["head", "127.0.0.1:", "127.0.0.1:port", ":6379"])
+def test_what_is_no_address_is_refused(monkeypatch, address):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ClipDataError, match=f"Ray cluster at {address}: .*host:port"):
+        make_executor(ExecutorConfig(kind="ray", ray_address=address))
+
+
+def test_an_error_of_ray_s_own_is_one_line(monkeypatch, executor):
+    """The greeting goes to the cluster that runs; what Ray says after it is made up."""
     import ray
 
     def refuse(address, **options):
-        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}\nfor reasons of its own")
 
+    address = ray.get_runtime_context().gcs_address
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ClipDataError, match=r"Ray cluster at 10.0.0.1:6379.*RAY_AUTH_TOKEN"):
-        make_executor(ExecutorConfig(kind="ray", ray_address="10.0.0.1:6379"))
+    with pytest.raises(ClipDataError, match=rf"Ray cluster at {address}: ConnectionError: Failed.*RAY_AUTH_TOKEN"):
+        make_executor(ExecutorConfig(kind="ray", ray_address=address))

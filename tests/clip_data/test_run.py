@@ -1,9 +1,14 @@
 """Running a stage: pending units only, counts over everything that is committed, settings fixed."""
 
+import shutil
+from dataclasses import dataclass
+
 import pytest
 
+from clip_data.dataset import Dataset
 from clip_data.errors import ClipDataError
 from clip_data.run import run_stage
+from clip_data.status import format_status, status
 from tests.support.stages import Copy, planned
 
 
@@ -62,3 +67,50 @@ def test_a_record_that_does_not_add_up_is_a_bug(tmp_path):
         run_stage(
             dataset, "copy", {}, lambda unit: {"rows": unit.rows, "counts": {"success": 1}}, InLine(), progress=False
         )
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Commits given counts for every unit."""
+
+    root: str
+    counts: tuple[tuple[str, int], ...]
+
+    def __call__(self, unit):
+        counts = dict(self.counts)
+        record = {"rows": sum(counts.values()), "counts": {"success": 0, **counts}}
+        Dataset.open(self.root).commit("try", unit, record)
+        return record
+
+
+def test_a_stage_without_a_single_success_is_an_error_each_time(tmp_path):
+    dataset = planned(tmp_path, rows=10)
+    task = Outcomes(dataset.root, (("http_404", 7), *((f"code_{n}", 1) for n in range(2)), ("tls", 1)))
+    message = rf"try: none of 40 rows succeeded: http_404 28, .*; .* remove {dataset.root}/commits/try \("
+    with pytest.raises(ClipDataError, match=message):
+        run_stage(dataset, "try", {}, task, InLine(), progress=False)
+    assert len(dataset.committed("try")) == 4
+    again = InLine()
+    with pytest.raises(ClipDataError, match=message):
+        run_stage(dataset, "try", {}, task, again, progress=False)
+    assert again.ran == []
+    assert "warning: try: none of 40 rows succeeded: http_404 28" in format_status(status(dataset.root))
+    shutil.rmtree(tmp_path / "commits" / "try")
+    task = Outcomes(dataset.root, (("success", 10),))
+    assert run_stage(dataset, "try", {}, task, InLine(), progress=False) == {"success": 40}
+
+
+@pytest.mark.parametrize(
+    ("counts", "warned"),
+    [
+        ({"success": 9, "timeout_total": 91}, True),
+        ({"success": 10, "timeout_total": 90}, False),
+        ({"success": 1, "rejected_upstream": 99}, False),
+        ({"success": 1, "rejected_upstream": 79, "decode_error": 20}, True),
+    ],
+)
+def test_a_stage_in_which_hardly_a_row_succeeds_warns(tmp_path, capsys, counts, warned):
+    dataset = planned(tmp_path, rows=100)
+    run_stage(dataset, "try", {}, Outcomes(dataset.root, tuple(counts.items())), InLine(), progress=False)
+    assert capsys.readouterr().err.startswith("warning: try: only ") == warned
+    assert ("warning: try: only " in format_status(status(dataset.root))) == warned

@@ -1,20 +1,27 @@
 """The store: nothing partial under a final name, plain errors, local and other file systems alike."""
 
+import errno
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clip_data.errors import ClipDataError
 from clip_data.store import Store, table_bytes
+from tests.support.pipeline import free_port
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -81,6 +88,56 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         Store("/proc/self").write_bytes("x", b"")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE])
+def test_an_error_of_the_disk_under_construction_is_one_line(tmp_path, number):
+    store = Store(tmp_path)
+
+    def build():
+        with store.staging() as folder:
+            (folder / "half").write_bytes(b"x")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(ClipDataError, match=rf"^cannot write in {tmp_path}: {os.strerror(number)}; \w+") as caught:
+        build()
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), store.staging():
+        raise ZeroDivisionError
+
+
+def test_what_a_bucket_s_files_are_built_in_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def build():
+        with Store("memory://folder").staging() as folder:
+            assert folder.parent == tmp_path
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ClipDataError, match=f"^cannot write in {tmp_path}: No space left"):
+        build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_is_one_line_for_every_writer(tmp_path):
+    store, big = Store(tmp_path), bytes(20_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        for write in (
+            lambda: store.write_bytes("a/x", big),
+            lambda: store.write_json("a/x", {"x": "y" * 20_000}),
+            lambda: store.write_table("a/x", pa.table({"n": np.random.default_rng(0).random(9000)})),
+        ):
+            with pytest.raises(ClipDataError, match=rf"cannot write {tmp_path}/a/x: File too large; .*ulimit"):
+                write()
+        with pytest.raises(ClipDataError, match=f"cannot write in {tmp_path}: .*too large"), store.staging() as folder:
+            pq.write_table(pa.table({"n": np.random.default_rng(0).random(9000)}), folder / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.list("a") == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
     store = Store(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -97,19 +154,85 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
     assert all((folder / "shard.tar").exists() for folder in others)
 
 
-def test_an_object_store_that_cannot_be_reached_is_one_line(monkeypatch):
-    for name, value in {
-        "ACCESS_KEY_ID": "a",
-        "SECRET_ACCESS_KEY": "b",
-        "ENDPOINT_URL": "http://127.0.0.1:1",
-        "MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+@pytest.fixture(scope="module")
+def s3():
+    """Settings of an S3 server with no bucket."""
+    port = free_port()
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < deadline, "the S3 server does not come up"
+            time.sleep(0.05)
+        yield {
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "message"),
+    [
+        ("s3://bucket/folder", {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, r"127\.0\.0\.1:1.*; check AWS_ENDPOINT_URL"),
+        ("s3://bucket/folder", {"AWS_ENDPOINT_URL": "127.0.0.1:1"}, "Invalid endpoint: 127.0.0.1:1"),
+        ("s3://bucket/folder", {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "; set AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/folder", {"AWS_SECRET_ACCESS_KEY": None}, "; set AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/folder", {"AWS_PROFILE": "nobody"}, "nobody"),
+        ("s3://no bucket/folder", {}, "no bucket"),
+    ],
+)
+def test_an_object_store_that_cannot_be_used_is_one_line(s3, monkeypatch, tmp_path, url, settings, message):
+    import s3fs
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**s3, **settings}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        store = Store(url)
+        for call in (
+            lambda: store.exists("x"),
+            store.list,
+            lambda: store.write_bytes("x", b""),
+            lambda: store.read_bytes("x"),
+        ):
+            with pytest.raises(ClipDataError, match=rf"^cannot \w+ {url}.*{message}") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_that_is_not_there(s3, monkeypatch):
+    import s3fs
+
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
     store = Store("s3://bucket/folder")
-    calls = [lambda: store.exists("x"), store.list, lambda: store.write_bytes("x", b""), lambda: store.read_bytes("x")]
-    for call in calls:
-        with pytest.raises(ClipDataError, match=r"cannot .* s3://bucket/folder.*127\.0\.0\.1:1"):
-            call()
+    assert (store.list(), store.exists("x")) == ([], False)
+    with pytest.raises(ClipDataError, match=r"^cannot write s3://bucket/folder/x: .*bucket does not exist; create it"):
+        store.write_bytes("x", b"")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:", "s3:/bucket/folder", "memory:x"])
+def test_a_url_without_a_bucket_is_no_local_folder(url):
+    with pytest.raises(ClipDataError, match=f"^'{url}' names no folder: write"):
+        Store(url)
 
 
 def test_an_unknown_file_system():

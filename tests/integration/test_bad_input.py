@@ -76,3 +76,21 @@ def test_a_table_that_does_not_fit(tmp_path, table, words):
 def test_no_table(tmp_path):
     done = run("build_shards.py", "--urls", tmp_path / "urls.parquet", "--output", tmp_path / "out")
     assert refused(done, "urls.parquet")
+
+
+@pytest.mark.slow
+def test_a_stage_in_which_every_row_fails_stops_the_pipeline(tmp_path):
+    out, options = tmp_path / "run", ("--acquire.allow-private", "False", f"--input.port={free_port()}")
+    done = run("end_to_end.py", "--output", out, *options, *SHORT)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: acquire: none of 200 rows succeeded: private_address ")
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "dataset", "input", "timings.json"]
+    assert not (out / "dataset" / "columns").exists()
+    tables, target = out / "input" / "urls.parquet", tmp_path / "shards"
+    done = run("build_shards.py", "--urls", tables, "--output", target, "--executor.workers=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: acquire: none of 200 rows succeeded: private_address ")
+    done = run("filter_shards.py", "--dataset", target, "--name", "all", "--executor.workers=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("error: score-caption: none of 200 rows succeeded: rejected_up")
+    assert not (target / "selections").exists()

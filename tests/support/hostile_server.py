@@ -53,6 +53,11 @@ class HostileServer:
         self._bodies: dict[str, tuple[bytes, dict[str, str]]] = {}
         self._busy = 0
 
+    def put_raw(self, name: str, reply: bytes) -> str:
+        """Serves these very bytes as the response from now on; its URL."""
+        self._bodies[name] = reply, {}
+        return self.url(f"raw/{name}")
+
     def put(self, name: str, body: bytes, **headers: str) -> str:
         """Serves a body from now on; its URL."""
         self._bodies[name] = body, headers
@@ -131,6 +136,12 @@ async def _cancel_all() -> None:
 async def _body(server: HostileServer, request: Request) -> Reply:
     await asyncio.sleep(float(request.query.get("delay", 0)))
     yield whole(server.body(request), **server.extra(request))
+
+
+async def _raw(server: HostileServer, request: Request) -> Reply:
+    """/raw/<name>: what `put_raw` was given; redirects in it may lead to other names."""
+    reply, _ = server._bodies.get(request.path.rpartition("/")[2], (whole(b"", 404), {}))
+    yield reply
 
 
 async def _status(server: HostileServer, request: Request) -> Reply:
@@ -262,6 +273,7 @@ async def _empty(server: HostileServer, request: Request) -> Reply:
 
 
 HANDLERS: dict[str, Handler] = {
+    "raw": _raw,
     "status": _status,
     "redirect": _redirect,
     "chain": _chain,

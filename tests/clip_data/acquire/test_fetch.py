@@ -54,6 +54,53 @@ def test_a_good_body_arrives_whole(server):
     assert (result.content_type, result.opt_out) == ("image/png", None)
 
 
+@pytest.mark.parametrize(
+    ("header", "stored"),
+    [
+        (b"image/\xff\xfe", "image/\ufffd\ufffd"),
+        (b"image/\xed\xa0\x80; charset=\xe9", "image/\ufffd\ufffd\ufffd"),
+        ("image/é".encode(), "image/é"),
+        (b"a" * 7000, "a" * 100),
+        (b"; charset=utf-8", None),
+    ],
+)
+def test_a_content_type_of_any_bytes_can_be_stored(server, header, stored):
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (header, len(BODY), BODY)
+    result = fetch(server.put_raw("typed-raw", reply))
+    assert (result.body, result.content_type) == (BODY, stored)
+
+
+WRONG_ADDRESSES = {
+    b"http://xn--/a": Code.MALFORMED_URL,
+    b"http://xn--a/a": Code.MALFORMED_URL,
+    b"https://a.xn--999999b/": Code.MALFORMED_URL,
+    b"//xn--\x80": Code.MALFORMED_URL,
+    b"http://h\xffst/": Code.MALFORMED_URL,
+    b"http://127.0.0.1:99999/": Code.MALFORMED_URL,
+    b"http://127.0.0.1:x/": Code.MALFORMED_URL,
+    b"http://a..b/": Code.MALFORMED_URL,
+    b"http://" + b"a" * 64 + b".test/": Code.MALFORMED_URL,
+    b"http://[::1": Code.MALFORMED_URL,
+    b"http://me:secret@127.0.0.1/": Code.URL_CREDENTIALS,
+    b"data:image/png;base64,AAAA": Code.SCHEME_NOT_ALLOWED,
+    b"ftp://127.0.0.1/": Code.SCHEME_NOT_ALLOWED,
+}
+
+
+@pytest.mark.parametrize("redirected", [False, True])
+def test_addresses_that_are_none_have_a_code(server, redirected):
+    replies = {
+        server.put_raw(f"to-{number}", b"HTTP/1.1 302 X\r\nLocation: %b\r\n\r\n" % address): code
+        for number, (address, code) in enumerate(WRONG_ADDRESSES.items())
+    }
+    direct = {address.decode("utf-8", "surrogateescape"): code for address, code in WRONG_ADDRESSES.items()}
+    del direct["//xn--\udc80"]  # relative to nothing
+    alone = dict.fromkeys(["http:///a", "http://", "http://\ud800/", "http://a\n/"], Code.MALFORMED_URL)
+    urls = replies if redirected else direct | alone
+    found = fetch_all(urls)
+    assert {url: result.code for url, (result, _) in zip(urls, found, strict=True)} == urls
+
+
 def test_we_say_who_we_are_and_ask_for_no_compression(server):
     fetch(server.url("body/a?who"), user_agent_token="my-crawler")
     headers = server.requests[-1].headers

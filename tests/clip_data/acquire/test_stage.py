@@ -1,18 +1,21 @@
 """The stage as a whole: rows in, a shard, a sidecar and a commit record out."""
 
 import datetime
+import errno
 import hashlib
 import io
 import json
 import math
+import random
 import resource
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_data.acquire import AcquireConfig, AcquireTask
+from clip_data.acquire import AcquireConfig, AcquireTask, Code
 from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
 from clip_data.config import fingerprint
 from clip_data.dataset import shard_name, sidecar_name
@@ -136,6 +139,22 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
     assert [name for name in (tmp_path / "out").iterdir() if name.name.startswith(".tmp")] == []
 
 
+def test_a_date_that_python_has_not_stops_nothing(tmp_path, server):
+    url = server.put("a.jpg", encode(noise(90, 90)))
+    days, seconds = pa.array([0, 10_000_000], pa.int32()), pa.array([10**12, 0], pa.int64())
+    rows = pa.table({"url": [url] * 2, "caption": ["a", "b"], "d": days.cast(pa.date32()),
+                     "t": seconds.cast(pa.timestamp("s"))})  # fmt: skip
+    dataset = make(tmp_path, rows, extra_columns=("d", "t"))
+    [record] = acquire(dataset)
+    assert record["counts"] == {"success": 2}
+    sidecar = dataset.sidecar(dataset.units[0])
+    assert sidecar["d"].cast(pa.int32()).to_pylist() == [0, 10_000_000]
+    with tarfile.open(fileobj=io.BytesIO(files(dataset, dataset.units[0])[0])) as tar:
+        described = [json.loads(tar.extractfile(f"000000000000{n}.json").read()) for n in (0, 1)]
+    assert [value["d"] for value in described] == ["1970-01-01", "29349-01-26"]
+    assert described[1]["t"] == "1970-01-01 00:00:00.000"
+
+
 def test_the_same_bytes_come_from_any_concurrency(tmp_path, server):
     rows = mixed_rows(server, 20)
     found = []
@@ -171,14 +190,123 @@ def test_a_changed_source_is_refused_and_leaves_nothing(tmp_path, server):
     assert server.requests == []
 
 
-def test_a_bug_stops_the_unit_and_leaves_nothing(tmp_path, server, monkeypatch):
-    """Only faults of a URL become codes; anything unexpected is raised as it is."""
-    monkeypatch.setattr("clip_data.acquire.image.sniff", lambda body: 1 / 0)
-    dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(90, 90))), "caption": "a"}] * 20)
+def test_an_exception_that_no_code_foresees_costs_its_row(tmp_path, server, monkeypatch, caplog):
+    from clip_data.acquire import image
+
+    def trip(body, config):
+        return image_treat(body, config) if len(body) > 10 else {}["width"]
+
+    image_treat = image.treat
+    monkeypatch.setattr(image, "treat", trip)
+    rows = [{"url": server.put(name, encode(noise(90, 90))), "caption": name} for name in ("a", "b")]
+    rows.insert(1, {"url": server.put("short", b"tiny"), "caption": "short"})
+    dataset = make(tmp_path, rows)
+    [record] = acquire(dataset)
+    assert record["counts"] == {"success": 2, "unexpected:KeyError": 1}
+    row = dataset.sidecar(dataset.units[0]).to_pylist()[1]
+    assert (row["status"], row["error_class"], row["error"]) == ("rejected", "unexpected", "unexpected:KeyError")
+    assert f"'{row['url']}' is rejected as unexpected:KeyError: 'width'" in caplog.text
+
+
+@pytest.mark.parametrize("error", [MemoryError("short"), OSError(errno.ENFILE, "no files"), ClipDataError("ours")])
+def test_trouble_of_this_machine_is_no_row_s_fault(tmp_path, server, monkeypatch, error):
+    def fail(body, config):
+        raise error
+
+    monkeypatch.setattr("clip_data.acquire.image.treat", fail)
+    dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(90, 90))), "caption": "a"}] * 5)
+    with pytest.raises((MemoryError, ClipDataError), match=r"short|no files|ours"):
+        acquire(dataset)
+    leaves_nothing(dataset)
+
+
+def test_a_bug_outside_the_rows_stops_the_unit_and_leaves_nothing(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("clip_data.acquire.stage.uid", lambda url, caption: 1 / 0)
+    dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(90, 90))), "caption": "a"}] * 5)
     with pytest.raises(ZeroDivisionError):
         acquire(dataset)
+    leaves_nothing(dataset)
+
+
+@pytest.mark.parametrize("limit", [5_000, 20_000, 30_000])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, server, limit):
+    """The limits stop the spool of images (9 kB), the members of the tar, and its end (30,720 bytes)."""
+    dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(64, 64))), "caption": "a"}] * 6)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ClipDataError, match=rf"^cannot write in {dataset.root}: File too large; .*another folder$"):
+            acquire(dataset)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    leaves_nothing(dataset)
+    [record] = acquire(dataset)
+    assert record["counts"] == {"success": 6}
+    assert record["files"]["shards/00000000.tar"]["bytes"] > 30_000
+
+
+def leaves_nothing(dataset):
     assert dataset.store.list("shards") == []
     assert not dataset.committed("acquire")
+    assert [path for path in Path(dataset.root).iterdir() if path.name.startswith(".tmp-")] == []
+
+
+HEADERS = [
+    "Content-Type",
+    "Content-Length",
+    "Content-Encoding",
+    "Transfer-Encoding",
+    "Location",
+    "X-Robots-Tag",
+    "Link",
+]
+ODD = [
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\0",
+    b"\x01",
+    b"",
+    b"-1",
+    b"9" * 5000,
+    b"chunked",
+    b"gzip",
+    b"br",
+    b"http://xn--a/",
+]
+HOSTILE = [
+    *(b"HTTP/1.1 %d X\r\n%b: %b\r\n\r\nbody" % (status, name.encode(), odd)
+      for status in (200, 302) for name in HEADERS for odd in ODD),
+    *(b"HTTP/1.1 %b\r\n\r\nbody" % line
+      for line in (b"0 X", b"000 X", b"99 X", b"101 X", b"600 X", b"999 X", b"1000 X", b"-1 X", b"2e X", b"\xff", b"")),
+    *(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk
+      for chunk in (b"zz\r\n", b"-1\r\n", b"f" * 20 + b"\r\n", b"3\r\nabcd", b"3;\xff\r\nabc\r\n0\r\n\r\n", b"")),
+    b"", b"\xff" * 50, b"\0" * 50, b"\r\n\r\n", b"HTTP/2 200\r\n\r\n",
+]  # fmt: skip
+
+
+def test_whatever_a_server_sends_becomes_a_code(tmp_path, server):
+    """Replies that are wrong in a known way, and 400 of them with random damage on top."""
+    random_ = random.Random(7)
+    replies = list(HOSTILE)
+    for _ in range(400):
+        damaged = bytearray(random_.choice(HOSTILE))
+        for _ in range(random_.randint(1, 4)):
+            place = random_.randrange(len(damaged) + 1)
+            damaged[place : place + random_.randrange(3)] = random_.choice(
+                [b"\xff", b"\r\n", b"\0", b":", b" ", b"\x80\x81"]
+            )
+        replies.append(bytes(damaged))
+    rows = [{"url": server.put_raw(str(n), reply), "caption": str(n)} for n, reply in enumerate(replies)]
+    rows.append({"url": server.put("good", encode(noise(90, 90))), "caption": "good"})
+    config = AcquireConfig(allow_private=True, total_timeout=3, retries=0, per_host=64)
+    dataset = make(tmp_path, rows)
+    [record] = acquire(dataset, config)
+    assert set(record["counts"]) <= {"success", *(code.value for code in Code)}
+    assert record["counts"]["success"] == 1
+    assert len(record["counts"]) > 8
+    table = dataset.sidecar(dataset.units[0])
+    assert table["caption"].to_pylist() == [row["caption"] for row in rows]
+    table.validate(full=True)
 
 
 def test_slow_rows_do_not_hold_up_the_others(tmp_path, server):

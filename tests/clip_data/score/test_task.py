@@ -1,6 +1,7 @@
 """clip_data.score.task: the score stage on small dataset folders."""
 
 import hashlib
+import math
 import pickle
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,18 @@ class MeanScorer:
 class ShortScorer(MeanScorer):
     def score(self, batch):
         return super().score(batch).slice(1)
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_a_row_without_any_score_is_counted_as_such(tmp_path, nothing):
+    class Moody(MeanScorer):
+        def score(self, batch):
+            means = super().score(batch)["mean"].to_pylist()
+            return pa.table({"mean": [nothing if row % 2 else mean for row, mean in enumerate(means)]})
+
+    dataset = make_dataset(tmp_path / "d", SAMPLES)
+    record = ScoreTask(dataset.root, Moody(1.0))(dataset.units[0])
+    assert record["counts"] == {"success": 3, "rejected_upstream": 3, "no_score": 2}
 
 
 @pytest.mark.parametrize("name", sorted(SCORERS))

@@ -15,6 +15,7 @@ from clip_data.config import parse, run_cli
 from clip_data.dataset import SUCCESS, Dataset
 from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, make_executor
+from clip_data.store import Store
 
 C = TypeVar("C")
 SWITCHES = ("--json", "--deep")  # flags of these commands that need no value
@@ -83,6 +84,7 @@ def _overview() -> str:
             "usage: clip-data COMMAND [recipe.toml] [--flags]",
             "",
             "From tables of URLs to shards, scores and selections. A command that is run again continues.",
+            "Exit code 0 means done; 2, after one line that says why, a mistake or an outcome without a single row.",
             "",
             *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
             "",
@@ -95,7 +97,7 @@ def _parse(command: str, form: type[C], args: Sequence[str]) -> C:
     """The command line in the given form, its folder made absolute: workers may run in another folder."""
     spelled = [word for arg in args for word in ((arg, "True") if arg in SWITCHES else (arg,))]
     parsed: Any = parse(form, spelled, prog=f"clip-data {command}", description=COMMANDS[command][1])
-    if "://" not in parsed.root:
+    if Store(parsed.root).local and "://" not in parsed.root:
         object.__setattr__(parsed, "root", os.path.abspath(os.path.expanduser(parsed.root)))
     return parsed
 

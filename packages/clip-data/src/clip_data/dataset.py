@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SUCCESS = "success"
+UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected already
 MAX_ROWS_PER_UNIT = 100_000  # a row's place in its unit has 5 digits in the key
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -24,6 +26,7 @@ Task = Callable[[Unit], dict[str, Any]]
 """Picklable; does one unit, writes its files and then its commit record, and returns that record."""
 
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENDING_SECONDS = 10.0  # what an idle worker may take to end before it is killed
 
 
@@ -232,6 +235,10 @@ class _Worker:
 def _serve(payload: bytes, connection: Connection) -> None:
     """The worker process: units in, outcomes out, until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends the workers
+    if sys.platform == "linux":
+        # The kernel kills even a worker whose C code keeps Python's lock. It goes by the thread that started the
+        # worker, which is the one that is in `run`.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     task: Task | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,9 @@ from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, Outcome, Task, attempt, dead_unit
 
+GREETING_SECONDS = 10.0  # what a Ray node may take to answer a new connection
+HTTP2_SETTINGS = b"\x04"  # type of the first frame that either side sends; it follows 3 bytes of length
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 IN_FLIGHT_PER_CPU = 2  # enough that no CPU waits for the driver, few enough that the driver holds almost nothing
 
 
@@ -87,13 +91,31 @@ def _connect(config: ExecutorConfig) -> None:
     if address == "local":
         options |= {"num_cpus": config.workers or None, "include_dashboard": False}
     try:
+        if address not in ("local", "auto"):
+            _greet(address.removeprefix("ray://"))
         ray.init(address, **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, RayError) as error:
         raise ClipDataError(
             f"cannot connect to the Ray cluster at {address}: {_first_line(error)}; is it running, and is this its "
             "token? A cluster asks for one by default: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
             "RAY_AUTH_TOKEN_PATH) to what its nodes were started with"
         ) from error
+
+
+def _greet(address: str) -> None:
+    """Raises OSError or ValueError unless a server at host:port answers as gRPC does, which Ray's nodes speak.
+
+    `ray.init` itself waits for a quarter of an hour where nobody listens, and for ever where somebody else does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("an address is host:port, as in 10.0.0.1:6379")
+    with socket.create_connection((host.strip("[]"), int(port)), GREETING_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return  # encrypted: that somebody listens must do
+        connection.sendall(HTTP2_GREETING)
+        if connection.makefile("rb").read(4)[3:] != HTTP2_SETTINGS:
+            raise ConnectionError("what listens there is no Ray node")
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clip_data.dataset import SUCCESS, Dataset, Unit
+from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit
+from clip_data.errors import ClipDataError
 from clip_data.executor import Executor, Task
 
+LOW_SUCCESS = 0.1  # share of the rows that a stage has tried; a run below it deserves a look
+TOP_REASONS = 5
 RECORD_READERS = 16  # threads that read commit records: on an object store each is one round trip
 
 
@@ -28,6 +31,8 @@ def run_stage(
 
     `config` (JSON-able) is what the stage is fixed to at its first use; another one later is refused with
     ClipDataError. `task` commits each unit itself, so whatever stops the run, the next one continues from there.
+    Raises ClipDataError when all units are done and no row has succeeded; their commit records stay. Warns on stderr
+    when few have.
     """
     from tqdm import tqdm
 
@@ -54,7 +59,27 @@ def run_stage(
             good += record["counts"].get(SUCCESS, 0)
             bar.set_postfix_str(f"{good / done:.1%} success", refresh=False)
             bar.update(unit.rows)
-    return merge_counts(records)
+    counts = merge_counts(records)
+    if warning := warn_of(stage, counts):
+        if not counts[SUCCESS]:
+            records_of = f"{dataset.store.url}/commits/{stage}"
+            raise ClipDataError(
+                f"{warning}; to try these rows again, remove {records_of} (for other settings {records_of}.json too) "
+                "and run again"
+            )
+        print(f"warning: {warning}", file=sys.stderr)
+    return counts
+
+
+def warn_of(stage: str, counts: Mapping[str, int]) -> str:
+    """What is wrong with the outcome of a stage in one line: hardly any row has succeeded, or none; else ""."""
+    rows = sum(counts.values())
+    if counts[SUCCESS] and counts[SUCCESS] >= LOW_SUCCESS * (rows - counts.get(UPSTREAM, 0)):
+        return ""
+    reasons = [f"{code} {count:,}" for code, count in counts.items() if code != SUCCESS and count]
+    more = f" and {len(reasons) - TOP_REASONS} more reasons" if len(reasons) > TOP_REASONS else ""
+    good = f"only {counts[SUCCESS]:,}" if counts[SUCCESS] else "none"
+    return f"{stage}: {good} of {rows:,} rows succeeded: {', '.join(reasons[:TOP_REASONS])}{more}"
 
 
 def read_records(dataset: Dataset, stage: str, units: Iterable[Unit]) -> list[dict[str, Any]]:

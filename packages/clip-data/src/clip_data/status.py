@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from clip_data.dataset import SUCCESS, Dataset, Unit
-from clip_data.run import merge_counts, read_records
+from clip_data.run import TOP_REASONS, merge_counts, read_records, warn_of
 
-TOP_REASONS = 5
 RATE_WINDOW = 32  # latest commit records that the rate is estimated from
 
 
@@ -82,6 +81,8 @@ def format_status(state: Mapping[str, Any]) -> str:
         left = "-" if stage["seconds_left"] is None else _duration(stage["seconds_left"])
         why = ", ".join(f"{code} {count:,}" for code, count in stage["top_rejections"].items())
         lines.append(f"{name:<16}{units:>13}{stage['rows']:>15,}{share:>9}{rate:>11}{left:>9}  {why or '-'}")
+    warnings = (warn_of(name, stage["counts"]) for name, stage in state["stages"].items() if stage["rows"])
+    lines += [f"warning: {warning}" for warning in warnings if warning]
     for name, selection in state["selections"].items():
         lines.append(f"selection {name}: {format_selection(selection)}")
     if state["taken_down"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import json
@@ -20,6 +21,19 @@ from clip_data.errors import ClipDataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+WAYS_OUT: dict[int | str, str] = {
+    errno.ENOSPC: "free some space, or choose another folder, and run again",
+    errno.EDQUOT: "free some space, or choose another folder, and run again",
+    errno.EFBIG: "raise the limit of a file's size ('ulimit -f'), or choose another folder",
+    errno.EMFILE: "raise the limit of open files ('ulimit -n') or lower concurrency",
+    "FileNotFoundError": "create it, or choose another folder",
+    "NoCredentialsError": CREDENTIALS,
+    "PartialCredentialsError": CREDENTIALS,
+    "EndpointConnectionError": "check AWS_ENDPOINT_URL, the region and the network",
+    "ConnectTimeoutError": "check AWS_ENDPOINT_URL, the region and the network",
+}
+"""What helps, by errno or by the name of an S3 client's error."""
 TEMPORARY = ".tmp-"  # prefix of files under construction; never listed, swept by no one but their writer
 
 
@@ -33,6 +47,9 @@ class Store:
         import fsspec
 
         self.url = os.fspath(url).rstrip("/") or "/"
+        protocol, colon, rest = self.url.partition(":")
+        if colon and not rest.startswith(("//", ":")) and protocol in fsspec.available_protocols():
+            raise ClipDataError(f"{os.fspath(url)!r} names no folder: write {protocol}://bucket/folder")
         try:
             self.fs, path = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
@@ -56,10 +73,12 @@ class Store:
             if isinstance(error, FileNotFoundError) and not act.startswith("write"):
                 raise
             # Of the object stores' own errors only S3's are known, and boto is not imported to name them.
-            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore"):
-                reason = (error.strerror if isinstance(error, OSError) else None) or error
-                advice = "; choose another folder, or make it writable" if self.local and act != "read" else ""
-                raise ClipDataError(f"cannot {act} {f'{self.url}/{name}'.rstrip('/')}: {reason}{advice}") from error
+            foreign = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
+            # A ValueError is what boto makes of a setting that it cannot read, such as an endpoint without http://.
+            wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipDataError))
+            if foreign or wrong or isinstance(error, OSError):
+                where = f"{self.url}/{name}".rstrip("/")
+                raise ClipDataError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error
             raise
 
     def exists(self, name: str) -> bool:
@@ -93,7 +112,7 @@ class Store:
             raise ClipDataError(f"{self.url}/{name} does not exist") from error
 
     def read_bytes(self, name: str) -> bytes:
-        with self.open(name) as file:
+        with self.open(name) as file, self._trying("read", name):
             return file.read()
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
@@ -101,7 +120,7 @@ class Store:
         if not self.local:
             with self._trying("read", name):
                 return self.fs.cat_file(self.full(name), start=offset, end=offset + length)
-        with self.open(name) as file:
+        with self.open(name) as file, self._trying("read", name):
             file.seek(offset)
             return file.read(length)
 
@@ -116,7 +135,7 @@ class Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with self.open(name) as file:
+        with self.open(name) as file, self._trying("read", name):
             try:
                 parquet = pq.ParquetFile(file)
                 missing = [column for column in columns or () if column not in parquet.schema_arrow.names]
@@ -125,6 +144,8 @@ class Store:
                     raise ClipDataError(f"{self.url}/{name} has no column {missing[0]!r}; it has {known}")
                 return parquet.read(columns=list(columns) if columns is not None else None)
             except (pa.ArrowInvalid, OSError) as error:
+                if getattr(error, "errno", None):  # the disk's or the network's, not the file's
+                    raise
                 raise ClipDataError(f"{self.url}/{name} is damaged: not a parquet file ({error})") from error
 
     @contextmanager
@@ -134,16 +155,16 @@ class Store:
         What a killed process of this machine has left there is removed on the way.
         """
         parent, mine = None, f"{TEMPORARY}{socket.gethostname()}-"
-        with self._trying("write in", ""):
+        place = self if self.local else Store(tempfile.gettempdir())
+        with place._trying("write in", ""):
             if self.local:
                 parent = self.path
                 os.makedirs(parent, exist_ok=True)
                 for left in Path(parent).glob(f"{glob.escape(mine)}*"):
                     if not _runs(left.name.removeprefix(mine).partition("-")[0]):
                         shutil.rmtree(left, ignore_errors=True)
-            temporary = tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent)
-        with temporary as folder:
-            yield Path(folder)
+            with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent) as folder:
+                yield Path(folder)
 
     def publish(self, file: str | os.PathLike[str], name: str) -> None:
         """Makes a finished local file visible under its final name, at once and whole. Consumes the file."""
@@ -171,7 +192,7 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
-            except OSError:
+            except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
 
@@ -180,6 +201,14 @@ class Store:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         self.write_bytes(name, table_bytes(table))
+
+
+def _reason(error: Exception, writing: bool) -> str:
+    """What an error of a file system says, and the way out of it."""
+    number = error.errno if isinstance(error, OSError) else None
+    advice = WAYS_OUT.get(number or type(error).__name__) or ("choose another folder, or make it writable" * writing)
+    reason = str((error.strerror if isinstance(error, OSError) else None) or error)
+    return "; ".join(filter(None, (" ".join(reason.split()), advice)))
 
 
 def _runs(pid: str) -> bool:

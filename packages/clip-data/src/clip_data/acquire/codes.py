@@ -1,8 +1,15 @@
-"""Why a URL did not become a sample: the closed list of codes. There is no "unknown"; anything else is a bug."""
+"""Why a URL did not become a sample: the closed list of codes.
+
+What the list does not foresee stands in the sidecar as `unexpected:<type of the exception>`, and is a bug to report.
+"""
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
+
+# This machine's trouble, not a server's: connections first, then the disk.
+OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Code(StrEnum):

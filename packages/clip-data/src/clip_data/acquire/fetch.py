@@ -19,7 +19,7 @@ import aiohttp
 from yarl import URL
 
 from clip_data.acquire.body import read_body
-from clip_data.acquire.codes import Code, Rejected
+from clip_data.acquire.codes import OUR_OWN, Code, Rejected
 from clip_data.acquire.config import AcquireConfig
 from clip_data.acquire.guard import GuardedResolver, parse_url, socket_factory
 from clip_data.acquire.robots import refusals
@@ -37,7 +37,6 @@ ERRNO_CODES = {
     errno.ECONNRESET: Code.RESET,
     errno.ECONNABORTED: Code.RESET,
 }
-OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # this machine's trouble, not the server's
 KEEP_ALIVE = 2.0  # seconds; hosts rarely come back soon, and every idle connection holds a file descriptor
 
 
@@ -161,9 +160,7 @@ class Fetcher:
             ):
                 walk.meet(response)
                 if response.status in REDIRECTS and (location := response.headers.get("Location")):
-                    # A header is bytes; undecodable ones are kept in a form that no URL can be made of.
-                    target = location.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-                    return parse_url(target, base=url, allow_private=self.config.allow_private)
+                    return parse_url(_text(location), base=url, allow_private=self.config.allow_private)
                 if response.status not in (200, 203):
                     raise Rejected(_status_code(response.status))
                 if walk.opt_outs and self.config.respect_opt_out:
@@ -196,7 +193,7 @@ class _Walk:
     def meet(self, response: aiohttp.ClientResponse) -> None:
         headers = response.headers
         self.http_status = response.status
-        self.content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()[:100] or None
+        self.content_type = _text(headers.get("Content-Type", "")).partition(";")[0].strip().lower()[:100] or None
         lines = headers.getall("X-Robots-Tag", [])
         self.opt_outs.update(refusals(lines, self.config.user_agent_token, self.config.opt_out_directives))
         self.retry_after = _seconds(headers.get("Retry-After"))
@@ -210,8 +207,7 @@ class _Walk:
             async with asyncio.timeout(None) as self._timeout:
                 self.phase(Code.TIMEOUT_CONNECT, self.config.connect_timeout)
                 yield
-        except TimeoutError as error:
-            assert self._timeout.expired(), "no deadline but ours is set"
+        except TimeoutError as error:  # ours, or the system's, which gives up a dead connection
             raise Rejected(self._late) from error
         finally:
             self._left -= asyncio.get_running_loop().time() - started
@@ -228,6 +224,11 @@ class _Walk:
 async def _connected(session: aiohttp.ClientSession, context: SimpleNamespace, params: Any) -> None:
     walk = context.trace_request_ctx
     walk.phase(Code.TIMEOUT_FIRST_BYTE, walk.config.first_byte_timeout)
+
+
+def _text(header: str) -> str:
+    """A header's value as text that can be stored: aiohttp keeps bytes that are not UTF-8 as lone surrogates."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -86,6 +86,7 @@ def parse_url(text: str | None, *, allow_private: bool, base: URL | None = None)
         url = URL(text, encoded=_EXACT.fullmatch(text) is not None)
         url = base.join(url) if base else url
         host, port = url.raw_host, url.port
+        url.host  # noqa: B018 -- decodes punycode, which aiohttp relies on
     except ValueError as error:  # what yarl raises for all it cannot read
         raise Rejected(Code.MALFORMED_URL) from error
     if url.scheme and url.scheme not in ("http", "https"):

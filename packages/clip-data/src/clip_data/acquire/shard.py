@@ -22,10 +22,11 @@ class TarWriter:
     def __enter__(self) -> TarWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self.size % tarfile.RECORDSIZE))
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._file:
+            if kind is None:
+                self._write(bytes(2 * tarfile.BLOCKSIZE))
+                self._write(bytes(-self.size % tarfile.RECORDSIZE))
 
     def add(self, name: str, payload: bytes) -> tuple[int, int]:
         """Appends a member of at most 100 characters of name; (offset, length) of its payload in the archive."""

@@ -17,7 +17,10 @@ OTHERS = (
     b"\x00\x00\x01\x00",  # ICO
     b"8BPS",  # Photoshop
 )
-_SVG = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>|<!--.*?-->|<!doctype svg[^>]*>|\s)*<svg[\s>]", re.I | re.S)
+# Possessive and atomic throughout: the pattern never goes back over a byte, so that no body can make it slow.
+_SVG = re.compile(
+    rb"\s*+(?:\xef\xbb\xbf)?+(?>\s++|<\?xml[^>]*+>|<!--.*?-->|<!doctype svg[^>]*+>)*+<svg[\s>]", re.I | re.S
+)
 
 
 def sniff(body: bytes) -> str | None:

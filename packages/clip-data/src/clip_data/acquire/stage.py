@@ -7,6 +7,7 @@ import datetime
 import decimal
 import hashlib
 import json
+import logging
 import math
 import time
 from collections import Counter
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_data.acquire.codes import OUR_OWN
 from clip_data.acquire.config import AcquireConfig
 from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
 from clip_data.config import fingerprint
 from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
+from clip_data.errors import ClipDataError
 from clip_data.plan import read_unit_rows
 from clip_data.store import table_bytes
 from clip_data.uid import uid
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from clip_data.acquire.fetch import Fetcher
 
+log = logging.getLogger(__name__)
 STAGE = "acquire"
 REJECTED = "rejected"
 # Rows begun at a time, per slot for a fetch: rows that wait for a busy host must not keep the others from starting.
@@ -40,7 +44,8 @@ class AcquireTask:
     """Task of the stage "acquire": writes shards/<unit>.tar and .parquet, then the commit record, and returns that.
 
     Which bytes come out follows from the rows, the config and what the servers answer, not from timing. Raises
-    ClipDataError when the source changed; a row's own trouble never raises but is counted under its code.
+    ClipDataError when the source changed or the disk is full; a row's own trouble never raises but is counted under its
+    code, or as `unexpected:<type of the exception>`.
     """
 
     root: str
@@ -94,7 +99,7 @@ async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) 
     from clip_data.acquire.fetch import Fetcher
     from clip_data.acquire.image import own_pixel_limit
 
-    urls = source["url"].to_pylist()
+    urls = _values(source, "url")
     rows: list[dict[str, Any]] = [{} for _ in urls]
     begun = asyncio.Semaphore(ROWS_PER_SLOT * config.concurrency)
     with own_pixel_limit(), ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as threads:
@@ -102,6 +107,8 @@ async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) 
         async def run(row: int) -> None:
             try:
                 rows[row] = await _fetch_one(urls[row], fetcher, threads, spool)
+            except Exception as error:
+                rows[row] = _unexpected(error, urls[row])
             finally:
                 begun.release()
 
@@ -113,6 +120,17 @@ async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) 
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None  # the first one stopped the others
     return rows
+
+
+def _unexpected(error: Exception, url: str | None) -> dict[str, Any]:
+    """The row of an exception that no code foresees: the one place where what a server makes a library raise, or a bug
+    of ours, costs a row and not the run. Trouble of this machine says nothing about the row, and is raised again.
+    """
+    if isinstance(error, (MemoryError, ClipDataError)) or (isinstance(error, OSError) and error.errno in OUR_OWN):
+        raise error
+    name = f"unexpected:{type(error).__name__}"
+    log.warning("%.200r is rejected as %s: %.200s", url, name, error, exc_info=log.isEnabledFor(logging.DEBUG))
+    return {"status": REJECTED, "error_class": "unexpected", "error": name}
 
 
 async def _fetch_one(
@@ -153,9 +171,10 @@ def _write_shard(
     import pyarrow as pa
 
     extra = [name for name in source.column_names if name not in ("url", "caption")]
+    columns = [_values(source, name) for name in source.column_names]
     with TarWriter(path) as tar:
-        for number, (row, given) in enumerate(zip(rows, source.to_pylist(), strict=True)):
-            key = unit.key(number)
+        for number, (row, *fields) in enumerate(zip(rows, *columns, strict=True)):
+            key, given = unit.key(number), dict(zip(source.column_names, fields, strict=True))
             row.update(uid=uid(given["url"], given["caption"]), key=key, url=given["url"], caption=given["caption"])
             if row["status"] != SUCCESS:
                 continue
@@ -176,9 +195,24 @@ def _write_shard(
     return table, tar.sha256
 
 
+def _values(source: pa.Table, name: str) -> list[Any]:
+    """A column's values in Python: as text where Python's dates do not reach (the year 10,000)."""
+    import pyarrow as pa
+
+    column = source[name]
+    try:
+        try:
+            return column.to_pylist()
+        except OverflowError:
+            return column.cast(pa.string()).to_pylist()
+    except (ValueError, LookupError, pa.ArrowException) as error:
+        raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}") from error
+
+
 def _members(table: pa.Table) -> list[tuple[str, int, int]]:
     members = []
-    for row in table.filter(table["image_offset"].is_valid()).to_pylist():
+    own = table.select(sidecar_schema().names)
+    for row in own.filter(own["image_offset"].is_valid()).to_pylist():
         for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
             members.append((f"{row['key']}.{extension}", row[f"{member}_offset"], row[f"{member}_length"]))
     return members

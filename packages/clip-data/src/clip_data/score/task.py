@@ -14,10 +14,11 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from clip_data.config import fingerprint
-from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit, column_name, shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.score.scorer import Batch, Scorer, get_scorer
 from clip_data.store import table_bytes
@@ -41,8 +42,9 @@ class ScoreTask:
     """Task of the stage `score-<name>`: writes columns/<name>/<unit>.parquet, row for row beside the sidecar.
 
     `scorer` is a name of SCORERS or a Scorer. A row has nulls where the sample was rejected earlier
-    ("rejected_upstream") or its stored picture does not decode ("decode_error"). A shard that is not the one its
-    commit record describes raises ClipDataError.
+    ("rejected_upstream") or its stored picture does not decode ("decode_error"); one for which the scorer answers with
+    nothing but nulls and NaNs counts as "no_score". A shard that is not the one its commit record describes raises
+    ClipDataError.
     """
 
     root: str
@@ -76,14 +78,17 @@ class ScoreTask:
         found = np.concatenate([np.empty(0, np.int64), *scored])
         places = np.full(unit.rows, -1)
         places[found] = np.arange(len(found))
-        columns = pa.concat_tables(tables).take(pa.array(places, mask=places < 0))
+        columns = pa.concat_tables(tables)
+        void = np.logical_and.reduce([pc.is_null(column, nan_is_null=True) for column in columns.columns]).sum()
+        columns = columns.take(pa.array(places, mask=places < 0))
         data = table_bytes(columns.combine_chunks())
         name = column_name(scorer.name, unit)
         dataset.store.write_bytes(name, data)
         counts = {
-            SUCCESS: len(found),
-            "rejected_upstream": unit.rows - len(accepted),
+            SUCCESS: len(found) - int(void),
+            UPSTREAM: unit.rows - len(accepted),
             "decode_error": len(accepted) - len(found),
+            "no_score": int(void),
         }
         record = {
             "unit": unit.name,
