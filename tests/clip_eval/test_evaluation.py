@@ -169,6 +169,7 @@ def test_bad_tasks(place, tmp_path, task, message):
         ({"templates": ()}, "at least one template"),
         ({"templates": ("a photo",)}, "'a photo' has no {}"),
         ({"classes": ("a", "b"), "classes_file": "x.txt"}, "both classes and classes_file"),
+        ({"kind": "retrieval", "classes": ("a", "b")}, "'x' is a retrieval, which has no classes"),
         ({"max_corrupt": 1.5}, "max_corrupt 1.5 must be between 0 and 1"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
     ],

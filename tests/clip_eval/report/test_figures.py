@@ -215,7 +215,7 @@ def test_the_cards(place, page):
     ]
     for run in ("short", "long"):
         steps, validations = records(place, run)
-        held_out = f"held out {validations[-1]['val_loss']:.3f} after {validations[-1]['step']}"
+        held_out = f"held out {validations[-1]['val_loss']:.3f} after {validations[-1]['step']} steps"
         expected.append((f"{steps[-1]['loss']:.3f}", f"{place / run}: loss after {steps[-1]['step']} steps", held_out))
     for task, metric, name in (
         ("things", "top1", "things: top-1"),

@@ -69,7 +69,7 @@ def check_corrupt(corrupt: int, manifest: Manifest, limit: float) -> None:
     if corrupt / manifest.samples > limit:
         raise ClipEvalError(
             f"at least {corrupt:,} of the {manifest.samples:,} samples of {manifest.parts[0].source.root} cannot be "
-            f"read, more than max_corrupt = {limit:g} allows: run 'clip-data verify' on it, or raise max_corrupt"
+            f"read, more than max_corrupt = {limit:g} allows: run 'clip-data verify --deep' on it, or raise max_corrupt"
         )
 
 
@@ -135,7 +135,9 @@ class Embedder:
         corrupt = int(samples.stats["corrupt"])
         check_corrupt(corrupt, manifest, max_corrupt)
         if not parts:
-            raise ClipEvalError(f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify'")
+            raise ClipEvalError(
+                f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify --deep'"
+            )
         features = normalize(np.concatenate(parts))
         tensors = {"features": features, "corrupt": np.asarray([corrupt], np.int64)}
         for key, values in strings.items():

@@ -23,22 +23,22 @@ def bootstrap_macro(correct: np.ndarray, counts: np.ndarray, seed: int = 0) -> t
     """Percentile bootstrap of the mean of correct / counts over the classes with samples; int64 [C] each.
 
     Samples are drawn with replacement from the pooled set; a class that a draw misses is left out of that draw's mean,
-    as an empty class is left out of the metric. Where no draw differs, because each class is all right or all wrong,
-    the bootstrap has no width: the classes' Wilson intervals are combined instead (MOVER, Zou and Donner 2008).
+    as an empty class is left out of the metric. Where each class is all right or all wrong, draws say nothing of what
+    was not seen: the classes' Wilson intervals are combined instead (MOVER, Zou and Donner 2008).
     """
     n = int(counts.sum())
-    rng = np.random.default_rng(seed)
     present = counts > 0
     right, wrong = correct[present], (counts - correct)[present]
+    if not (right * wrong).any():
+        shares = right / (right + wrong)
+        ends = np.array([wilson(hits, of) for hits, of in zip(right.tolist(), (right + wrong).tolist(), strict=True)])
+        below, above = np.sqrt(((ends.T - shares) ** 2).sum(axis=1)) / len(shares)
+        return float(max(0.0, shares.mean() - below)), float(min(1.0, shares.mean() + above))
+    rng = np.random.default_rng(seed)
     draws = rng.multinomial(n, np.concatenate([right, wrong]) / n, size=RESAMPLES)
     drawn_right, drawn_wrong = draws[:, : len(right)], draws[:, len(right) :]
     drawn = drawn_right + drawn_wrong
     recall = np.divide(drawn_right, drawn, out=np.zeros(drawn.shape), where=drawn > 0)
     means = recall.sum(axis=1) / (drawn > 0).sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    if low == high:
-        shares = right / (right + wrong)
-        ends = np.array([wilson(hits, of) for hits, of in zip(right.tolist(), (right + wrong).tolist(), strict=True)])
-        below, above = np.sqrt(((ends.T - shares) ** 2).sum(axis=1)) / len(shares)
-        low, high = max(0.0, shares.mean() - below), min(1.0, shares.mean() + above)
     return float(low), float(high)

@@ -126,12 +126,13 @@ def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, st
     column = task.label_column
     (part,) = manifest.parts
     dataset = Dataset.open(part.source.root)
+    known = dataset.sidecar(part.units[0]).column_names
+    if column not in known:
+        close = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+        raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
     for unit in part.units:
-        table = dataset.sidecar(unit)
-        if column not in table.column_names:
-            close = difflib.get_close_matches(column, table.column_names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(table.column_names)}"
-            raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
+        table = dataset.sidecar(unit, ["key", column])
         rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)
         places = [f"row {row} of {sidecar_name(unit)}" for row in rows.tolist()]
         values = _typed(table[column].take(rows), column, places)

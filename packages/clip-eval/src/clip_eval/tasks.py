@@ -72,6 +72,8 @@ class TaskConfig:
             raise ClipEvalError(f"task {self.name!r} has both classes and classes_file: give one of them")
         if self.kind == "zeroshot":
             self._check_prompts()
+        elif self.classes or self.classes_file:
+            raise ClipEvalError(f"task {self.name!r} is a retrieval, which has no classes: leave them out")
 
     def _check_prompts(self) -> None:
         if not self.templates:

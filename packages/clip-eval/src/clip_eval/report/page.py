@@ -148,7 +148,7 @@ def _run_card(run: Run, name: str) -> Html:
     if run.validation:
         at = run.validation[-1]["step"]
         held_out = f"held out {run.validation[-1]['val_loss']:.3f}"
-        held_out += f" after {count(at)}" if at != last["step"] else ""
+        held_out += f" after {count(at)} steps" if at != last["step"] else ""
     return _card(f"{last['loss']:.3f}", f"{name}loss after {count(last['step'])} steps", held_out)
 
 
