@@ -14,7 +14,7 @@ from clip_data.stream.loader import MAX_REPORTED
 from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features, format_table
 from clip_models import ClipModelsError, ClipTokenizer, load_model, preprocess_eval
 from tests.support.datasets import jpeg, make_dataset
-from tests.support.evals import color_dataset, color_samples, picture, tiny_model
+from tests.support.evals import COLORS, color_dataset, color_samples, picture, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +288,23 @@ def test_the_limit_and_the_place_of_the_classes_do_not_change_the_protocol(place
     assert [row["fingerprint"] for row in listed] == [row["fingerprint"] for row in in_file]
     file.write_text("\n".join(reversed(names)), encoding="utf-8")
     assert evaluate(config(place, tmp_path / "b", classes_file=str(file)))[0]["fingerprint"] != listed[0]["fingerprint"]
+
+
+def test_the_best_of_several_captions_is_the_one_that_is_shown(place, tmp_path):
+    captions = [[f"{word} {color} {i}" for word in ("one", "two", "three")] for i, color in enumerate(COLORS)]
+    samples = [
+        {"image": picture(color, i), "caption": caption}
+        for i, color in enumerate(COLORS)
+        for caption in captions[i]
+    ]  # fmt: skip
+    dataset = make_dataset(tmp_path / "data", samples)
+    task = TaskConfig(name="captions", kind="retrieval", root=dataset.root)
+    evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    images, texts = reference_features(place, samples)
+    scores = (images @ texts.T)[::3].reshape(4, 4, 3)
+    wanted = {captions[i][0]: captions[i][scores[i, i].argmax()] for i in range(4)}
+    details = json.loads((tmp_path / "eval/details/captions.json").read_text(encoding="utf-8"))
+    first = {dataset.units[0].key(0): captions[0][0], dataset.units[0].key(3): captions[1][0]}
+    first |= {dataset.units[0].key(6): captions[2][0], dataset.units[1].key(1): captions[3][0]}
+    assert {first[example["query"]]: example["best"] for example in details["image_to_text"]} == wanted
+    assert any(best != name for name, best in wanted.items())
