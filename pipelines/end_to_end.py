@@ -65,7 +65,9 @@ def main() -> None:
     from clip_data.select import select
     from clip_eval import evaluate, write_report
     from clip_train import fit
+    from clip_train.config import resolve
 
+    resolve(config.fit)  # a mistake in it is said now, not when everything is fetched
     run, root = Store(config.output), f"{config.output}/dataset"
     claim(run, config, free=("executor", "report"))
     with stage(run, "plan"):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
-from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features
+from clip_data.stream.loader import MAX_REPORTED
+from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features, format_table
 from clip_models import ClipModelsError, ClipTokenizer, load_model, preprocess_eval
 from tests.support.datasets import jpeg, make_dataset
-from tests.support.evals import color_dataset, color_samples, picture, tiny_model
+from tests.support.evals import COLORS, color_dataset, color_samples, picture, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,8 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def config(place: Path, out: Path, **task) -> EvalConfig:
-    common = {"root": str(place / "data"), "batch_size": 8}
+def config(place: Path, out: Path, max_corrupt: float = 0.05, **task) -> EvalConfig:
+    common = {"root": str(place / "data"), "batch_size": 8, "max_corrupt": max_corrupt}
     zero_shot = TaskConfig(**{"name": "colors", "label_column": "color", **common, **task})
     captions = TaskConfig(name="captions", kind="retrieval", **common)
     return EvalConfig(model=str(place / "model.safetensors"), out=str(out), tasks=(zero_shot, captions))
@@ -114,7 +116,7 @@ def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
     samples[3]["image"] = b"\xff\xd8 no picture"
     make_dataset(tmp_path / "data", samples)
     (tmp_path / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
-    rows = evaluate(config(tmp_path, tmp_path / "eval"))
+    rows = evaluate(config(tmp_path, tmp_path / "eval", max_corrupt=0.1))
     assert {row["corrupt"] for row in rows} == {1}
     assert rows[-1]["n"] == sum(sample["image"] is not None for sample in samples) - 1
 
@@ -148,7 +150,7 @@ def test_bf16_is_another_protocol_and_close(place, tmp_path):
     ("task", "message"),
     [
         ({"label_column": "colour"}, "no column 'colour'; did you mean 'color'"),
-        ({"classes": ("rot", "redd")}, "none of its 21 samples belongs to one of the 2 classes"),
+        ({"classes": ("rot", "redd")}, "none of its 17 labelled samples belongs to one of the 2 classes"),
         ({"selection": "nowhere"}, "no selection 'nowhere'"),
         ({"root": "/nowhere/data"}, "/nowhere/data holds no dataset"),
     ],
@@ -166,7 +168,9 @@ def test_bad_tasks(place, tmp_path, task, message):
         ({"root": ""}, "has no dataset"),
         ({"templates": ()}, "at least one template"),
         ({"templates": ("a photo",)}, "'a photo' has no {}"),
-        ({"classes": ("a", "b", "a")}, "'a' is listed twice"),
+        ({"classes": ("a", "b"), "classes_file": "x.txt"}, "both classes and classes_file"),
+        ({"kind": "retrieval", "classes": ("a", "b")}, "'x' is a retrieval, which has no classes"),
+        ({"max_corrupt": 1.5}, "max_corrupt 1.5 must be between 0 and 1"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
     ],
 )
@@ -205,3 +209,102 @@ def test_rows_of_other_tasks_stay(place, tmp_path):
     evaluate(replace(first, tasks=first.tasks[1:]))
     lines = (tmp_path / "eval/results.jsonl").read_text().splitlines()
     assert sorted(lines) == sorted(json.dumps(row, ensure_ascii=False) for row in both)
+
+
+def test_corrupt_samples_are_counted_beyond_the_length_of_any_list(place, tmp_path):
+    readable = [{"image": picture("red", i), "caption": f"good {i}"} for i in range(3)]
+    damaged = [{"image": b"\xff\xd8 damaged", "caption": f"bad {i}"} for i in range(MAX_REPORTED + 50)]
+    make_dataset(tmp_path / "data", readable + damaged, rows_per_unit=500)
+    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"), max_corrupt=1.0)
+    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,))
+    rows = evaluate(wanted)
+    assert {(row["corrupt"], row["n"]) for row in rows} == {(MAX_REPORTED + 50, 3)}
+    assert f"captions: {MAX_REPORTED + 50} images that could not be read" in format_table(rows)
+    # What was computed under a high limit does not pass under a low one, neither from rows nor from features.
+    low = replace(wanted, tasks=(replace(task, max_corrupt=0.5),))
+    with pytest.raises(ClipEvalError, match=r"1,050 of the 1,053 samples .* max_corrupt = 0\.5 allows"):
+        evaluate(low)
+    (tmp_path / "eval/details/captions.json").unlink()
+    with pytest.raises(ClipEvalError, match=r"1,050 of the 1,053 samples"):
+        evaluate(low)
+
+
+def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
+    samples = [{"image": picture("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
+    dataset = make_dataset(tmp_path / "data", samples, rows_per_unit=4)
+    for unit in dataset.units[::2]:
+        shard = tmp_path / "data" / shard_name(unit)
+        shard.write_bytes(shard.read_bytes()[:512])
+    (tmp_path / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
+    with pytest.raises(
+        ClipEvalError, match=r"at least \d+ of the 40 samples of .*data cannot be read.*clip-data verify"
+    ):
+        evaluate(config(tmp_path, tmp_path / "eval"))
+    assert not (tmp_path / "eval").exists()
+    rows = evaluate(config(tmp_path, tmp_path / "eval", max_corrupt=0.5))
+    assert {row["corrupt"] for row in rows} == {20}
+
+
+def test_the_limit_is_a_share_that_may_be_reached(place, tmp_path):
+    samples = [{"image": picture("red", i), "caption": f"number {i}"} for i in range(100)]
+    for sample in samples[:29]:
+        sample["image"] = b"damaged"
+    make_dataset(tmp_path / "data", samples, rows_per_unit=50)
+    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"), max_corrupt=0.29)
+    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    assert rows[0]["corrupt"] == 29
+
+
+def test_samples_without_a_caption_are_no_text(place, tmp_path):
+    samples = [{"image": picture("red", i), "caption": caption} for i, caption in enumerate(("a", "", "b", " \n", "c"))]
+    make_dataset(tmp_path / "data", samples)
+    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"))
+    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,))
+    rows = evaluate(wanted)
+    assert {(row["uncaptioned"], row["n"], row["images"], row["texts"]) for row in rows} == {(2, 3, 3, 3)}
+    assert "2 samples without a caption" in format_table(rows)
+    make_dataset(tmp_path / "bare", samples[1::2])
+    bare = replace(wanted, tasks=(replace(task, root=str(tmp_path / "bare")),))
+    with pytest.raises(ClipEvalError, match="none of its 2 samples has a caption"):
+        evaluate(bare)
+
+
+def test_details_of_another_protocol_are_made_again(place, tmp_path):
+    rows = evaluate(config(place, tmp_path / "eval"))
+    details = tmp_path / "eval/details/colors.json"
+    before = details.read_text(encoding="utf-8")
+    # As after a kill between the two files of a run with other prompts.
+    details.write_text(json.dumps({**json.loads(before), "fingerprint": "other", "classes": []}), encoding="utf-8")
+    assert evaluate(config(place, tmp_path / "eval")) == rows
+    assert details.read_text(encoding="utf-8") == before
+
+
+def test_the_limit_and_the_place_of_the_classes_do_not_change_the_protocol(place, tmp_path):
+    names = ("red", "green", "blue")
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(names), encoding="utf-8")
+    listed = evaluate(config(place, tmp_path / "a", classes=names))
+    in_file = evaluate(config(place, tmp_path / "b", classes_file=str(file), max_corrupt=0.5))
+    assert [row["fingerprint"] for row in listed] == [row["fingerprint"] for row in in_file]
+    file.write_text("\n".join(reversed(names)), encoding="utf-8")
+    assert evaluate(config(place, tmp_path / "b", classes_file=str(file)))[0]["fingerprint"] != listed[0]["fingerprint"]
+
+
+def test_the_best_of_several_captions_is_the_one_that_is_shown(place, tmp_path):
+    captions = [[f"{word} {color} {i}" for word in ("one", "two", "three")] for i, color in enumerate(COLORS)]
+    samples = [
+        {"image": picture(color, i), "caption": caption}
+        for i, color in enumerate(COLORS)
+        for caption in captions[i]
+    ]  # fmt: skip
+    dataset = make_dataset(tmp_path / "data", samples)
+    task = TaskConfig(name="captions", kind="retrieval", root=dataset.root)
+    evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    images, texts = reference_features(place, samples)
+    scores = (images @ texts.T)[::3].reshape(4, 4, 3)
+    wanted = {captions[i][0]: captions[i][scores[i, i].argmax()] for i in range(4)}
+    details = json.loads((tmp_path / "eval/details/captions.json").read_text(encoding="utf-8"))
+    first = {dataset.units[0].key(0): captions[0][0], dataset.units[0].key(3): captions[1][0]}
+    first |= {dataset.units[0].key(6): captions[2][0], dataset.units[1].key(1): captions[3][0]}
+    assert {first[example["query"]]: example["best"] for example in details["image_to_text"]} == wanted
+    assert any(best != name for name, best in wanted.items())

@@ -43,9 +43,12 @@ def test_bootstrap_is_seeded_and_holds_the_estimate():
     assert low < np.mean([3 / 5, 0, 9 / 10]) < high
 
 
-def test_bootstrap_has_a_width_where_all_samples_agree():
-    assert bootstrap_macro(np.array([0, 0]), np.array([4, 6])) == wilson(0, 10)
-    assert bootstrap_macro(np.array([4, 6]), np.array([4, 6])) == wilson(10, 10)
+def test_the_macro_interval_has_a_width_where_no_draw_differs():
+    assert bootstrap_macro(np.array([0]), np.array([10])) == pytest.approx(wilson(0, 10))
+    for correct, value in (([0, 0], 0), ([400, 600], 1), ([400, 0], 0.5)):  # all wrong, all right, always one class
+        low, high = bootstrap_macro(np.array(correct), np.array([400, 600]))
+        assert low <= value <= high
+        assert 0.001 < high - low < 0.02
 
 
 def test_one_sample_per_class_still_has_a_width():

@@ -33,7 +33,8 @@ def random_pairs(images: int, texts: int, seed: int) -> tuple[np.ndarray, np.nda
 def test_classifier_is_the_renormalised_mean_of_normalised_prompts():
     prompts = np.array([[2.0, 0, 0], [0, 5.0, 0], [0, 0, 1.0], [0, 0, 3.0]])
     expected = [[math.sqrt(0.5), math.sqrt(0.5), 0], [0, 0, 1]]
-    np.testing.assert_allclose(zero_shot_classifier(prompts, 2), expected, atol=1e-7)
+    np.testing.assert_allclose(zero_shot_classifier(prompts, [2, 2]), expected, atol=1e-7)
+    np.testing.assert_allclose(zero_shot_classifier(prompts[:3], [2, 1]), expected, atol=1e-7)
 
 
 def test_classify_ranks_the_true_class():
@@ -53,12 +54,18 @@ def test_a_class_without_samples_has_no_recall():
     assert np.isnan(recall[1])
 
 
-def test_ties_count_against_the_model():
+def test_of_classes_with_the_same_score_the_first_is_predicted():
+    classifier = np.array([[0, 1], [1, 0], [1, 0], [0.6, 0.8]], np.float32)
+    result = classify(np.repeat(classifier[1:2], 4, axis=0), classifier, np.arange(4))
+    assert result.rank.tolist() == [3, 0, 1, 2]
+    assert result.predicted.tolist() == [1] * 4
+    collapsed = np.repeat(vectors(1, 8, 0), 6, axis=0)
+    assert classify(collapsed, collapsed, np.arange(6)).rank.tolist() == list(range(6))
+
+
+def test_ties_count_against_the_model_in_retrieval():
     collapsed = np.repeat(vectors(1, 8, 0), 6, axis=0)
     labels = np.arange(6)
-    result = classify(collapsed, collapsed, labels)
-    assert result.rank.tolist() == [5] * 6
-    assert not (result.predicted == labels).any()
     found = rank_candidates(collapsed, collapsed, (labels, labels))
     assert found.rank.tolist() == [5] * 6
 
@@ -68,6 +75,7 @@ def test_a_tie_between_two_positives_is_a_hit():
     found = rank_candidates(candidates[:1], candidates, (np.array([0, 0]), np.array([0, 1])))
     assert found.rank.tolist() == [0]
     assert found.positives.tolist() == [2]
+    assert found.best.tolist() == [0]
     assert found.top.tolist() == [[0, 1, 2]]
 
 
@@ -81,6 +89,7 @@ def test_retrieval_against_sorting_every_query():
         positives = set(of_text[of_image == image].tolist())
         assert found.rank[image] == next(i for i, text in enumerate(order) if text in positives)
         assert found.positives[image] == len(positives)
+        assert found.best[image] == next(text for text in order if text in positives)
         assert found.top[image].tolist() == order[:7].tolist()
 
 
@@ -100,9 +109,11 @@ def test_results_do_not_depend_on_tiling_or_order(seed, tile):
         image_order, text_order = rng.permutation(30), rng.permutation(20)
         new_image, new_text = np.argsort(image_order), np.argsort(text_order)
         after = rank_candidates(images[image_order], texts[text_order], (new_image[of_image], new_text[of_text]))
-        again = classify(images[image_order], texts[text_order], new_text[labels][image_order])
+        again = classify(images[image_order], texts, labels[image_order])
     assert np.array_equal(after.rank, before.rank[image_order])
     assert np.array_equal(again.rank, classified.rank[image_order])
+    assert np.array_equal(again.predicted, classified.predicted[image_order])
+    assert np.array_equal(classified.rank == 0, classified.predicted == labels)
 
 
 def test_chance_is_the_average_over_all_rankings():

@@ -113,7 +113,7 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert set(steps[0]) == {
         *("step", "epoch", "samples", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s"),
-        *("loader_wait_s", "corrupt", "time_s"),
+        *("loader_wait_s", "corrupt", "wait_s", "time_s"),
     }
     assert (steps[-1]["epoch"], steps[-1]["samples"]) == (2.0, 80)
     assert [line["lr"] for line in steps[:3]] == [5e-4, 1e-3, 1e-3]
@@ -182,7 +182,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(recipe, uninterrupted, tmp_p
     assert sum(line.get("event") == "validation" for line in lines_of(run)) == 2
 
 
-TIMES = ("samples_per_s", "loader_wait_s", "time_s")
+TIMES = ("samples_per_s", "loader_wait_s", "wait_s", "time_s")
 
 
 def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, tmp_path):

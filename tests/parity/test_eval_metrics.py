@@ -43,7 +43,7 @@ def test_classification(seed):
     truth = np.random.default_rng(seed).integers(0, 11, 200)  # the last class stays empty
     images = features(200, seed + 100) + 0.7 * prompts.mean(axis=1)[truth]
     expected = reference_classification(images, prompts, truth)
-    result = classify(unit(images), zero_shot_classifier(prompts.reshape(36, 24), 3), truth)
+    result = classify(unit(images), zero_shot_classifier(prompts.reshape(36, 24), [3] * 12), truth)
     recall = per_class_recall(confusion_matrix(truth, result.predicted, 12))
     assert (result.rank < 1).mean() == expected["acc1"]
     assert (result.rank < 5).mean() == expected["acc5"]

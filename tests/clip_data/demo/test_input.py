@@ -3,6 +3,7 @@ import pytest
 from clip_data.config import from_dict
 from clip_data.demo import InputConfig, serve, write_input
 from clip_data.errors import ClipDataError
+from clip_data.store import Store
 
 
 def test_scenes_are_written_once(tmp_path):
@@ -11,6 +12,15 @@ def test_scenes_are_written_once(tmp_path):
     first = (tmp_path / "urls.parquet").read_bytes()
     write_input(config, str(tmp_path))
     assert (tmp_path / "urls.parquet").read_bytes() == first
+
+
+def test_the_table_lies_where_the_url_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = InputConfig(kind="scenes", rows=200)
+    write_input(config, str(tmp_path / "local"), seed=1)
+    write_input(config, "memory://bucket/input", seed=1)
+    assert Store("memory://bucket/input").read_bytes("urls.parquet") == (tmp_path / "local/urls.parquet").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["local"]
 
 
 def test_a_folder_of_another_seed_is_refused(tmp_path):

@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from clip_eval.report.html import Html, bars, duration, escape, fill, foreign, join, table
+from clip_eval.report.html import Html, bars, duration, escape, fill, foreign, join, percent, table
 
 
 class Texts(HTMLParser):
@@ -67,7 +67,22 @@ def test_bars_never_leave_their_track():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 01 s"), (3600 * 26, "26 h 00 min")]
+    ("seconds", "text"),
+    [
+        *[(0, "0.0 s"), (0.04, "< 0.1 s"), (59.94, "59.9 s"), (59.96, "1 min 00 s"), (61, "1 min 01 s")],
+        *[(3599.6, "1 h 00 min"), (7199, "2 h 00 min"), (3600 * 26, "26 h 00 min")],
+    ],
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "text"),
+    [
+        *[(0, 1, "0.0 %"), (1, 1, "100.0 %"), (0.9996, 1, "> 99.9 %"), (0.0001, 1, "< 0.1 %"), (0.0005, 1, "0.1 %")],
+        *[(0.0001, 0, "< 1 %"), (0.996, 0, "> 99 %"), (0.5, 0, "50 %"), (1e-9, 2, "< 0.01 %"), (0.034, 1, "3.4 %")],
+    ],
+)
+def test_only_nothing_is_zero_and_only_all_is_hundred(share, digits, text):
+    assert percent(share, digits) == text

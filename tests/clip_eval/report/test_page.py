@@ -1,5 +1,9 @@
 import json
 import re
+import socket
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,10 +11,12 @@ import pytest
 
 from clip_data.dataset import Dataset
 from clip_data.select import SelectConfig, select
+from clip_data.store import Store
 from clip_eval import ClipEvalError, EvalConfig, ReportConfig, TaskConfig, evaluate, write_report
 from clip_eval.report.funnel import read_funnel
 from clip_eval.report.training import read_run, time_section
 from tests.support.datasets import make_dataset
+from tests.support.distributed import free_port
 from tests.support.evals import picture, tiny_model
 
 HOSTILE = "<script>alert('caption')</script>"
@@ -139,6 +145,8 @@ def test_unfinished_units_are_not_attempted(tmp_path):
     attempted, _, stored = read_funnel(dataset, ())
     assert attempted.lost == [("not_attempted", "units that are not finished yet", 4)]
     assert (attempted.kept, stored.kept) == (4, 4)
+    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.root))
+    assert "4attemptedof 8 URLs of the plan" in Page(Path(out).read_text(encoding="utf-8")).text
 
 
 def test_strings_of_the_dataset_are_text(page):
@@ -205,6 +213,70 @@ def test_damaged_files_are_named(tmp_path, name, content):
     given = {"timings": str(tmp_path / name)} if name == "timings.json" else {"runs": (str(tmp_path),)}
     with pytest.raises(ClipEvalError, match=name):
         write_report(ReportConfig(out=str(tmp_path / "x.html"), **given))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of an S3 server of its own process."""
+    port = free_port()
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        wait_for_port(port, server)
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "s3://bucket"
+    finally:
+        server.kill()
+        server.wait()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def wait_for_port(port: int, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+def test_every_input_and_the_page_may_lie_in_a_bucket(place, tmp_path, bucket, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store(f"{bucket}/run")
+    store.write_bytes("timings.json", (place / "timings.json").read_bytes())
+    local = write_report(report(place))
+    for folder in ("run", "eval", "data"):
+        for file in sorted((place / folder).rglob("*")):
+            if file.is_file():
+                store.write_bytes(f"{file.relative_to(place)}", file.read_bytes())
+    remote = {"runs": (f"{bucket}/run/run",), "evaluation": f"{bucket}/run/eval", "dataset": f"{bucket}/run/data"}
+    out = write_report(report(place, out=f"{bucket}/pages/r.html", timings=f"{bucket}/run/timings.json", **remote))
+    assert out == f"{bucket}/pages/r.html"
+    assert Store(f"{bucket}/pages").read_bytes("r.html") == Path(local).read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_needs_the_name_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in ("", "reports/", "s3://bucket/reports/"):
+        with pytest.raises(ClipEvalError, match=f"'{out}' names a folder: give the name of a file"):
+            write_report(ReportConfig(out=out, dataset="nowhere"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_input_gives_the_same_page(place, tmp_path):

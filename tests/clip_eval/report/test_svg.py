@@ -29,6 +29,19 @@ def test_histogram_boxes_stand_on_the_axis_and_scale_with_their_counts():
     assert last[2] == pytest.approx(2 * first[2], abs=2)
 
 
+def test_the_last_box_may_hold_all_above():
+    for open_end, last in ((False, "1 – 2: 5"), (True, "1 and more: 5")):
+        chart = ElementTree.fromstring(histogram("h", [0, 1, 2], [1, 5], open_end=open_end))
+        assert [title.text for title in chart.iter("title")] == ["0 – 1: 1", last]
+
+
+def test_a_share_that_is_not_whole_is_not_written_as_whole():
+    chart = ElementTree.fromstring(
+        heat_map("h", ["a"], ["b", "c"], [(0, 0, 0.999, "x"), (0, 1, 0.001, "y")], text=True)
+    )
+    assert [text.text for text in chart.iter("text") if "mid" in text.attrib.get("class", "")] == [">99", "<1"]
+
+
 def test_a_long_curve_is_thinned_and_keeps_its_mean():
     chart = ElementTree.fromstring(lines("l", [Line(name="x", x=range(10_000), y=[i % 2 for i in range(10_000)])]))
     (curve,) = chart.iter("polyline")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip_data.config import fingerprint, resolved, to_dict
-from clip_data.dataset import Dataset
 from clip_data.store import Store
 from clip_eval.errors import ClipEvalError
-from clip_eval.features import Embedder, code_version
+from clip_eval.features import Embedder, check_corrupt, code_version
+from clip_eval.labels import Labels, read_labels
 from clip_eval.results import Row, read_results, write_results
 from clip_eval.tasks import Outcome, TaskConfig, retrieval, zero_shot
 
@@ -48,23 +47,27 @@ def evaluate(config: EvalConfig) -> list[Row]:
             f"{config.out} holds results of another model ({foreign['model']}, SHA-256 {foreign['model_sha256'][:12]}…"
             f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
         )
-    manifests = {_data(task): _manifest(task) for task in config.tasks}
-    wanted = {task.name: _fingerprint(task, manifests[_data(task)], embedder) for task in config.tasks}
-    columns: dict[tuple[str, str], set[str]] = {}
-    for task in config.tasks:
-        columns.setdefault(_data(task), set()).update([task.label_column] if task.kind == "zeroshot" else [])
+    manifests = {(task.root, task.selection): _manifest(task) for task in config.tasks}
+    of_task = {task.name: manifests[task.root, task.selection] for task in config.tasks}
+    labels = {task.name: read_labels(task, of_task[task.name]) for task in config.tasks if task.kind == "zeroshot"}
+    wanted = {
+        task.name: _fingerprint(task, of_task[task.name], labels.get(task.name), embedder) for task in config.tasks
+    }
     rows = {task.name: [row for row in known if row["fingerprint"] == wanted[task.name]] for task in config.tasks}
     others = [row for row in known if row["task"] not in rows]
     for task in config.tasks:
-        if rows[task.name] and store.exists(_details(task)):
+        manifest = of_task[task.name]
+        if rows[task.name] and _described(store, task, wanted[task.name]):
+            check_corrupt(rows[task.name][0]["corrupt"], manifest, task.max_corrupt)
             continue
         images = embedder.images(
-            manifests[_data(task)],
-            columns=sorted(columns[_data(task)]),
-            precision=task.precision,
-            batch_size=task.batch_size,
+            manifest, precision=task.precision, batch_size=task.batch_size, max_corrupt=task.max_corrupt
         )
-        outcome = (zero_shot if task.kind == "zeroshot" else retrieval)(task, images, embedder)
+        outcome = (
+            zero_shot(task, images, embedder, labels[task.name])
+            if task.kind == "zeroshot"
+            else retrieval(task, images, embedder)
+        )
         rows[task.name] = _rows(task, outcome, config.model, embedder.model_sha256, wanted[task.name])
         about = {"task": task.name, "kind": task.kind, "root": task.root, "selection": task.selection}
         store.write_json(_details(task), {**about, "fingerprint": wanted[task.name], **outcome.details})
@@ -86,38 +89,34 @@ def _check(config: EvalConfig) -> None:
         raise ClipEvalError(f"two tasks are named {repeated[0]!r}: task names must differ")
 
 
-def _data(task: TaskConfig) -> tuple[str, str]:
-    return task.root, task.selection
-
-
 def _manifest(task: TaskConfig) -> Manifest:
-    """The samples of a task. Raises ClipEvalError when the column with the labels is missing."""
     from clip_data.stream import Source, build_manifest
 
-    manifest = build_manifest([Source(root=task.root, selection=task.selection)])
-    if task.kind == "zeroshot":
-        known = Dataset.open(task.root).sidecar(manifest.parts[0].units[0]).column_names
-        if task.label_column not in known:
-            close = difflib.get_close_matches(task.label_column, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise ClipEvalError(f"task {task.name!r}: {task.root} has no column {task.label_column!r}; {hint}")
-    return manifest
+    return build_manifest([Source(root=task.root, selection=task.selection)])
 
 
-def _fingerprint(task: TaskConfig, manifest: Manifest, embedder: Embedder) -> str:
+def _fingerprint(task: TaskConfig, manifest: Manifest, labels: Labels | None, embedder: Embedder) -> str:
     """Names the protocol of a task's rows: data, model (with preprocessing and tokenizer), prompts, precision, code."""
     protocol: dict[str, Any] = to_dict(task)
-    for name in ("name", "root", "selection", "batch_size"):  # names and speed; the manifest stands for the data
-        del protocol[name]
-    if task.kind == "retrieval":
-        for name in ("label_column", "classes", "templates"):
-            del protocol[name]
+    for name in ("name", "root", "selection", "batch_size", "max_corrupt", "classes", "classes_file"):
+        del protocol[
+            name
+        ]  # names, speed and limits; the manifest stands for the data, the read classes for the classes
+    if labels is None:
+        del protocol["label_column"], protocol["templates"]
+    else:
+        protocol["classes"] = to_dict(labels.classes)
     data = {"manifest": manifest.fingerprint, "model": embedder.model_sha256, "code": code_version()}
     return fingerprint({**protocol, **data})
 
 
 def _details(task: TaskConfig) -> str:
     return f"details/{task.name}.json"
+
+
+def _described(store: Store, task: TaskConfig, name: str) -> bool:
+    """Whether the details of a task are there and belong to the protocol with this fingerprint."""
+    return store.exists(_details(task)) and store.read_json(_details(task))["fingerprint"] == name
 
 
 def _rows(task: TaskConfig, outcome: Outcome, model: str, sha256: str, name: str) -> list[Row]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from clip_models import CLIP, ModelSpec
     from clip_models.tokenizers import Tokenizer
 
-BASIC = ("uid", "key", "caption", "sha256")
-NUMERIC_MODULES = ("features.py", "intervals.py", "metrics.py", "scores.py", "tasks.py")
+STRINGS = ("caption", "key", "sha256", "uid")
+NUMERIC_MODULES = ("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py", "tasks.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class ImageFeatures:
     features: np.ndarray
     """float32 [N, D], unit vectors."""
     strings: dict[str, list[str]]
-    """uid, key, caption, sha256 (hex, of the fetched bytes) and the label columns; N each, "" for a null."""
+    """uid, key, caption and sha256 (hex, of the fetched bytes); N each, "" for a null."""
     corrupt: int
-    """Samples that could not be decoded and are left out."""
+    """Samples that could not be read and are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,15 @@ def code_version() -> str:
     for package in ("clip-data", "clip-models", "torch"):
         digest.update(f"{package} {version(package)}\n".encode())
     return digest.hexdigest()
+
+
+def check_corrupt(corrupt: int, manifest: Manifest, limit: float) -> None:
+    """Raises ClipEvalError when more than a share `limit` of a manifest's samples cannot be read."""
+    if corrupt / manifest.samples > limit:
+        raise ClipEvalError(
+            f"at least {corrupt:,} of the {manifest.samples:,} samples of {manifest.parts[0].source.root} cannot be "
+            f"read, more than max_corrupt = {limit:g} allows: run 'clip-data verify --deep' on it, or raise max_corrupt"
+        )
 
 
 class Embedder:
@@ -92,19 +101,19 @@ class Embedder:
         model, spec = load_model(self.path, device=device)
         return model.eval(), spec, get_tokenizer(spec), device
 
-    def images(self, manifest: Manifest, *, columns: Sequence[str], precision: str, batch_size: int) -> ImageFeatures:
-        """Every sample of the manifest once, with the sidecar's `columns` beside it."""
+    def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
+        """Every sample of the manifest once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
         from tqdm import tqdm
 
         from clip_data.stream import read_once
 
-        name = self._name("images", precision, manifest=manifest.fingerprint, columns=sorted(set(columns)))
+        name = self._name("images", precision, manifest=manifest.fingerprint)
         if self.store.exists(name):
             tensors = self._read(name)
-            strings = {key.removeprefix("text."): _unpack(tensors, key) for key in _packed(tensors)}
-            return ImageFeatures(
-                features=tensors["features"], strings=strings, corrupt=int(tensors["corrupt"].reshape(()))
-            )
+            corrupt = int(tensors["corrupt"].reshape(()))
+            check_corrupt(corrupt, manifest, max_corrupt)
+            strings = {key: _unpack(tensors, key) for key in STRINGS}
+            return ImageFeatures(features=tensors["features"], strings=strings, corrupt=corrupt)
         spec = self._loaded[1]
         samples = read_once(
             manifest,
@@ -112,27 +121,32 @@ class Embedder:
             tokenizer=None,
             batch_size=batch_size,
             workers=0,
-            columns=("key", "sha256", *sorted({*columns} - {*BASIC})),
+            columns=("key", "sha256"),
         )
         parts: list[np.ndarray] = []
-        strings = {key: [] for key in sorted({*columns, *BASIC})}
+        strings = {key: [] for key in STRINGS}
         with tqdm(total=manifest.samples, unit=" images", desc="embed images", disable=None) as bar:
             for batch in samples:
                 parts.append(self._encode_images(batch["image"], precision))
                 for key, values in strings.items():
                     values += map(_text, batch["text" if key == "caption" else key])
                 bar.update(len(batch["uid"]))
+                check_corrupt(int(samples.stats["corrupt"]), manifest, max_corrupt)
+        corrupt = int(samples.stats["corrupt"])
+        check_corrupt(corrupt, manifest, max_corrupt)
         if not parts:
-            raise ClipEvalError(f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify'")
-        features, corrupt = normalize(np.concatenate(parts)), len(samples.corrupt_uids)
+            raise ClipEvalError(
+                f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify --deep'"
+            )
+        features = normalize(np.concatenate(parts))
         tensors = {"features": features, "corrupt": np.asarray([corrupt], np.int64)}
         for key, values in strings.items():
-            tensors |= _pack(f"text.{key}", values)
+            tensors |= _pack(key, values)
         self._write(name, tensors)
         return ImageFeatures(features=features, strings=strings, corrupt=corrupt)
 
     def texts(self, texts: Sequence[str], *, precision: str, batch_size: int) -> TextFeatures:
-        """Every text once, in the order given."""
+        """Every text, in the order given. Texts with the same tokens are embedded once and have the same features."""
         from tqdm import tqdm
 
         name = self._name("texts", precision, texts=hashlib.sha256("\0".join(texts).encode()).hexdigest())
@@ -140,13 +154,19 @@ class Embedder:
             tensors = self._read(name)
             return TextFeatures(features=tensors["features"], truncated=int(tensors["truncated"].reshape(())))
         tokenizer = self._loaded[2]
-        parts = []
-        with tqdm(total=len(texts), unit=" texts", desc="embed texts", disable=None) as bar:
-            for start in range(0, len(texts), batch_size):
-                batch = list(texts[start : start + batch_size])
-                parts.append(self._encode_texts(tokenizer.encode_numpy(batch), precision))
-                bar.update(len(batch))
-        features, truncated = normalize(np.concatenate(parts)), tokenizer.count_truncated(list(texts))
+        distinct: dict[bytes, np.ndarray] = {}
+        order = []
+        for start in range(0, len(texts), batch_size):
+            for ids in tokenizer.encode_numpy(list(texts[start : start + batch_size])):
+                order.append(ids.tobytes())
+                distinct.setdefault(order[-1], ids)
+        row_of, rows, parts = {key: row for row, key in enumerate(distinct)}, list(distinct.values()), []
+        with tqdm(total=len(rows), unit=" texts", desc="embed texts", disable=None) as bar:
+            for start in range(0, len(rows), batch_size):
+                parts.append(self._encode_texts(np.stack(rows[start : start + batch_size]), precision))
+                bar.update(len(parts[-1]))
+        features = normalize(np.concatenate(parts))[[row_of[key] for key in order]]
+        truncated = tokenizer.count_truncated(list(texts))
         self._write(name, {"features": features, "truncated": np.asarray([truncated], np.int64)})
         return TextFeatures(features=features, truncated=truncated)
 
@@ -215,10 +235,6 @@ def _pack(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
         f"{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8),
         f"{name}.ends": np.cumsum([len(value) for value in encoded], dtype=np.int64),
     }
-
-
-def _packed(tensors: dict[str, np.ndarray]) -> list[str]:
-    return [name.removesuffix(".ends") for name in tensors if name.endswith(".ends")]
 
 
 def _unpack(tensors: dict[str, np.ndarray], name: str) -> list[str]:

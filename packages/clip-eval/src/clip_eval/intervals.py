@@ -23,14 +23,18 @@ def bootstrap_macro(correct: np.ndarray, counts: np.ndarray, seed: int = 0) -> t
     """Percentile bootstrap of the mean of correct / counts over the classes with samples; int64 [C] each.
 
     Samples are drawn with replacement from the pooled set; a class that a draw misses is left out of that draw's mean,
-    as an empty class is left out of the metric. Where all samples agree the bootstrap has no width: Wilson's is given.
+    as an empty class is left out of the metric. Where each class is all right or all wrong, draws say nothing of what
+    was not seen: the classes' Wilson intervals are combined instead (MOVER, Zou and Donner 2008).
     """
-    n, hits = int(counts.sum()), int(correct.sum())
-    if hits in (0, n):
-        return wilson(hits, n)
-    rng = np.random.default_rng(seed)
+    n = int(counts.sum())
     present = counts > 0
     right, wrong = correct[present], (counts - correct)[present]
+    if not (right * wrong).any():
+        shares = right / (right + wrong)
+        ends = np.array([wilson(hits, of) for hits, of in zip(right.tolist(), (right + wrong).tolist(), strict=True)])
+        below, above = np.sqrt(((ends.T - shares) ** 2).sum(axis=1)) / len(shares)
+        return float(max(0.0, shares.mean() - below)), float(min(1.0, shares.mean() + above))
+    rng = np.random.default_rng(seed)
     draws = rng.multinomial(n, np.concatenate([right, wrong]) / n, size=RESAMPLES)
     drawn_right, drawn_wrong = draws[:, : len(right)], draws[:, len(right) :]
     drawn = drawn_right + drawn_wrong

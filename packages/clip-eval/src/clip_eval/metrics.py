@@ -1,8 +1,8 @@
 """Zero-shot and retrieval metrics over features.
 
-Ties count against the model, everywhere: a true answer ranks behind every wrong candidate with the same score. A
-model whose features have collapsed to one point therefore scores 0, and no result depends on the order of the
-classes, samples or candidates.
+Ties have a stated rule. Of classes with equal scores the one with the lower index ranks first, which is argmax: of two
+classes with the same prompts the first is predicted. In retrieval ties count against the model: a true answer ranks
+behind every wrong candidate with the same score. Scores are exact (scores.py), so no batch size or tiling moves a tie.
 
 Definitions follow clip_benchmark: the zero-shot classifier is the renormalised mean of normalised prompt features, a
 class's recall is averaged over the classes that have samples, and a retrieval query is a hit at k when at least one
@@ -12,6 +12,7 @@ of its positives is among the k best.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,14 @@ import numpy as np
 from clip_eval.scores import normalize, score_tiles
 
 
-def zero_shot_classifier(text_features: np.ndarray, templates: int) -> np.ndarray:
-    """One unit vector per class, float32 [C, D], from prompt features [C·templates, D], a class's prompts adjacent."""
+def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> np.ndarray:
+    """One unit vector per class, float32 [C, D], from the features [P, D] of all prompts, a class's prompts adjacent.
+
+    `prompts` is the number of prompts of each class.
+    """
     unit = normalize(text_features).astype(np.float64)
-    return normalize(unit.reshape(-1, templates, unit.shape[1]).mean(axis=1))
+    starts = np.cumsum([0, *prompts[:-1]])
+    return normalize(np.add.reduceat(unit, starts, axis=0) / np.asarray(prompts)[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +35,21 @@ class Classification:
     """Per-sample outcome of a zero-shot task."""
 
     rank: np.ndarray
-    """int64 [N]: wrong classes that score as high as the true one or higher; 0 is a correct prediction."""
+    """int64 [N]: classes ahead of the true one, by score and then by index; 0 is a correct prediction."""
     predicted: np.ndarray
-    """int64 [N]: the class with the highest score; in a tie a wrong one, so that it agrees with rank."""
-    score: np.ndarray
-    """float32 [N]: cosine of the predicted class."""
+    """int64 [N]: the class with the highest score; the first of them in a tie."""
 
 
 def classify(image_features: np.ndarray, classifier: np.ndarray, labels: np.ndarray) -> Classification:
     """Ranks the classes of unit vectors [C, D] for images [N, D] with true classes `labels`, int64 [N]."""
     rank, predicted = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
-    best = np.empty(len(labels), np.float32)
     for rows, scores in score_tiles(image_features, classifier):
-        index = np.arange(len(scores))
-        true = scores[index, labels[rows]]
-        rank[rows] = (scores >= true[:, None]).sum(axis=1) - 1
-        best[rows] = scores.max(axis=1)
-        wrong = scores.copy()
-        wrong[index, labels[rows]] = -np.inf
-        predicted[rows] = np.where(rank[rows] == 0, labels[rows], wrong.argmax(axis=1))
-    return Classification(rank=rank, predicted=predicted, score=best)
+        label = labels[rows, None]
+        true = np.take_along_axis(scores, label, axis=1)
+        earlier = np.arange(scores.shape[1]) < label
+        rank[rows] = ((scores > true) | ((scores == true) & earlier)).sum(axis=1)
+        predicted[rows] = scores.argmax(axis=1)
+    return Classification(rank=rank, predicted=predicted)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -71,6 +71,8 @@ class Retrieval:
     """int64 [Q]: negatives that score as high as the best positive or higher; a hit at k has rank < k."""
     positives: np.ndarray
     """int64 [Q]: positives of the query."""
+    best: np.ndarray
+    """int64 [Q]: the positive with the highest score; the first of them in a tie."""
     top: np.ndarray
     """int64 [Q, K]: the best candidates, highest score first, equal scores by index."""
 
@@ -87,17 +89,19 @@ def rank_candidates(
     positives = np.bincount(pair_query, minlength=len(queries))
     assert positives.min() > 0
     bounds = np.concatenate([[0], np.cumsum(positives)])
-    rank = np.empty(len(queries), np.int64)
+    rank, best = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
     keep = min(keep, len(candidates))
     top = np.empty((len(queries), keep), np.int64)
     for rows, scores in score_tiles(queries, candidates):
         chosen = slice(bounds[rows.start], bounds[rows.stop])
         local = pair_query[chosen] - rows.start
-        best = np.maximum.reduceat(scores[local, pair_candidate[chosen]], bounds[rows] - bounds[rows.start])
+        true = np.full_like(scores, -np.inf)
+        true[local, pair_candidate[chosen]] = scores[local, pair_candidate[chosen]]
+        best[rows] = true.argmax(axis=1)
         top[rows] = _top(scores, keep)
         scores[local, pair_candidate[chosen]] = -np.inf
-        rank[rows] = (scores >= best[:, None]).sum(axis=1)
-    return Retrieval(rank=rank, positives=positives, top=top)
+        rank[rows] = (scores >= true.max(axis=1, keepdims=True)).sum(axis=1)
+    return Retrieval(rank=rank, positives=positives, best=best, top=top)
 
 
 def _top(scores: np.ndarray, keep: int) -> np.ndarray:

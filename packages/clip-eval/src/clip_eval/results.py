@@ -13,11 +13,29 @@ Row = dict[str, Any]
 FILE = "results.jsonl"
 COUNTS = {
     "truncated": "texts cut at the context length",
-    "corrupt": "pictures could not be decoded",
+    "corrupt": "images that could not be read",
     "unlabelled": "samples without a label",
+    "uncaptioned": "samples without a caption",
     "other_classes": "samples of classes that are not asked for",
     "empty_classes": "classes without a sample",
+    "same_prompts": "classes whose prompts repeat those of a class with a lower id, which is predicted for both",
 }
+
+
+def in_percent(share: float, digits: int = 1) -> str:
+    """A share in percent, rounded; one that is neither 0 nor 1 is never shown as 0 or 100."""
+    text, least = f"{100 * share:.{digits}f}", f"{10.0**-digits:.{digits}f}"
+    if share > 0 and float(text) == 0:
+        return f"< {least}"
+    return f"> {100 - float(least):.{digits}f}" if share < 1 and float(text) == 100 else text
+
+
+def file_in_store(file: str) -> tuple[Store, str]:
+    """The folder of a file, given as a path or an fsspec URL, and the file's name in it."""
+    folder, slash, name = file.rpartition("/")
+    if not name:
+        raise ClipEvalError(f"{file!r} names a folder: give the name of a file")
+    return Store(folder or slash or "."), name
 
 
 def read_results(store: Store) -> list[Row]:
@@ -40,8 +58,8 @@ def format_table(rows: Sequence[Row]) -> str:
     header = ("task", "metric", "value", "95 % interval", "chance", "n")
     cells = [header]
     for row in rows:
-        interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f}"
-        percents = (f"{100 * row['value']:.2f} %", interval, f"{100 * row['chance']:.2f} %")
+        interval = f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
+        percents = (f"{in_percent(row['value'], 2)} %", interval, f"{in_percent(row['chance'], 2)} %")
         cells.append((row["task"], row["metric"], *percents, str(row["n"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{text:{'<' if i < 2 else '>'}{widths[i]}}" for i, text in enumerate(line)) for line in cells]

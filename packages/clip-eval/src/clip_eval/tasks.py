@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, ImageFeatures
 from clip_eval.intervals import bootstrap_macro, wilson
+from clip_eval.labels import OTHER, UNLABELLED, Labels
 from clip_eval.metrics import (
     Retrieval,
     classify,
@@ -41,11 +42,18 @@ class TaskConfig:
     selection: str = ""
     """Name of a selection of the dataset; "" takes every successful sample."""
     label_column: str = "label"
-    """zeroshot: sidecar column with the true class. Rows without a label are left out and counted."""
+    """zeroshot: sidecar column with the true class, a string (the class's name) or an integer (its id).
+    Rows without a label are left out and counted."""
     classes: tuple[str, ...] = ()
-    """zeroshot: the class names; empty takes the labels that occur, sorted. Rows of other classes are left out."""
+    """zeroshot: the class names; a name's position, from 0, is its id. Empty takes the string labels that occur,
+    sorted. Rows of other classes are left out and counted."""
+    classes_file: str = ""
+    """zeroshot: instead of classes, a file (or fsspec URL) with a class a line: .txt with its name, or .jsonl with its
+    name and, where wanted, its id and its prompts (templates of its own)."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
     """zeroshot: prompts; {} (or {c}) is replaced by the class name."""
+    max_corrupt: float = 0.05
+    """Largest share of samples that cannot be read; above it the evaluation stops."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; scores are exact either way."""
     batch_size: int = 256
@@ -58,8 +66,14 @@ class TaskConfig:
             raise ClipEvalError(f"task {self.name!r} has no dataset: set its root")
         if self.batch_size < 1:
             raise ClipEvalError(f"task {self.name!r}: batch_size {self.batch_size} must be at least 1")
+        if not 0 <= self.max_corrupt <= 1:
+            raise ClipEvalError(f"task {self.name!r}: max_corrupt {self.max_corrupt} must be between 0 and 1")
+        if self.classes and self.classes_file:
+            raise ClipEvalError(f"task {self.name!r} has both classes and classes_file: give one of them")
         if self.kind == "zeroshot":
             self._check_prompts()
+        elif self.classes or self.classes_file:
+            raise ClipEvalError(f"task {self.name!r} is a retrieval, which has no classes: leave them out")
 
     def _check_prompts(self) -> None:
         if not self.templates:
@@ -67,9 +81,6 @@ class TaskConfig:
         for template in self.templates:
             if "{}" not in template and "{c}" not in template:
                 raise ClipEvalError(f"task {self.name!r}: the template {template!r} has no {{}} for the class name")
-        repeated = [name for name, n in Counter(self.classes).items() if n > 1]
-        if repeated:
-            raise ClipEvalError(f"task {self.name!r}: the class {repeated[0]!r} is listed twice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +123,25 @@ def proportion(name: str, hits: np.ndarray, chance: float) -> Metric:
     )
 
 
-def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Outcome:
+def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder, labels: Labels) -> Outcome:
     """top1, top5 (with more than 5 classes) and mean_per_class_recall.
 
-    Raises ClipEvalError when no sample has a label of the task's classes.
+    Raises ClipEvalError when no sample that can be read belongs to one of the classes.
     """
-    labels = images.strings[task.label_column]
-    classes = list(task.classes) or sorted({label for label in labels if label})
-    index = {name: i for i, name in enumerate(classes)}
-    kept = np.asarray([i for i, label in enumerate(labels) if label in index], np.int64)
-    unlabelled = labels.count("")
+    given = np.asarray([labels.of_key[key] for key in images.strings["key"]], np.int64)
+    kept = np.flatnonzero(given >= 0)
     if not len(kept):
-        raise ClipEvalError(f"task {task.name!r}: {_no_labels(task, labels)}")
-    truth = np.asarray([index[labels[i]] for i in kept], np.int64)
-    prompts = [template.replace("{c}", name).replace("{}", name) for name in classes for template in task.templates]
-    texts = embedder.texts(prompts, precision=task.precision, batch_size=task.batch_size)
-    result = classify(images.features[kept], zero_shot_classifier(texts.features, len(task.templates)), truth)
+        raise ClipEvalError(f"task {task.name!r}: none of the samples of its classes can be read")
+    truth = given[kept]
+    prompts = [
+        [template.replace("{c}", row.name).replace("{}", row.name) for template in row.prompts or task.templates]
+        for row in labels.classes
+    ]
+    texts = embedder.texts(list(chain.from_iterable(prompts)), precision=task.precision, batch_size=task.batch_size)
+    classifier = zero_shot_classifier(texts.features, [len(of_class) for of_class in prompts])
+    result = classify(images.features[kept], classifier, truth)
+    names = Counter(row.name for row in labels.classes)
+    classes = [row.name if names[row.name] == 1 else f"{row.name} ({row.id})" for row in labels.classes]
     confusion = confusion_matrix(truth, result.predicted, len(classes))
     recall, counts = per_class_recall(confusion), confusion.sum(axis=1)
     metrics = [proportion("top1", result.rank < 1, 1 / len(classes))]
@@ -159,9 +173,10 @@ def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Ou
         counts={
             "truncated": texts.truncated,
             "corrupt": images.corrupt,
-            "unlabelled": unlabelled,
-            "other_classes": len(labels) - len(kept) - unlabelled,
+            "unlabelled": int((given == UNLABELLED).sum()),
+            "other_classes": int((given == OTHER).sum()),
             "empty_classes": int((counts == 0).sum()),
+            "same_prompts": len(classes) - len(np.unique(classifier, axis=0)),
         },
         details={
             "classes": classes,
@@ -181,17 +196,23 @@ def retrieval(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Ou
 
     What belongs together is decided by identity, not by row: rows whose pictures have the same bytes (SHA-256) are one
     image, rows with the same caption are one text, and an image and a text are a positive pair when any row holds
-    both. So every distinct image and every distinct text is one query and one candidate.
+    both. So every distinct image and every distinct text is one query and one candidate. Rows without a caption are
+    left out. Raises ClipEvalError when no row is left.
     """
-    identities = [sha256 or uid for sha256, uid in zip(images.strings["sha256"], images.strings["uid"], strict=True)]
+    strings = images.strings
+    kept = np.asarray([i for i, caption in enumerate(strings["caption"]) if caption.strip()], np.int64)
+    if not len(kept):
+        raise ClipEvalError(f"task {task.name!r}: none of its {len(strings['caption'])} samples has a caption")
+    identities = [strings["sha256"][i] or strings["uid"][i] for i in kept]
     image_names, image_row, image_of_row = np.unique(identities, return_index=True, return_inverse=True)
-    captions, text_of_row = np.unique(np.asarray(images.strings["caption"], dtype=object), return_inverse=True)
+    captions, text_of_row = np.unique(np.asarray(strings["caption"], dtype=object)[kept], return_inverse=True)
     texts = embedder.texts(captions.tolist(), precision=task.precision, batch_size=task.batch_size)
     pairs = np.unique(np.stack([image_of_row, text_of_row]), axis=1).astype(np.int64)
+    image_row = kept[image_row]
     features = images.features[image_row]
     to_text = rank_candidates(features, texts.features, (pairs[0], pairs[1]))
     to_image = rank_candidates(texts.features, features, (pairs[1], pairs[0]))
-    keys = [images.strings["key"][row] for row in image_row]
+    keys = [strings["key"][row] for row in image_row]
     return Outcome(
         metrics=[
             proportion(f"{name}_recall@{k}", found.rank < k, recall_chance(found.positives, candidates, k))
@@ -204,6 +225,7 @@ def retrieval(task: TaskConfig, images: ImageFeatures, embedder: Embedder) -> Ou
         counts={
             "truncated": texts.truncated,
             "corrupt": images.corrupt,
+            "uncaptioned": len(strings["caption"]) - len(kept),
             "rows": len(text_of_row),
             "images": len(image_names),
             "texts": len(captions),
@@ -227,7 +249,7 @@ def _examples(
             {
                 "query": queries[query],
                 "rank": int(found.rank[query]),
-                "positives": [candidates[i] for i in sorted(positives)[:3]],
+                "best": candidates[found.best[query]],
                 "top": [{"candidate": candidates[i], "positive": i in positives} for i in found.top[query].tolist()],
             }
         )
@@ -237,12 +259,3 @@ def _examples(
 def _by_uid(uids: list[str], count: int) -> list[int]:
     """Indices of the `count` smallest uids: an arbitrary sample that is the same in every run."""
     return sorted(range(len(uids)), key=uids.__getitem__)[:count]
-
-
-def _no_labels(task: TaskConfig, labels: list[str]) -> str:
-    found = sorted({label for label in labels if label})
-    if not found:
-        return f"none of its {len(labels)} samples has a value in the column {task.label_column!r}"
-    close = difflib.get_close_matches(task.classes[0], found, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r} for {task.classes[0]!r}?" if close else f"the labels are {', '.join(found[:8])}"
-    return f"none of its {len(labels)} samples belongs to one of the {len(task.classes)} classes; {hint}"

@@ -41,10 +41,12 @@ class Logging(Hook):
     _steps: int = 0
     _seconds: float = 0.0
     _wait: float = 0.0
+    _waited: float = 0.0
     _corrupt: float = 0
 
     def on_start(self, loop: Loop) -> None:
         self._began = time.perf_counter() - loop.metrics.get("time_s", 0.0)
+        self._waited = loop.metrics.get("wait_s", 0.0)
         if self.log:
             event = {"step": loop.start, "event": "resume" if loop.start else "start", "ranks": self.world.size}
             self.log.write(event)
@@ -62,12 +64,16 @@ class Logging(Hook):
         self._seconds += step.seconds
         self._wait += step.wait_s
         loop.metrics["time_s"] = time.perf_counter() - self._began
+        loop.metrics["wait_s"] = self._waited + self._wait
         if step.step % self.every and step.step not in (1, loop.steps):
             if self._bar:
                 self._bar.update()
             return
-        unread = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids))
-        corrupt = sum(count for count, _ in unread)
+        ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait))
+        corrupt = sum(count for count, _, _ in ranks)
+        wait = max(seconds for _, _, seconds in ranks)  # the others wait for the slowest rank
+        self._waited += wait
+        loop.metrics["wait_s"] = self._waited
         if self.log:
             values = {
                 **step.losses,
@@ -75,16 +81,17 @@ class Logging(Hook):
                 "grad_norm": step.grad_norm,
                 **loop.task.report(),
                 "samples_per_s": self._steps * self.batch_size / self._seconds,
-                "loader_wait_s": self._wait / self._steps,
+                "loader_wait_s": wait / self._steps,
             }
             seen = step.step * self.batch_size
             place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
-            self.log.write({**place, **values, "corrupt": corrupt, "time_s": loop.metrics["time_s"]})
+            times = {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
+            self.log.write({**place, **values, "corrupt": corrupt, **times})
             self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
             self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
             self._bar.update()
             if corrupt > self._corrupt:
-                uids = [uid for _, some in unread for uid in some]
+                uids = [uid for _, some, _ in ranks for uid in some]
                 self.log.write({"step": step.step, "event": "corrupt", "samples": corrupt, "uids": uids})
         self._steps, self._seconds, self._wait, self._corrupt = 0, 0.0, 0.0, corrupt
 

@@ -44,7 +44,7 @@ def write_input(config: InputConfig, folder: str) -> None:
     claim(store, config)
     if store.exists("urls.parquet"):
         return
-    url, path = f"http://127.0.0.1:{config.port}", store.full("urls.parquet")
+    url, path = f"http://127.0.0.1:{config.port}", f"{store.url}/urls.parquet"
     if config.kind == "scenes":
         from clip_data.demo.table import write_table
 

@@ -4,7 +4,6 @@ import io
 import os
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,7 +76,7 @@ def write_parquet(path: str | os.PathLike[str], columns: Mapping[str, Sequence[s
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression="zstd")
-    target = Path(path)
-    if target.is_dir():
-        raise ClipDataError(f"cannot write the table {target}: it is a folder")
-    Store(target.parent).write_bytes(target.name, buffer.getvalue())
+    if os.path.isdir(path):
+        raise ClipDataError(f"cannot write the table {path}: it is a folder")
+    folder, slash, name = os.fspath(path).rpartition("/")  # a path, or an fsspec URL
+    Store(folder or slash or ".").write_bytes(name, buffer.getvalue())

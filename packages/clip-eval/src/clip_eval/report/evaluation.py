@@ -9,7 +9,7 @@ from clip_data.store import Store
 from clip_eval.report.html import Html, bars, count, figure, fill, foreign, grid, join, note, percent, section, table
 from clip_eval.report.pictures import Pictures
 from clip_eval.report.svg import heat_map, interval
-from clip_eval.results import COUNTS, Row
+from clip_eval.results import COUNTS, Row, in_percent
 
 MOST_CLASSES = 100  # of a confusion matrix that can be read
 MOST_BARS = 120
@@ -25,6 +25,9 @@ def evaluation_section(rows: Sequence[Row], store: Store, pictures_of: PicturesO
         if not store.exists(name):
             continue
         details = store.read_json(name)
+        if details["fingerprint"] != next(row["fingerprint"] for row in rows if row["task"] == task):
+            parts.append(note("{}: its details are of another run, evaluate again to show them.", foreign(task)))
+            continue
         pictures = pictures_of(details["root"])
         shown = _zero_shot(details, pictures) if details["kind"] == "zeroshot" else _retrieval(details, pictures)
         parts.append(fill("<h3>{}</h3>{}", foreign(task), join(shown)))
@@ -42,7 +45,7 @@ def _table(rows: Sequence[Row]) -> Html:
             foreign(row["task"]),
             metric_name(row["metric"]),
             fill("<b>{}</b>", percent(row["value"], 2)),
-            f"{100 * row['low']:.1f} – {100 * row['high']:.1f}",
+            f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}",
             interval(row["value"], row["low"], row["high"], row["chance"]),
             percent(row["chance"], 2),
             count(row["n"]),
@@ -213,4 +216,4 @@ def _missed(example: dict[str, Any]) -> Html:
     """The right caption, when it is not among those shown."""
     if any(found["positive"] for found in example["top"]):
         return Html("")
-    return fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, foreign(example["positives"][0], 110))
+    return fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, foreign(example["best"], 110))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 from clip_data.dataset import Dataset
 from clip_data.errors import ClipDataError
@@ -19,7 +17,7 @@ from clip_eval.report.html import Html, count, escape, fill, foreign, join, note
 from clip_eval.report.pictures import Pictures
 from clip_eval.report.samples import histograms_section, samples_section, scan
 from clip_eval.report.training import Run, read_run, time_section, training_section
-from clip_eval.results import Row, read_results
+from clip_eval.results import Row, file_in_store, read_results
 
 HEADLINES = ("top1", "image_to_text_recall@1", "text_to_image_recall@1")
 
@@ -29,7 +27,7 @@ class ReportConfig:
     """What the report is about; whatever is not given or not there yet leaves its section out."""
 
     out: str
-    """The HTML file to write."""
+    """The HTML file to write: a path or an fsspec URL."""
     dataset: str = ""
     """Folder (or fsspec URL) of a dataset."""
     selections: tuple[str, ...] = ()
@@ -39,7 +37,7 @@ class ReportConfig:
     evaluation: str = ""
     """Folder of an evaluation."""
     timings: str = ""
-    """JSON file with the seconds of each stage."""
+    """JSON file (or its fsspec URL) with the seconds of each stage."""
     title: str = "From URLs to an evaluated CLIP model"
     """Heading of the page."""
 
@@ -50,6 +48,7 @@ def write_report(config: ReportConfig) -> str:
     What was named and is not there is listed at the foot of the page. Raises ClipEvalError when nothing is there, and
     ClipDataError when something is there and damaged.
     """
+    target, name = file_in_store(config.out)
     absent: list[str] = []
     sections: list[Html] = []
     cards: list[Html] = []
@@ -64,12 +63,11 @@ def write_report(config: ReportConfig) -> str:
             sections.append(samples_section(dataset, found, config.selections, pictures))
         absent += [f"selection {name}" for name in config.selections if name not in dataset.selections()]
     if runs:
-        cards += _run_cards(runs[-1])
+        cards += [_run_card(run, f"{run.name}: " if len(runs) > 1 else "") for run in runs]
         sections.append(training_section(runs))
     if config.timings:
-        file = Path(config.timings)
-        if file.is_file():
-            sections.append(time_section(_timings(file), runs))
+        if (seconds := _timings(config.timings)) is not None:
+            sections.append(time_section(seconds, runs))
         else:
             absent.append(f"timings {config.timings}")
     if config.evaluation:
@@ -85,14 +83,16 @@ def write_report(config: ReportConfig) -> str:
             "give --dataset, --runs or --evaluation"
         )
     page = _page(config.title, cards, sections, absent)
-    target = Path(config.out)
-    Store(target.parent).write_bytes(target.name, page.encode("utf-8", "replace"))
-    return str(target)
+    target.write_bytes(name, page.encode("utf-8", "replace"))
+    return config.out
 
 
-def _timings(file: Path) -> dict[str, float]:
+def _timings(file: str) -> dict[str, float] | None:
+    store, name = file_in_store(file)
+    if not store.exists(name):
+        return None
     try:
-        return {str(name): float(seconds) for name, seconds in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {str(stage): float(seconds) for stage, seconds in store.read_json(name).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ClipEvalError(f"{file} is no JSON object of stages and their seconds: {error}") from error
 
@@ -134,17 +134,22 @@ def _funnel_cards(stages: Sequence[Stage]) -> list[Html]:
         _card(
             count(stage.kept),
             stage.name,
-            "URLs of the plan" if i == 0 else f"{percent(stage.kept / whole)} of the URLs",
+            f"of {count(stages[0].before)} URLs of the plan"
+            if i == 0
+            else f"{percent(stage.kept / whole)} of the URLs",
         )
         for i, stage in enumerate(stages)
         if i != 1
     ]
 
 
-def _run_cards(run: Run) -> list[Html]:
-    last = run.steps[-1]
-    held_out = f"held out {run.validation[-1]['val_loss']:.3f}" if run.validation else ""
-    return [_card(f"{last['loss']:.3f}", f"loss after {count(last['step'])} steps", held_out)]
+def _run_card(run: Run, name: str) -> Html:
+    last, held_out = run.steps[-1], ""
+    if run.validation:
+        at = run.validation[-1]["step"]
+        held_out = f"held out {run.validation[-1]['val_loss']:.3f}"
+        held_out += f" after {count(at)} steps" if at != last["step"] else ""
+    return _card(f"{last['loss']:.3f}", f"{name}loss after {count(last['step'])} steps", held_out)
 
 
 def _score_cards(rows: Sequence[Row]) -> list[Html]:

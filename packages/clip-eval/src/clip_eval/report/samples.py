@@ -70,16 +70,20 @@ def _numeric(columns: Any) -> list[tuple[str, np.ndarray]]:
 
 def histograms_section(found: Scan) -> Html:
     stored = [i for i, status in enumerate(found.rows["status"]) if status == SUCCESS]
-    columns = {name: np.asarray([found.rows[name][i] or 0 for i in stored], float) for name in ("width", "height")}
+    columns = {
+        name: np.asarray([found.rows[name][i] for i in stored if found.rows[name][i] is not None], float)
+        for name in ("width", "height")
+    }
     if not any(name.endswith(": words") for name in found.scores):
-        columns["words"] = np.asarray([len(found.rows["caption"][i].split()) for i in stored], float)
+        columns["words"] = np.asarray([len((found.rows["caption"][i] or "").split()) for i in stored], float)
     columns |= found.scores
     charts = []
     for name, values in columns.items():
         values = values[np.isfinite(values)]
         if len(values):
             edges, counts = _bins(values)
-            charts.append(figure(name, histogram(name, edges, counts)))
+            some = f" ({count(len(values))} samples with a value)" if len(values) < len(stored) else ""
+            charts.append(figure(name + some, histogram(name, edges, counts, open_end=values.max() > edges[-1])))
     remark = note("{} stored samples{}.", count(len(stored)), _part(found))
     return section("columns", "What the samples are like", remark, grid(charts))
 
@@ -110,7 +114,7 @@ def samples_section(dataset: Dataset, found: Scan, selections: Sequence[str], pi
     chosen = sorted(kept, key=lambda i: found.rows["uid"][i])[:ACCEPTED]
     parts = [
         figure(
-            f"Kept{why}: {len(chosen)} samples, drawn by uid",
+            f"Kept{why}: {len(chosen)} of {count(len(kept))} samples, drawn by uid{_part(found)}",
             grid((pictures.card(found.rows["key"][i]) for i in chosen), "cards"),
             kind="wide",
         )

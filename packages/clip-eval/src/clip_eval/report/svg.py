@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_eval.report.html import Html, fill, join
+from clip_eval.results import in_percent
 
 POINTS = 240  # of a line: more than this cannot be seen in its width
 
@@ -91,21 +92,23 @@ def chart(width: int, height: int, title: str, *parts: Html) -> Html:
     )
 
 
-def histogram(title: str, edges: Sequence[float], counts: Sequence[int], width: int = 330, height: int = 150) -> Html:
-    """Counts [N] between edges [N + 1]."""
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], open_end: bool = False) -> Html:
+    """Counts [N] between edges [N + 1]; with `open_end` the last count holds all above its lower edge."""
+    width, height = 330, 150
     frame = _Frame(width=width, height=height, x0=edges[0], x1=edges[-1], y0=0, y1=max([*counts, 1]), bottom=20)
+    ends = [f"– {number(edge)}" for edge in edges[1:-1]] + ["and more" if open_end else f"– {number(edges[-1])}"]
     boxes = join(
         fill(
-            '<rect class="accent" x="{}" y="{}" width="{}" height="{}"><title>{} – {}: {}</title></rect>',
+            '<rect class="accent" x="{}" y="{}" width="{}" height="{}"><title>{} {}: {}</title></rect>',
             f"{frame.x(low):.1f}",
             f"{frame.y(value):.1f}",
             f"{max(frame.x(high) - frame.x(low) - 1, 0.5):.1f}",
             f"{frame.y(0) - frame.y(value):.1f}",
             number(low),
-            number(high),
+            end,
             f"{value:,}",
         )
-        for low, high, value in zip(edges[:-1], edges[1:], counts, strict=True)
+        for low, high, end, value in zip(edges[:-1], edges[1:], ends, counts, strict=True)
         if value
     )
     return chart(width, height, title, frame.axes(""), boxes)
@@ -239,7 +242,7 @@ def heat_map(
                     y + cell / 2 + 4,
                     tone,
                     size,
-                    f"{100 * share:.0f}",
+                    in_percent(share, 0).replace(" ", ""),
                 )
             )
     return chart(width, height, title, *parts)

@@ -9,8 +9,8 @@ from typing import Any
 
 from clip_data.store import Store
 from clip_eval.errors import ClipEvalError
-from clip_eval.report.html import Html, bars, count, duration, figure, grid, note, percent, section
-from clip_eval.report.svg import Line, lines
+from clip_eval.report.html import Html, bars, count, duration, figure, fill, grid, note, percent, section
+from clip_eval.report.svg import POINTS, Line, lines
 
 STAGES = ("plan", "acquire", "score", "select", "train", "evaluate", "report")
 
@@ -72,10 +72,12 @@ def training_section(runs: Sequence[Run]) -> Html:
 
 def _run(run: Run) -> list[Html]:
     last = run.steps[-1]
+    lines_each = -(-len(run.steps) // POINTS)
+    means = f" (means of up to {lines_each} log lines)" if lines_each > 1 else ""
     loss = [_curve(run.steps, "loss", "training")]
     if run.validation:
         loss.append(_curve(run.validation, "val_loss", "held out", tone="warm", dots=len(run.validation) <= 60))
-    charts = [figure("Contrastive loss", lines("Contrastive loss", loss, width=690, height=400), kind="span")]
+    charts = [figure(f"Contrastive loss{means}", lines("Contrastive loss", loss, width=690, height=400), kind="span")]
     for name, title, tone in (
         ("lr", "Learning rate", "accent"),
         ("samples_per_s", "Throughput, samples per second", "good"),
@@ -84,11 +86,11 @@ def _run(run: Run) -> list[Html]:
         ("logit_scale", "Logit scale", "accent"),
     ):
         if sum(name in row for row in run.steps) > 1:
-            charts.append(figure(title, lines(title, [_curve(run.steps, name, title, tone=tone)])))
+            charts.append(figure(title + means, lines(title, [_curve(run.steps, name, title, tone=tone)])))
     model = (run.config.get("model") or {}).get("name", "")
     said = [f"{model}: " if model else "", f"{count(last['step'])} steps"]
     if "samples" in last:
-        said.append(f", {count(last['samples'])} samples seen ({last.get('epoch', 0):.1f} epochs)")
+        said.append(f", {count(last['samples'])} samples seen ({last.get('epoch', 0):.3g} epochs)")
     if "time_s" in last:
         said.append(f", {duration(last['time_s'])}")
     if not run.done:
@@ -108,11 +110,8 @@ def time_section(seconds: Mapping[str, float], runs: Sequence[Run]) -> Html:
     rows = [(name, seconds[name], f"{duration(seconds[name])} · {percent(seconds[name] / total, 0)}") for name in order]
     remarks = [note("{} in all.", duration(total))]
     for run in runs:
-        waits = [row["loader_wait_s"] for row in run.steps if "loader_wait_s" in row]
-        elapsed = run.steps[-1].get("time_s")
-        if waits and elapsed:
-            wait = sum(waits) / len(waits) * run.steps[-1]["step"]
-            remarks.append(
-                note("Training waited {} for the loader: {} of its time.", duration(wait), percent(wait / elapsed))
-            )
+        wait, elapsed = (run.steps[-1].get(name) for name in ("wait_s", "time_s"))
+        if wait is not None and elapsed:
+            said = fill("Training {}waited", fill("in {} ", run.name) if len(runs) > 1 else "")
+            remarks.append(note("{} {} for the loader: {} of its time.", said, duration(wait), percent(wait / elapsed)))
     return section("time", "Where the time goes", bars(rows), *remarks)

@@ -1,0 +1,226 @@
+"""The classes of a zero-shot task and the class of every sample, read and checked before anything is embedded."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_data.config import from_dict
+from clip_data.dataset import Dataset, sidecar_name
+from clip_eval.errors import ClipEvalError
+from clip_eval.results import file_in_store
+
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+    from clip_eval.tasks import TaskConfig
+
+UNLABELLED, OTHER = -1, -2
+WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class of a task; a line of a classes_file."""
+
+    id: int
+    """What an integer label says; in a file it defaults to the row's position, from 0."""
+    name: str
+    """Replaces {} in the templates; matches the labels where these are strings."""
+    prompts: tuple[str, ...] = ()
+    """The class's own templates; empty takes the task's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What a task's labels say of its samples."""
+
+    classes: list[ClassRow]
+    """In the order of their ids."""
+    of_key: dict[str, int]
+    """Key of each selected sample → index in `classes`, UNLABELLED or OTHER."""
+
+
+def read_labels(task: TaskConfig, manifest: Manifest) -> Labels:
+    """The classes of a zero-shot task and the class of each sample that its manifest selects.
+
+    String labels name a class, integer labels are ids. Raises ClipEvalError, with the column and the row, for labels of
+    another type, for labels that may mean a class but do not name it, and when no sample belongs to a class.
+    """
+    try:
+        classes = read_classes(task)
+        rows = list(_values(task, manifest))
+        labels = [label for _, _, label in rows]
+        found = [(place, label) for place, _, label in rows if label not in ("", None)]
+        kinds = {type(label): (place, label) for place, label in reversed(found)}
+        if not kinds:
+            raise ClipEvalError(f"none of its {len(rows)} samples has a value in the column {task.label_column!r}")
+        if len(kinds) > 1:
+            several = " and ".join(f"{label!r} ({place})" for place, label in kinds.values())
+            raise ClipEvalError(f"the column {task.label_column!r} holds both integers and strings: {several}")
+        if int in kinds:
+            index_of = _by_id(classes, found)
+        else:
+            classes = classes or _classes_of(task, {str(label) for _, label in found})
+            index_of = _by_name(classes, found)
+        indices = [UNLABELLED if label in ("", None) else index_of(label) for label in labels]
+        if max(indices) < 0:
+            raise ClipEvalError(_no_match(classes, found))
+    except ClipEvalError as error:
+        raise ClipEvalError(f"task {task.name!r}: {error}") from error
+    return Labels(classes=classes, of_key={key: index for (_, key, _), index in zip(rows, indices, strict=True)})
+
+
+def read_classes(task: TaskConfig) -> list[ClassRow]:
+    """The classes that a task lists, in the order of their ids; none when the labels shall give them."""
+    rows = _from_file(task.classes_file) if task.classes_file else []
+    rows += [ClassRow(id=position, name=name) for position, name in enumerate(task.classes)]
+    named: dict[int, str] = {}
+    for position, row in enumerate(rows):
+        if row.id < 0:
+            raise ClipEvalError(f"the class {row.name!r} has the id {row.id}: ids start at 0")
+        if row.id in named:
+            raise ClipEvalError(f"the classes {named[row.id]!r} and {row.name!r} both have the id {row.id}")
+        if not plain(row.name) or not all(map(plain, row.prompts)):
+            what = "a prompt" if plain(row.name) else "the name"
+            raise ClipEvalError(f"{what} of the class at position {position} (id {row.id}) is empty")
+        named[row.id] = row.name
+    return sorted((replace(row, name=plain(row.name)) for row in rows), key=lambda row: row.id)
+
+
+def plain(name: str) -> str:
+    """A name in the form in which names are compared and shown: NFC, and one space for each run of white space."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def _loose(name: str) -> str:
+    """Equal for names that people take for the same: without case, compatibility forms, `_`, `-` and format marks."""
+    folded = unicodedata.normalize("NFKC", name.replace("_", " ").replace("-", " ")).casefold()
+    return plain("".join(c for c in unicodedata.normalize("NFKC", folded) if unicodedata.category(c) != "Cf"))
+
+
+def _from_file(file: str) -> list[ClassRow]:
+    if not file.endswith((".txt", ".jsonl")):
+        raise ClipEvalError(f"classes_file {file!r} must end with .txt (a name a line) or .jsonl (id, name, prompts)")
+    store, name = file_in_store(file)
+    try:
+        lines = store.read_bytes(name).decode("utf-8-sig").removesuffix("\n").split("\n")
+        if file.endswith(".txt"):
+            return [ClassRow(id=position, name=line) for position, line in enumerate(lines)]
+        rows = []
+        for position, line in enumerate(lines):
+            row, where = json.loads(line), f"{file}, line {position + 1}"
+            rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
+        return rows
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ClipEvalError(f"{file} is damaged: {error}; it holds one class a line") from error
+
+
+def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, str | int | None]]:
+    """(place, key, label) of each selected sample; a label is a plain string, an integer, or None for a null."""
+    column = task.label_column
+    (part,) = manifest.parts
+    dataset = Dataset.open(part.source.root)
+    known = dataset.sidecar(part.units[0]).column_names
+    if column not in known:
+        close = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+        raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
+    for unit in part.units:
+        table = dataset.sidecar(unit, ["key", column])
+        rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)
+        places = [f"row {row} of {sidecar_name(unit)}" for row in rows.tolist()]
+        values = _typed(table[column].take(rows), column, places)
+        keys = table["key"].take(rows).to_pylist()
+        yield from zip(places, keys, (plain(v) if isinstance(v, str) else v for v in values), strict=True)
+
+
+def _typed(values: Any, column: str, places: Sequence[str]) -> list[Any]:
+    """The values as str, int or None. Raises ClipEvalError for a column of any other type that holds a value."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    kind, found = values.type, values.to_pylist()
+    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    bad = next((i for i, value in enumerate(found) if value is not None), None)
+    if strings or pa.types.is_integer(kind) or bad is None:
+        return found
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    raise ClipEvalError(
+        f"the column {column!r} has the type {kind}, such as {found[bad]!r} in {places[bad]}: a label is one string "
+        f"(a class name) or one integer (a class id){'; several labels per sample are not supported' if lists else ''}"
+    )
+
+
+def _by_id(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> Callable[[Any], int]:
+    place, first = found[0]
+    if not classes:
+        raise ClipEvalError(f"the labels are integers ({first} in {place}) without names: {WAY_OUT}")
+    index = {row.id: i for i, row in enumerate(classes)}
+    # Where the ids have gaps, the classes are some of a longer list, and other ids are classes that are not asked for.
+    complete = classes[-1].id == len(classes) - 1
+    for place, label in found:
+        if label < 0 or (complete and label not in index):
+            raise ClipEvalError(
+                f"the label {label} in {place} is the id of no class (ids: {classes[0].id} to {classes[-1].id}); "
+                "a sample without a label has a null"
+            )
+    return lambda label: index.get(label, OTHER)
+
+
+def _classes_of(task: TaskConfig, names: set[str]) -> list[ClassRow]:
+    """The labels that occur, sorted, as classes."""
+    if all(map(_is_number, names)):
+        first = min(names)
+        raise ClipEvalError(
+            f"the labels in the column {task.label_column!r} are numbers ({first!r}, …): if they are ids, "
+            f"store them as integers and {WAY_OUT}; if they are the names, list them with classes"
+        )
+    return [ClassRow(id=i, name=name) for i, name in enumerate(sorted(names))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _by_name(classes: Sequence[ClassRow], found: Iterable[tuple[str, Any]]) -> Callable[[Any], int]:
+    index: dict[str, int] = {}
+    like: dict[str, ClassRow] = {}
+    for i, row in enumerate(classes):
+        other = like.setdefault(_loose(row.name), row)
+        if other is not row:
+            raise ClipEvalError(
+                f"the classes {other.name!r} (id {other.id}) and {row.name!r} (id {row.id}) cannot be told apart by "
+                "string labels: use one spelling for one class, or give the ids as integer labels"
+            )
+        index[row.name] = i
+    unknown = {label: place for place, label in found if label not in index}
+    for label, place in unknown.items():
+        if near := like.get(_loose(label)):
+            raise ClipEvalError(
+                f"the label {label!r} in {place} and the class {near.name!r} differ only in case or spelling: "
+                "use one form for both"
+            )
+    return lambda label: index.get(label, OTHER)
+
+
+def _no_match(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> str:
+    labels = sorted({label for _, label in found})
+    said = f"none of its {len(found)} labelled samples belongs to one of the {len(classes)} classes"
+    if not isinstance(labels[0], str):
+        return f"{said}; the labels are the ids {', '.join(map(str, labels[:8]))}"
+    if all(map(_is_number, labels)):
+        return f"{said}; the labels are strings of digits ({labels[0]!r}): store them as integers if they are ids"
+    close = difflib.get_close_matches(classes[0].name, labels, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r} for {classes[0].name!r}?" if close else f"the labels are {', '.join(labels[:8])}"
+    return f"{said}; {hint}"

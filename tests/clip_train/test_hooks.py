@@ -1,0 +1,73 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from clip_train.hooks import Logging
+from clip_train.loop import Step
+from clip_train.runfolder import RunLog
+
+
+class World:
+    """Two ranks of which this is the first; the other one waits `more` seconds longer in each window."""
+
+    size = 2
+
+    def __init__(self, more: float) -> None:
+        self.more = more
+
+    def gather(self, value):
+        return [value, (*value[:2], value[2] + self.more)]
+
+
+def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
+    """Logs the steps after `start`, every tenth; returns the metrics after step `stop`, as a checkpoint keeps them."""
+    loop = SimpleNamespace(
+        steps=len(waits), start=start, metrics=dict(metrics or {}), task=SimpleNamespace(report=lambda: {})
+    )
+    with RunLog(folder, start) as log:
+        stream = SimpleNamespace(stats={"corrupt": 0}, corrupt_uids=[])
+        hook = Logging(log=log, world=World(more), every=10, batch_size=4, samples=40, stream=stream)
+        hook.on_start(loop)
+        for step in range(start + 1, (stop or len(waits)) + 1):
+            wait = waits[step - 1]
+            step = Step(step=step, losses={"loss": 1.0}, lr=0.1, grad_norm=1.0, wait_s=wait, seconds=wait + 0.5)
+            hook.on_step(loop, step)
+        hook.on_end(loop)
+    return loop.metrics
+
+
+def lines(folder):
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+WAITS = [5.0, *(0.01 * i for i in range(1, 34))]
+
+
+def test_the_log_sums_what_was_waited_whatever_its_lines_cover(tmp_path):
+    metrics = run(tmp_path, WAITS)
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [1, 10, 20, 30, 34]
+    for row, low, high in zip(rows, (0, 1, 10, 20, 30), (1, 10, 20, 30, 34), strict=True):
+        assert row["wait_s"] == pytest.approx(sum(WAITS[:high]))
+        assert row["loader_wait_s"] == pytest.approx(sum(WAITS[low:high]) / (high - low))
+        assert row["samples_per_s"] == pytest.approx(4 * (high - low) / (sum(WAITS[low:high]) + 0.5 * (high - low)))
+    assert metrics["wait_s"] == pytest.approx(sum(WAITS))
+
+
+def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(tmp_path):
+    checkpoint = run(tmp_path, WAITS, stop=25)  # between two lines
+    run(tmp_path, WAITS, metrics=checkpoint, start=25)
+    rows = lines(tmp_path)
+    assert [row["step"] for row in rows] == [1, 10, 20, 30, 34]
+    assert rows[3]["loader_wait_s"] == pytest.approx(sum(WAITS[25:30]) / 5)
+    assert rows[-1]["wait_s"] == pytest.approx(sum(WAITS))
+    assert rows[-1]["time_s"] > rows[2]["time_s"]
+
+
+def test_the_slowest_rank_is_the_one_that_all_wait_for(tmp_path):
+    run(tmp_path, WAITS, more=2.0)
+    rows = lines(tmp_path)
+    assert rows[1]["loader_wait_s"] == pytest.approx((sum(WAITS[1:10]) + 2) / 9)
+    assert rows[-1]["wait_s"] == pytest.approx(sum(WAITS) + 2 * len(rows))
