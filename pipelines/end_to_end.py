@@ -63,7 +63,7 @@ def main() -> None:
     from clip_data.run import run_stage
     from clip_data.score import ScoreTask
     from clip_data.select import select
-    from clip_eval import evaluate, write_report
+    from clip_eval import evaluate, refuse_training_samples, write_report
     from clip_train import fit
     from clip_train.config import resolve
 
@@ -82,6 +82,7 @@ def main() -> None:
     with stage(run, "select"):
         for selection in config.select:
             select(dataset, selection)
+    refuse_training_samples(config.evaluate.tasks, config.fit.data.sources)
     with stage(run, "train"):
         fit(config.fit)
     with stage(run, "evaluate"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clip_eval.errors import ClipEvalError
     from clip_eval.evaluation import EvalConfig, evaluate
+    from clip_eval.leakage import refuse_training_samples
     from clip_eval.report import ReportConfig, write_report
     from clip_eval.results import format_table
     from clip_eval.tasks import TaskConfig
@@ -20,10 +21,20 @@ _MODULE_OF = {
     "TaskConfig": "tasks",
     "evaluate": "evaluation",
     "format_table": "results",
+    "refuse_training_samples": "leakage",
     "write_report": "report",
 }
 
-__all__ = ["ClipEvalError", "EvalConfig", "ReportConfig", "TaskConfig", "evaluate", "format_table", "write_report"]
+__all__ = [
+    "ClipEvalError",
+    "EvalConfig",
+    "ReportConfig",
+    "TaskConfig",
+    "evaluate",
+    "format_table",
+    "refuse_training_samples",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ from clip_data.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.labels import Labels, read_labels
+from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, read_results, write_results
 from clip_eval.tasks import Outcome, TaskConfig, retrieval, zero_shot
 
@@ -35,7 +36,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
     """The result rows of all tasks, in their order; also written to `config.out`.
 
     A task whose rows are there with the same fingerprint is not computed again. Raises ClipEvalError, ClipDataError or
-    ClipModelsError, before anything is written, when the model, a dataset, a selection or a column is missing.
+    ClipModelsError, before anything is written, when the model, a dataset, a selection or a column is missing, or when
+    the model was trained on samples of a task.
     """
     _check(config)
     store = Store(config.out)
@@ -47,6 +49,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             f"{config.out} holds results of another model ({foreign['model']}, SHA-256 {foreign['model_sha256'][:12]}…"
             f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
         )
+    refuse_training_samples(config.tasks, training_sources(config.model))
     manifests = {(task.root, task.selection): _manifest(task) for task in config.tasks}
     of_task = {task.name: manifests[task.root, task.selection] for task in config.tasks}
     labels = {task.name: read_labels(task, of_task[task.name]) for task in config.tasks if task.kind == "zeroshot"}
@@ -98,10 +101,9 @@ def _manifest(task: TaskConfig) -> Manifest:
 def _fingerprint(task: TaskConfig, manifest: Manifest, labels: Labels | None, embedder: Embedder) -> str:
     """Names the protocol of a task's rows: data, model (with preprocessing and tokenizer), prompts, precision, code."""
     protocol: dict[str, Any] = to_dict(task)
-    for name in ("name", "root", "selection", "batch_size", "max_corrupt", "classes", "classes_file"):
-        del protocol[
-            name
-        ]  # names, speed and limits; the manifest stands for the data, the read classes for the classes
+    # Names, speed and limits; the manifest stands for the data, the classes that were read for those that were named.
+    for name in ("name", "root", "selection", "batch_size", "max_corrupt", "overlap", "classes", "classes_file"):
+        del protocol[name]
     if labels is None:
         del protocol["label_column"], protocol["templates"]
     else:

@@ -54,6 +54,8 @@ class TaskConfig:
     """zeroshot: prompts; {} (or {c}) is replaced by the class name."""
     max_corrupt: float = 0.05
     """Largest share of samples that cannot be read; above it the evaluation stops."""
+    overlap: Literal["error", "allow"] = "error"
+    """Samples that the model was trained on (the same uid) are an error, or allowed."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; scores are exact either way."""
     batch_size: int = 256
