@@ -76,7 +76,7 @@ def test_what_classify_cannot_do_is_one_line(tmp_path, call, weights, monkeypatc
         ((picture, *labels, "--model", "ViT-B-32"), "random weights; name a tag (openai"),
         ((picture, *labels, "--pretrained", weights), "needs --model"),
         ((picture, *labels, "--model", "ViT-B-33", "--pretrained", "openai"), "unknown model 'ViT-B-33'; did you mean"),
-        ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as a picture"),
+        ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as an image"),
         ((tmp_path / "c.png", *labels, "--model", MODEL, "--pretrained", weights), "c.png cannot be read"),
         ((picture, "--labels", "a", "a", "--model", MODEL, "--pretrained", weights), "label 'a' is given twice"),
         ((labels), "needs at least one picture"),
