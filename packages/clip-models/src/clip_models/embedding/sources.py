@@ -45,11 +45,13 @@ def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample
 
 def storage_reason(error: Exception) -> str | None:
     """What went wrong with a disk or an object store; None if `error` is of another kind."""
-    # Of the object stores' own errors only S3's are known, and boto is not imported to name them.
-    if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore"):
-        advice = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        return first_line(error) + (advice if "redentials" in type(error).__name__ else "")
-    return first_line(error) if isinstance(error, OSError) else None
+    # Of the stores' own errors only those of S3 and HTTP are known, by name: neither library is imported for them.
+    library = type(error).__module__.partition(".")[0]
+    if library in ("botocore", "aiobotocore"):
+        is_login = "Credentials" in type(error).__name__
+        names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if is_login else "AWS_ENDPOINT_URL"
+        return f"{first_line(error)}; {'set' if is_login else 'check the address and'} {names}"
+    return first_line(error) if library == "aiohttp" or isinstance(error, OSError) else None
 
 
 def _require_no_members(config: EmbedConfig, source: str) -> None:
