@@ -157,4 +157,10 @@ def test_the_mode_openclip_is_openclips(tmp_path, model, encoded):
     clip_models.embed(
         tmp_path / "images", tmp_path / "out", model=model[1], batch_size=len(IMAGES), image_mode="openclip"
     )
-    np.testing.assert_array_equal(encoded.pop(), np.stack([np.asarray(image) for image in images]))
+    wanted = np.stack([np.asarray(image) for image in images])
+    np.testing.assert_array_equal(encoded.pop(), wanted)
+    paths = [str(tmp_path / "images" / name) for name in IMAGES]
+    flags = ["--labels", "a", "--model", embeddings.MODEL, "--pretrained", str(model[0]), "--image-mode", "openclip"]
+    with pytest.raises(SystemExit):
+        main(["classify", *paths, *flags])
+    np.testing.assert_array_equal(encoded.pop(), wanted)

@@ -5,10 +5,11 @@ An image is checked by its header, decoded (of an animation the first frame), co
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -43,7 +44,7 @@ def load_image(
     source: str | os.PathLike[str] | bytes | IO[bytes],
     *,
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] = FORMATS,
+    formats: tuple[str, ...] = FORMATS,
     image_mode: ImageMode = "standard",
     name: str = "",
 ) -> Image.Image:
@@ -68,7 +69,7 @@ def load_image(
         raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
 
 
-def _load(file: IO[bytes], max_pixels: int, formats: Sequence[str], mode: ImageMode, name: str) -> Image.Image:
+def _load(file: IO[bytes], max_pixels: int, formats: tuple[str, ...], mode: ImageMode, name: str) -> Image.Image:
     image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
     with decoding(name):
         image.load()
@@ -76,7 +77,7 @@ def _load(file: IO[bytes], max_pixels: int, formats: Sequence[str], mode: ImageM
 
 
 def open_image(
-    file: IO[bytes], *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS, name: str = "the image"
+    file: IO[bytes], *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS, name: str = "the image"
 ) -> Image.Image:
     """Reads the header of a seekable file. Raises ImageError: too_large, undecodable.
 
@@ -87,14 +88,20 @@ def open_image(
     if "WEBP" in formats:  # its decoder allocates the whole canvas when it opens a file
         _check_pixels(webp_size(head), max_pixels, name)
     with decoding(name):
-        Image.init()
-        image = Image.open(file, formats=[form for form in formats if form in Image.OPEN])
+        image = Image.open(file, formats=_available(formats))
         _check_pixels(image.size, max_pixels, name)
         if image.format == "JPEG" and image.info.get("progressive"):
             scans = _count_scans(file)
             if scans * image.width * image.height > MAX_SCAN_PIXELS * max_pixels:
                 raise ImageError(f"{name} has {scans:,} scans of {image.width} × {image.height} pixels", "too_large")
     return image
+
+
+@functools.cache
+def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this Pillow was built with; Image.open fails on others."""
+    Image.init()
+    return tuple(form for form in formats if form in Image.OPEN)
 
 
 def read_orientation(image: Image.Image) -> int:
