@@ -105,7 +105,13 @@ def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer."""
+    """The EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
+
+    It may stand behind the pixels of a PNG, which is decoded for it: ImageError if that fails.
+    """
+    if image.format == "PNG":
+        with decoding("the image"):
+            image.load()
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except MemoryError:

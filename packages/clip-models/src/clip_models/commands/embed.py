@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 
 from clip_models.embedding.config import EmbedConfig
-from clip_models.embedding.parts import REJECTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,8 @@ def run(config: Config) -> int:
 
 
 def _first_reason(output: str) -> str:
+    from clip_models.embedding.parts import REJECTS
+
     with open(os.path.join(output, REJECTS), encoding="utf-8") as lines:
         first = lines.readline()
     return f"the first reason: {json.loads(first)['reason']}" if first else "the source holds no samples"
