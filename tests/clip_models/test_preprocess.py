@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_models import ClipModelsError, PreprocessConfig, preprocess_eval, preprocess_train
+import clip_models
+from clip_models import ClipModelsError, ImageError, PreprocessConfig, preprocess_eval, preprocess_train
 from clip_models.preprocess import image_transform
 from clip_models.specs.augmentation import AugmentationConfig
 
@@ -176,3 +177,39 @@ def test_a_line_of_pixels_is_not_resized_whole(monkeypatch):
 def test_what_is_no_picture_is_refused(build):
     with pytest.raises(ClipModelsError, match="takes a Pillow image, not ndarray"):
         build(PreprocessConfig())(np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+def odd_images():
+    """Images that OpenCLIP takes for something else, and what is seen on them: 16 bits, alpha, a quarter turn."""
+    deep = Image.fromarray(np.full((8, 8), 0x80FF, np.uint16))
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    turned = make_halves(8, 8)
+    turned.getexif()[0x0112] = 3
+    return [(deep, [128] * 3), (clear, [255] * 3), (turned, np.asarray(make_halves(8, 8))[0, -1].tolist())]
+
+
+@pytest.mark.parametrize("build", [preprocess_eval, preprocess_train])
+def test_images_that_are_not_plain_become_upright_rgb_on_white(build):
+    options = ({"scale": [1, 1], "ratio": [1, 1]},) if build is preprocess_train else ()
+    for image, corner in odd_images():
+        before = image.tobytes()
+        found, theirs = (
+            build(PreprocessConfig(size=(8, 8), **PLAIN), *options, image_mode=mode)(image)[:, 0, 0] * 255
+            for mode in ("standard", "openclip")
+        )
+        assert found.round().int().tolist() == corner
+        assert theirs.round().int().tolist() != corner
+        assert image.tobytes() == before
+
+
+def test_the_image_mode_of_a_model_is_that_of_its_transforms():
+    image = odd_images()[0][0]
+    standard, openclip = (
+        clip_models.create_model_and_transforms("ViT-Ti-4-24", seed=0, **mode)[2].pixels(image)
+        for mode in ({}, {"image_mode": "openclip"})
+    )
+    assert (standard.max(), openclip.max()) == (128, 255)
+    with pytest.raises(ClipModelsError, match="image_mode 'clip' is unknown; choose from standard, openclip"):
+        preprocess_eval(PreprocessConfig(), image_mode="clip")
+    with pytest.raises(ImageError, match="values from -1 to -1"):
+        preprocess_eval(PreprocessConfig())(Image.new("F", (4, 4), -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ def encode(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def exif_orientation(kind: int, value: bytes, count: int = 1) -> bytes:
+    """An EXIF block with nothing but an orientation, of any TIFF type: 3 is SHORT, 5 RATIONAL, 2 ASCII, 12 DOUBLE."""
+    head = b"Exif\0\0MM\0*" + struct.pack(">IHHHI", 8, 1, 0x0112, kind, count)
+    short = len(value) <= 4
+    return head + (value.ljust(4, b"\0") if short else struct.pack(">I", 26)) + bytes(4) + (b"" if short else value)
 
 
 def decode(data: bytes) -> Image.Image:

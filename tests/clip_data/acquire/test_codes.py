@@ -37,7 +37,7 @@ def cases(server: HostileServer, deaf: int) -> dict[Code, str | None]:
         Code.FORMAT_NOT_ALLOWED: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         Code.DECODE_ERROR: picture[: len(picture) // 2],
         Code.PIXEL_CAP: encode(Image.new("L", (600, 600)), "PNG"),
-        Code.PIXEL_FORMAT: encode(Image.new("F", (30, 30)), "TIFF"),
+        Code.PIXEL_FORMAT: encode(Image.new("F", (30, 30), -1), "TIFF"),
         Code.TOO_SMALL: encode(noise(1, 1)),
         Code.ASPECT_RATIO: encode(Image.new("L", (90_000, 2)), "PNG"),
         Code.SIDE_CAP: encode(Image.new("L", (70_000, 2)), "PNG"),

@@ -9,12 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from clip_data.acquire import AcquireConfig, Code, treat
 from clip_data.acquire.image import own_pixel_limit
-from clip_data.acquire.sniff import sniff, webp_size
-from tests.support.pictures import corners, decode, encode, near, noise
+from clip_data.acquire.sniff import sniff
+from tests.support.pictures import corners, decode, encode, exif_orientation, near, noise
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 PLAIN = AcquireConfig(resize_mode="no", encode_format="png", encode_quality=1)
@@ -160,9 +160,43 @@ def test_pictures_of_every_mode_become_rgb_on_white():
         assert near(stored(body), (4, 4), colour, 3), f"case {number}"
 
 
-@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
-def test_samples_without_an_8_bit_form_are_refused(mode):
-    assert refusal(encode(Image.new(mode, (8, 8)), "TIFF")) == Code.PIXEL_FORMAT
+@pytest.mark.parametrize(("value", "level"), [(0.5, 128), (100.0, 100), (0x80FF, 128)])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_wide_samples_are_scaled_by_their_range(value, level, dtype):
+    if dtype == np.int32 and value < 1:
+        value, level = 200, 200
+    body = encode(Image.fromarray(np.full((8, 8), value, dtype)), "TIFF")
+    assert near(stored(body), (4, 4), (level,) * 3, 1)
+
+
+@pytest.mark.parametrize("value", [-1.0, 65536.0, np.nan])
+def test_samples_without_an_8_bit_form_are_refused(value):
+    assert refusal(encode(Image.fromarray(np.full((8, 8), value, np.float32)), "TIFF")) == Code.PIXEL_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (5, struct.pack(">II", 6, 1)), (5, struct.pack(">II", 6, 0)), (10, struct.pack(">ii", -6, 1)), (2, b"6\0"),
+        (3, b"\0\0"), (3, b"\0\x09"), (3, b"\xff\xff"), (7, b"\6"), (11, struct.pack(">f", 6)),
+        (12, struct.pack(">d", np.nan)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_is_none_is_stored_as_1(form, kind, value):
+    picture = treat(encode(corners(64, 32), form, exif=exif_orientation(kind, value)), PLAIN)
+    assert (picture.code, picture.width, picture.height) == (None, 64, 32)
+    assert (picture.exif_orientation, type(picture.exif_orientation)) == (1, int)
+    turned = treat(encode(corners(64, 32), form, exif=exif_orientation(3, b"\0\6")), PLAIN)
+    assert (turned.width, turned.height, turned.exif_orientation) == (32, 64, 6)
+
+
+def test_a_tiff_that_is_turned_by_its_xmp_keeps_its_shape():
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[700] = b'<rdf:Description tiff:Orientation="6"/>'
+    tags.tagtype[700] = 7
+    picture = treat(encode(corners(64, 32), "TIFF", tiffinfo=tags), AcquireConfig(image_size=16))
+    assert (picture.original_width, picture.original_height, picture.width, picture.height) == (32, 64, 16, 32)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -330,16 +364,6 @@ def weights(source: int, target: int) -> np.ndarray:
     low, high = edges[:-1, None], edges[1:, None]
     cells = np.arange(source)[None]
     return (np.minimum(high, cells + 1) - np.maximum(low, cells)).clip(0) / (high - low)
-
-
-def test_sizes_of_webp_are_read_from_every_kind_of_header():
-    pictures = [
-        encode(noise(70, 33), "WEBP"),
-        encode(noise(70, 33), "WEBP", lossless=True),
-        encode(Image.new("RGBA", (70, 33), (1, 2, 3, 4)), "WEBP"),
-    ]
-    assert [webp_size(body) for body in pictures] == [(70, 33)] * 3
-    assert webp_size(b"RIFF\0\0\0\0WEBP") is None
 
 
 def test_known_formats_are_told_apart():

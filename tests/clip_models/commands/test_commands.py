@@ -76,7 +76,7 @@ def test_what_classify_cannot_do_is_one_line(tmp_path, call, weights, monkeypatc
         ((picture, *labels, "--model", "ViT-B-32"), "random weights; name a tag (openai"),
         ((picture, *labels, "--pretrained", weights), "needs --model"),
         ((picture, *labels, "--model", "ViT-B-33", "--pretrained", "openai"), "unknown model 'ViT-B-33'; did you mean"),
-        ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as a picture"),
+        ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as an image"),
         ((tmp_path / "c.png", *labels, "--model", MODEL, "--pretrained", weights), "c.png cannot be read"),
         ((picture, "--labels", "a", "a", "--model", MODEL, "--pretrained", weights), "label 'a' is given twice"),
         ((labels), "needs at least one picture"),
@@ -126,6 +126,13 @@ def test_weights_with_quick_gelu(tmp_path, call):
 def test_a_run_that_embeds_nothing_fails(tmp_path, call, weights):
     (tmp_path / "captions.txt").write_text("a cat\na dog\n")
     flags = ("--output", tmp_path / "out", "--model", MODEL, "--pretrained", weights)
-    code, out, _ = call("embed", tmp_path / "captions.txt", *flags)
+    code, out, err = call("embed", tmp_path / "captions.txt", *flags)
     assert code == 1
     assert "2 rejected: missing" in out
+    assert err.splitlines()[-1].startswith("error: nothing was embedded; the first reason: ")
+    assert "a cat cannot be read: No such file" in err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").touch()
+    code, out, err = call("embed", tmp_path / "empty", *flags[2:], "--output", tmp_path / "none")
+    assert (code, err.splitlines()[-1]) == (1, "error: nothing was embedded; the source holds no samples")
+    assert "1 not used: not_asked (see unused.jsonl)" in out

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 import clip_models
+from clip_core import load_image
 from clip_models import ClipModelsError
 from clip_models.embedding.parts import read_embeddings
 from clip_models.embedding.run import embed
-from clip_models.pictures import load_image
 from tests.support import embeddings
 from tests.support.embeddings import MODEL, caption, picture_bytes
 

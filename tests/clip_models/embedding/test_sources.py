@@ -9,6 +9,7 @@ from PIL import Image
 
 from clip_models import ClipModelsError
 from clip_models.embedding.config import EmbedConfig
+from clip_models.embedding.samples import Unused
 from clip_models.embedding.sources import open_source
 from tests.support import embeddings
 from tests.support.embeddings import caption, picture_bytes
@@ -22,12 +23,20 @@ def samples(source, needs=lambda first, stop: True, **options):
     """[(key, picture, caption)], each read before the next is asked for."""
     found = []
     for sample in open_source(source, EmbedConfig(**options), needs):
+        if isinstance(sample, Unused):
+            continue
         image, text = called(sample.image), called(sample.text)
         if isinstance(image, str):
             with open(image, "rb") as file:
                 image = file.read()
         found.append((sample.key, image, text.decode() if isinstance(text, bytes) else text))
     return found
+
+
+def unused(source, **options):
+    """[(name within the source, reason)]"""
+    found = [item for item in open_source(source, EmbedConfig(**options), lambda first, stop: True)]
+    return [(os.path.relpath(item.name, source), item.reason) for item in found if isinstance(item, Unused)]
 
 
 def test_a_folder_and_those_below_it(tmp_path):
@@ -58,6 +67,52 @@ def test_pictures_of_a_folder_with_their_captions(tmp_path):
     assert samples(root, what="text")[0] == ("00/0000.txt", None, caption(0))
 
 
+def test_what_a_folder_holds_besides_is_named(tmp_path):
+    root = embeddings.folder(tmp_path / "f", 2, captions=True)
+    for name in ("notes.md", "alone.txt", "sub/a.tar", "sub/b.parquet", "up/UPPER.PNG", "up/UPPER.TXT"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"UPPER")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "broken.jpg").symlink_to("nowhere.jpg")
+    odd = [
+        ("notes.md", "not_asked"),
+        ("pipe.jpg", "not_a_file"),
+        ("sub/a.tar", "not_opened"),
+        ("sub/b.parquet", "not_opened"),
+    ]
+    captions = [("00/0000.txt", "not_asked"), ("00/0001.txt", "not_asked"), ("alone.txt", "not_asked")]
+    assert unused(root) == sorted([*captions, *odd, ("up/UPPER.TXT", "not_asked")])
+    assert unused(root, what="both") == sorted([("alone.txt", "no_image"), *odd])
+    assert samples(root / "up", what="both") == [("UPPER.PNG", b"UPPER", "UPPER")]
+    listed = [item.key for item in open_source(root, EmbedConfig(), None) if not isinstance(item, Unused)]
+    assert listed == ["00/0000.jpg", "00/0001.png", "broken.jpg", "up/UPPER.PNG"]
+
+
+def test_files_beside_tars_are_named(tmp_path):
+    embeddings.tar(tmp_path / "a.tar", [0])
+    (tmp_path / "loose.jpg").write_bytes(picture_bytes(1))
+    (tmp_path / "more").mkdir()
+    assert unused(tmp_path, what="both")[:2] == [("loose.jpg", "not_opened"), ("more", "not_opened")]
+
+
+def test_captions_of_a_folder_in_other_files(tmp_path):
+    (tmp_path / "1.png").write_bytes(picture_bytes(1))
+    (tmp_path / "1.cap").write_text("one")
+    (tmp_path / "1.json").write_text('{"t": "one"}')
+    assert samples(tmp_path, what="both", caption_member="cap")[0][2] == "one"
+    assert samples(tmp_path, what="both", caption_field="t")[0][2] == '{"t": "one"}'
+    assert samples(tmp_path, what="both")[0][2] is None
+
+
+def test_options_of_members_are_refused_where_there_are_none(tmp_path):
+    (tmp_path / "captions.txt").write_text("a")
+    embeddings.table(tmp_path / "a.parquet", range(2))
+    for source in (tmp_path / "captions.txt", tmp_path / "a.parquet", ["a"]):
+        for name in ("image_member", "caption_member", "caption_field"):
+            with pytest.raises(ClipModelsError, match=f"embed: {name} 'x' is for tars and folders, not for"):
+                samples(source, what="text", **{name: "x"})
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_tars(tmp_path, mode):
     suffix = "tar" if mode == "w" else "tar.gz"
@@ -79,7 +134,8 @@ def test_headers_of_a_tar_are_not_kept(tmp_path):
     """Or a run over a large tar would hold all of them."""
     path = embeddings.tar(tmp_path / "a.tar", range(20))
     for sample in open_source(path, EmbedConfig(), lambda first, stop: True):
-        assert len(sample.image.args[0].members) <= 1
+        if not isinstance(sample, Unused):
+            assert len(sample.image.args[0].members) <= 1
 
 
 def test_tables(tmp_path):
@@ -110,6 +166,20 @@ def test_columns_of_tables(tmp_path):
         samples(path)
     with pytest.raises(ClipModelsError, match="has no column 'wrods'; it has photo"):
         samples(path, what="text", text_column="wrods")
+    pq.write_table(pa.table([[b"x"], [b"y"]], names=["image", "image"]), path)
+    with pytest.raises(ClipModelsError, match="has more than one column 'image'"):
+        samples(path)
+
+
+def test_strings_of_tables_that_are_not_utf8(tmp_path):
+    """They are a matter of their row."""
+    data = [b"a cat", "ein Bär".encode("latin-1")]
+    strings = pa.array(data, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"caption": strings, "key": strings, "image": strings}), tmp_path / "a.parquet")
+    found = list(open_source(tmp_path / "a.parquet", EmbedConfig(what="both"), lambda first, stop: True))
+    assert [item.text for item in found] == data
+    assert [item.key for item in found] == ["a cat", "ein B\udce4r"]
+    assert found[1].image == f"{tmp_path}/ein B\udce4r"
 
 
 def test_lists(tmp_path):
@@ -127,6 +197,8 @@ def test_lists(tmp_path):
     ]
     with pytest.raises(ClipModelsError, match="has one thing a line; for pairs"):
         samples(captions, what="both")
+    blank = [item for item in open_source(paths, EmbedConfig(), None) if isinstance(item, Unused)]
+    assert blank == [Unused(f"{paths}:2", "blank_line")]
 
 
 def test_values_in_memory():

@@ -59,7 +59,7 @@ def code_version() -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in NUMERIC_MODULES:
         digest.update((files("clip_eval") / name).read_bytes())
-    for package in ("clip-data", "clip-models", "torch"):
+    for package in ("clip-core", "clip-data", "clip-models", "torch"):
         digest.update(f"{package} {version(package)}\n".encode())
     return digest.hexdigest()
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from clip_core import ImageError, load_image
     from clip_models.classification import LabelScore, classify
     from clip_models.coca import CoCa
     from clip_models.convert import from_huggingface, save_huggingface, save_open_clip, to_huggingface
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     )
     from clip_models.hub import download_pretrained
     from clip_models.model import CLIP, build_model
-    from clip_models.pictures import load_image
     from clip_models.precision import convert_weights_to_lp, get_cast_dtype, get_input_dtype
     from clip_models.preprocess import image_transform, image_transform_v2, preprocess_eval, preprocess_train
     from clip_models.pretrained import (
@@ -128,7 +128,6 @@ _MODULE_OF = {
     "list_pretrained_models_by_tag": "pretrained",
     "list_pretrained_tags_by_model": "pretrained",
     "load_checkpoint": "factory",
-    "load_image": "pictures",
     "load_model": "weights",
     "preprocess_eval": "preprocess",
     "preprocess_train": "preprocess",
@@ -143,6 +142,8 @@ _MODULE_OF = {
     "to_open_clip_config": "specs",
     "tokenize": "tokenizers",
 }
+
+_OF_CORE = ("ImageError", "load_image")
 
 __all__ = [  # noqa: RUF022 -- the order of use
     "list_models",
@@ -218,14 +219,17 @@ __all__ = [  # noqa: RUF022 -- the order of use
     "Profile",
     "QuantizationReport",
     "ClipModelsError",
+    "ImageError",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name in _OF_CORE:
+        return getattr(import_module("clip_core"), name)
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted([*globals(), *_MODULE_OF, *_OF_CORE])

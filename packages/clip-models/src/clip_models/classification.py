@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from clip_core import ImageMode
 from clip_models.encoder import Encoder
 from clip_models.errors import ClipModelsError
 
@@ -32,18 +33,20 @@ def classify(
     precision: str = "fp32",
     device: str = "auto",
     quick_gelu: bool = False,
+    image_mode: ImageMode = "standard",
 ) -> list[list[LabelScore]]:
     """For each picture its labels, the most probable first.
 
     `model`: a name with its `pretrained` weights, or a CLIP with weights of your own. `template`: the text of a label,
-    which stands at {}. `quick_gelu`: the named weights were trained with QuickGELU.
+    which stands at {}. `quick_gelu`: the named weights were trained with QuickGELU. `image_mode`: how pictures become
+    RGB, standard or openclip.
     """
     check_labels(labels, template)
     named = isinstance(model, str)
     encoder = (
-        Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu)
+        Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
         if named
-        else Encoder(model, precision)
+        else Encoder(model, precision, image_mode)
     )
     if not images:
         return []

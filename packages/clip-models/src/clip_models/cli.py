@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from clip_core import ClipError
 from clip_models.errors import ClipModelsError
 
 COMMANDS = {
@@ -23,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> None:
     code: int | str | None
     try:
         code = _main(sys.argv[1:] if args is None else list(args))
-    except ClipModelsError as error:
+    except ClipError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

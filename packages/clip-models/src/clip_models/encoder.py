@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from clip_core import ImageMode
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.precision import get_input_dtype
 from clip_models.preprocess import normalise, preprocess_eval
@@ -48,14 +49,14 @@ class Encoder:
     fp32 is computed without TF32 shortcuts. `encode_…` run without gradients; the results stay on the device.
     """
 
-    def __init__(self, model: Any, precision: str = "fp32") -> None:
+    def __init__(self, model: Any, precision: str = "fp32", image_mode: ImageMode = "standard") -> None:
         """`model`: a CLIP in `precision`, already on its device. It is put into eval mode."""
         self.input_dtype = get_input_dtype(precision) or torch.float32
         self.model = model.eval()
         self.spec = model.spec
         self.precision = precision
         self.device = next(model.parameters()).device
-        self.transform = preprocess_eval(self.spec.preprocess)
+        self.transform = preprocess_eval(self.spec.preprocess, image_mode)
 
     @classmethod
     def load(
@@ -66,6 +67,7 @@ class Encoder:
         device: str = "auto",
         *,
         quick_gelu: bool = False,
+        image_mode: ImageMode = "standard",
     ) -> "Encoder":
         """By name, with weights; ClipModelsError for a name without them."""
         from clip_models.factory import create_model
@@ -79,7 +81,7 @@ class Encoder:
             force_quick_gelu=quick_gelu,
             require_pretrained=True,
         )
-        return cls(built, precision)
+        return cls(built, precision, image_mode)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -101,7 +103,7 @@ class Encoder:
         return hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """A picture of any mode → uint8 [H, W, 3], what `encode_pixels` takes."""
+        """A picture of any mode → uint8 [H, W, 3], what `encode_pixels` takes. Raises ImageError."""
         return self.transform.pixels(image)
 
     def encode_pixels(self, pixels_BHWC: np.ndarray, normalize: bool = True) -> Tensor:

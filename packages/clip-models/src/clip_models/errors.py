@@ -1,7 +1,9 @@
 """The exception family of this package."""
 
+from clip_core import ClipError
 
-class ClipModelsError(ValueError):
+
+class ClipModelsError(ClipError):
     """Something the caller can put right: a name, a value, a file. The message is one line and says how."""
 
 

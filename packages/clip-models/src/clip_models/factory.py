@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from clip_core import ImageMode
 from clip_models.errors import ClipModelsError
 from clip_models.hub import download_pretrained
 from clip_models.model import CLIP, build_model
@@ -117,19 +118,22 @@ def create_model_and_transforms(
     image_interpolation: str | None = None,
     image_resize_mode: str | None = None,
     aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
+    image_mode: ImageMode = "standard",
     force_preprocess_cfg: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Any, TrainTransform, EvalTransform]:
     """(model, preprocessing for training, preprocessing for evaluation); the other options are those of `create_model`.
 
-    The preprocessing is that of the weights; `image_*` and `force_preprocess_cfg` override it.
+    The preprocessing is that of the weights; `image_mean` to `image_resize_mode` and `force_preprocess_cfg` override
+    it. `image_mode` says how pictures become RGB: standard, or openclip for OpenCLIP's pixels of pictures with an EXIF
+    orientation, transparency, a palette or other than 8 bits.
     """
     forced = _forced(force_preprocess_cfg, image_mean, image_std, image_interpolation, image_resize_mode)
     model = create_model(
         model_name, pretrained, load_weights, precision, device, force_preprocess_cfg=forced, **options
     )
     config = model.spec.preprocess
-    return model, preprocess_train(config, aug_cfg), preprocess_eval(config)
+    return model, preprocess_train(config, aug_cfg, image_mode), preprocess_eval(config, image_mode)
 
 
 def create_model_from_pretrained(
@@ -142,6 +146,7 @@ def create_model_from_pretrained(
     image_std: Sequence[float] | None = None,
     image_interpolation: str | None = None,
     image_resize_mode: str | None = None,
+    image_mode: ImageMode = "standard",
     force_preprocess_cfg: Mapping[str, Any] | None = None,
     return_transform: bool = True,
     **options: Any,
@@ -160,7 +165,7 @@ def create_model_from_pretrained(
         require_pretrained=True,
         **options,
     ).eval()
-    return (model, preprocess_eval(model.spec.preprocess)) if return_transform else model
+    return (model, preprocess_eval(model.spec.preprocess, image_mode)) if return_transform else model
 
 
 def load_checkpoint(

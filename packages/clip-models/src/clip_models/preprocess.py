@@ -1,7 +1,9 @@
 """PreprocessConfig applied: Pillow picture → float tensor, pixel for pixel what OpenCLIP's image_transform gives.
 
-As there, a picture is resized in its own mode and becomes RGB afterwards; an EXIF orientation is not looked at, and of
-an animation the frame at hand is taken. Four things differ, where OpenCLIP does not do what it was told, or fails:
+That holds for plain RGB and grey pictures. Others (16 bits, floats, transparency, palettes, CMYK, an EXIF orientation)
+become upright, opaque RGB first, as everywhere in this project; with `image_mode="openclip"` they are resized in their
+own mode and converted afterwards, as OpenCLIP does it. Four more things differ, where OpenCLIP does not do what it was
+told, or fails:
 `interpolation` is honoured in training and for inputs that are not square, where OpenCLIP always takes bicubic; the
 whole of an AugmentationConfig is honoured, not only what its branch looks at; `use_timm` gives RGB too for pictures
 that are not; and a side that would round to nothing keeps one pixel.
@@ -11,16 +13,19 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from clip_core import ImageMode
+from clip_core.images import decoding, upright_rgb
 from clip_models.augment import draw_crop, draw_crop_as_timm, erase_rectangles, jitter_colors, turn_gray
 from clip_models.errors import ClipModelsError
 from clip_models.specs.augmentation import AugmentationConfig
+from clip_models.specs.plain import require_choice
 from clip_models.specs.treatment import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -33,20 +38,26 @@ class EvalTransform:
     """Deterministic: Pillow picture of any mode → float32 [3, H, W], normalised."""
 
     config: PreprocessConfig
+    image_mode: ImageMode = "standard"
+    """see clip_core.ImageMode"""
+
+    def __post_init__(self) -> None:
+        require_choice("image_mode", self.image_mode, get_args(ImageMode))
 
     def __call__(self, image: Image.Image) -> Tensor:
         return normalise(torch.from_numpy(self.pixels(image)), self.config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The picture before it is normalised: uint8 [H, W, 3]."""
-        _require_picture(image)
+        """The picture before it is normalised: uint8 [H, W, 3]. Raises ImageError if its mode has no form in RGB."""
         config = self.config
         height, width = config.size
-        image = _resize(image, _resized_size(image.width, image.height, config), config)
-        if config.resize_mode != "squash":
-            fill = config.fill_color if config.resize_mode == "longest" else 0
-            image = _center_crop_or_pad(image, width, height, fill)
-        return np.array(image.convert(config.mode))
+        image = _prepare(image, self.image_mode)
+        with decoding("the image"):
+            image = _resize(image, _resized_size(image.width, image.height, config), config)
+            if config.resize_mode != "squash":
+                fill = config.fill_color if config.resize_mode == "longest" else 0
+                image = _center_crop_or_pad(image, width, height, fill)
+            return np.array(image.convert(config.mode))
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,14 @@ class TrainTransform:
 
     config: PreprocessConfig
     augmentation: AugmentationConfig
+    image_mode: ImageMode = "standard"
+    """see clip_core.ImageMode"""
+
+    def __post_init__(self) -> None:
+        require_choice("image_mode", self.image_mode, get_args(ImageMode))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        _require_picture(image)
+        image = _prepare(image, self.image_mode)
         config, chance = self.config, self.augmentation
         draw = draw_crop_as_timm if chance.use_timm else draw_crop
         left, top, width, height = draw(image.width, image.height, chance.scale, chance.ratio or _RATIO)
@@ -83,25 +99,30 @@ class TrainTransform:
         return self.augmentation.interpolation or self.config.interpolation
 
 
-def preprocess_eval(config: PreprocessConfig) -> EvalTransform:
+def preprocess_eval(config: PreprocessConfig, image_mode: ImageMode = "standard") -> EvalTransform:
     """The callable that evaluation applies to each picture."""
-    return EvalTransform(config)
+    return EvalTransform(config, image_mode)
 
 
 def preprocess_train(
-    config: PreprocessConfig, augmentation: AugmentationConfig | Mapping[str, Any] | None = None
+    config: PreprocessConfig,
+    augmentation: AugmentationConfig | Mapping[str, Any] | None = None,
+    image_mode: ImageMode = "standard",
 ) -> TrainTransform:
     """The callable that training applies to each picture. `augmentation` may be an `aug_cfg` of OpenCLIP."""
     if augmentation is None or isinstance(augmentation, Mapping):
         augmentation = AugmentationConfig.from_dict(augmentation or {})
-    return TrainTransform(config, augmentation)
+    return TrainTransform(config, augmentation, image_mode)
 
 
 def image_transform_v2(
-    cfg: PreprocessConfig, is_train: bool, aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None
+    cfg: PreprocessConfig,
+    is_train: bool,
+    aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
+    image_mode: ImageMode = "standard",
 ) -> EvalTransform | TrainTransform:
     """`preprocess_train` or `preprocess_eval` under OpenCLIP's name."""
-    return preprocess_train(cfg, aug_cfg) if is_train else preprocess_eval(cfg)
+    return preprocess_train(cfg, aug_cfg, image_mode) if is_train else preprocess_eval(cfg, image_mode)
 
 
 def image_transform(
@@ -113,6 +134,7 @@ def image_transform(
     interpolation: str | None = None,
     fill_color: int = 0,
     aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
+    image_mode: ImageMode = "standard",
 ) -> EvalTransform | TrainTransform:
     """A transform from the arguments of OpenCLIP's function of this name; None is OpenAI's CLIP.
 
@@ -130,8 +152,8 @@ def image_transform(
         fill_color=fill_color,
     )
     if not is_train:
-        return preprocess_eval(config)
-    transform = preprocess_train(config, aug_cfg)
+        return preprocess_eval(config, image_mode)
+    transform = preprocess_train(config, aug_cfg, image_mode)
     if interpolation == "random" and not transform.augmentation.interpolation:
         return replace(transform, augmentation=replace(transform.augmentation, interpolation="random"))
     return transform
@@ -158,9 +180,10 @@ def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _require_picture(image: object) -> None:
+def _prepare(image: object, image_mode: ImageMode) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ClipModelsError(f"preprocessing takes a Pillow image, not {type(image).__name__}")
+    return image if image_mode == "openclip" else upright_rgb(image)
 
 
 def _resized_size(width: int, height: int, config: PreprocessConfig) -> tuple[int, int]:

@@ -69,7 +69,7 @@ class Code(StrEnum):
     FORMAT_NOT_ALLOWED = "image", "format_not_allowed", False, False, "a picture in a format that is not decoded"
     DECODE_ERROR = "image", "decode_error", False, False, "a damaged or cut-off picture"
     PIXEL_CAP = "image", "pixel_cap", False, False, "more pixels than allowed, by its header or after resizing"
-    PIXEL_FORMAT = "image", "pixel_format", False, False, "samples without a defined 8-bit form (float, 32-bit, LAB)"
+    PIXEL_FORMAT = "image", "pixel_format", False, False, "values without a defined 8-bit form"
     TOO_SMALL = "image", "too_small", False, False, "a side below min_image_size"
     ASPECT_RATIO = "image", "aspect_ratio", False, False, "a shape beyond max_aspect_ratio"
     SIDE_CAP = "image", "side_cap", False, False, "a side longer than the encode format can hold"

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from clip_core import MAX_PIXELS
 from clip_data.config import to_dict
 from clip_data.errors import ClipDataError
 
@@ -34,7 +35,7 @@ class AcquireConfig:
     """refuse pictures with a side below this many pixels"""
     max_aspect_ratio: float = 0.0
     """refuse pictures whose longer side is more than this many times the shorter one; 0: no limit"""
-    max_pixels: int = 64_000_000
+    max_pixels: int = MAX_PIXELS
     """refuse larger pictures by their header, before decoding: 64 million hold the photos of nearly all cameras and
     phones, and cost at most 0.5 GB while one is decoded"""
     max_bytes: int = 20_000_000

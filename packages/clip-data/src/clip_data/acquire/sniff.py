@@ -40,19 +40,3 @@ def sniff(body: bytes) -> str | None:
     if body.startswith(OTHERS) or (body[4:8] == b"ftyp" and body[8:12] in OTHER_BRANDS):
         return "other"
     return "other" if _SVG.match(body[:4096]) else None
-
-
-def webp_size(body: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file's canvas by its header; None when damaged."""
-    chunk, data = body[12:16], body[20:30]
-    if len(data) < 10:
-        return None
-    if chunk == b"VP8X":
-        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
-    if chunk == b"VP8L" and data[0] == 0x2F:
-        bits = int.from_bytes(data[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
-        width, height = struct.unpack_from("<HH", data, 6)
-        return width & 0x3FFF, height & 0x3FFF
-    return None

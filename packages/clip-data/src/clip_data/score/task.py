@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -17,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from clip_core import ImageError
+from clip_core.images import load_image
 from clip_data.config import fingerprint
 from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit, column_name, shard_name, sidecar_name
 from clip_data.errors import ClipDataError
@@ -24,16 +23,6 @@ from clip_data.score.scorer import Batch, Scorer, get_scorer
 from clip_data.store import table_bytes
 
 IMAGES_PER_BATCH = 64  # 50 MB of decoded pictures at 512 × 512
-DECODE_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer
 
 
@@ -157,10 +146,9 @@ def _batches(
 
 def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
     file.seek(offset)
-    data = file.read(length)
     try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except DECODE_ERRORS:
+        return load_image(file.read(length))
+    except ImageError:
         return None
 
 

@@ -1,26 +1,26 @@
 """The picture's treatment: decode, resize and crop to uint8, as OpenCLIP's Pillow path does it to the pixel.
 
-A treatment is plain data, the keys of OpenCLIP's `preprocess_cfg` plus `augment`. Mean and std are carried but not
-applied: pictures travel as uint8 and are normalised on the device.
+A treatment is plain data, the keys of OpenCLIP's `preprocess_cfg` plus `augment` and `image_mode`. Mean and std are
+carried but not applied: pictures travel as uint8 and are normalised on the device.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from clip_core import MAX_PIXELS, ImageError, ImageMode
+from clip_core.images import decoding, load_image
 from clip_data.errors import ClipDataError
 from clip_data.stream.order import words
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # what shards hold; Pillow's other decoders never see a payload
-MAX_PIXELS = 64_000_000  # checked before decoding; a picture this large takes 192 MB
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
 DEFAULT_AUGMENT = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.0}
@@ -31,6 +31,7 @@ DEFAULTS = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
     "fill_color": 0,
+    "image_mode": "standard",
     "augment": None,
 }
 TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to the centre
@@ -61,6 +62,8 @@ class Treatment:
     interpolation: str
     resize_mode: str
     fill_color: int
+    image_mode: ImageMode
+    """see clip_core.ImageMode"""
     augment: Augment | None
 
     def decode(self, payload: bytes, *key: object) -> np.ndarray:
@@ -69,15 +72,11 @@ class Treatment:
         Raises CorruptSample for anything that does not decode.
         """
         try:
-            with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise CorruptSample(f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
-                image.load()
+            image = load_image(payload, max_pixels=MAX_PIXELS, formats=FORMATS, image_mode=self.image_mode)
+            with decoding("the image"):
                 return np.asarray(self._train(image, key) if self.augment else self._evaluate(image))
-        except (CorruptSample, MemoryError):
-            raise
-        except Exception as error:  # Pillow's decoders raise nearly anything on bytes made by strangers
-            raise CorruptSample(f"{type(error).__name__}: {error}") from error
+        except ImageError as error:
+            raise CorruptSample(str(error)) from error
 
     def _evaluate(self, image: Image.Image) -> Image.Image:
         width, height = image.size
@@ -103,7 +102,7 @@ class Treatment:
         return ImageOps.mirror(image) if draws[0] < self.augment.hflip else image
 
     def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Resizes, then converts to RGB: in this order, as OpenCLIP does, because it matters for palettes and alpha."""
+        """Resizes, then converts what is not RGB yet: in OpenCLIP's order, for image_mode openclip."""
         size = (max(1, width), max(1, height))
         if image.size != size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
@@ -150,6 +149,7 @@ def parse_treatment(data: Mapping[str, Any]) -> Treatment:
     _one_of("mode", values["mode"], ("RGB",))
     _one_of("interpolation", values["interpolation"], tuple(INTERPOLATIONS))
     _one_of("resize_mode", values["resize_mode"], RESIZE_MODES)
+    _one_of("image_mode", values["image_mode"], get_args(ImageMode))
     for key in ("mean", "std"):
         value = values[key]
         if value is not None and not (isinstance(value, Sequence) and len(value) == 3 and all(map(_number, value))):
@@ -163,6 +163,7 @@ def parse_treatment(data: Mapping[str, Any]) -> Treatment:
         interpolation=values["interpolation"],
         resize_mode=values["resize_mode"],
         fill_color=fill,
+        image_mode=values["image_mode"],
         augment=_augment(values["augment"]),
     )
 

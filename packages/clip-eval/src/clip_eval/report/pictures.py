@@ -39,15 +39,16 @@ class Pictures:
         """An <img> of at most SIDE pixels, or a placeholder when there is no picture that decodes."""
         from PIL import Image
 
+        from clip_core.images import load_image
+
         row = self.describe(key)
         if not row or not row["image_length"]:
             return MISSING
         unit = self.dataset.units[int(key[:8])]
         try:
             data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
-            with Image.open(io.BytesIO(data)) as image:
-                small = image.convert("RGB")
-        except (ClipDataError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            small = load_image(data)
+        except (ClipDataError, OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing, and counted where it is read in earnest
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from clip_core import ImageMode
+
 DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")
 
 
@@ -29,16 +31,17 @@ class Config:
     """precision of the model"""
     device: str = "auto"
     """cpu, cuda, …; auto is the accelerator where there is one"""
-    upright: bool = False
-    """turn pictures as their EXIF orientation says, which OpenCLIP does not do"""
+    image_mode: ImageMode = "standard"
+    """how pictures become RGB: standard turns them as their EXIF orientation says, scales 16-bit and float values and
+    puts transparency on white; openclip does none of it, as OpenCLIP"""
     json: bool = False
     """print JSON in place of a table"""
 
 
 def run(config: Config) -> int:
+    from clip_core import load_image
     from clip_models.classification import check_labels, classify
     from clip_models.errors import ClipModelsError
-    from clip_models.pictures import load_image
 
     if not config.images:
         raise ClipModelsError("classify needs at least one picture, as in clip-models classify photo.jpg --labels a b")
@@ -48,7 +51,9 @@ def run(config: Config) -> int:
         if pretrained:
             raise ClipModelsError(f"--pretrained {pretrained} needs --model, the architecture it belongs to")
         model, pretrained = DEFAULT
-    pictures = [load_image(path, upright=config.upright) for path in config.images]  # before the model: it fails sooner
+    pictures = [
+        load_image(path, image_mode=config.image_mode) for path in config.images
+    ]  # before the model: it fails sooner
     found = classify(
         pictures,
         config.labels,
@@ -58,6 +63,7 @@ def run(config: Config) -> int:
         precision=config.precision,
         device=config.device,
         quick_gelu=config.quick_gelu,
+        image_mode=config.image_mode,
     )
     if config.json:
         rows = zip(config.images, found, strict=True)

@@ -1,5 +1,8 @@
 """`clip-models embed`: pictures or captions to embeddings with keys."""
 
+import json
+import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -29,6 +32,19 @@ def run(config: Config) -> int:
     print(f"{summary.rows:,} of {summary.samples:,} samples are now embeddings in {summary.output}")
     for code, count in summary.rejected.items():
         print(f"{count:,} rejected: {code} (see rejects.jsonl)")
+    for reason, count in summary.unused.items():
+        print(f"{count:,} not used: {reason} (see unused.jsonl)")
     if summary.truncated:
         print(f"{summary.truncated:,} captions were longer than the model's context and lost their end")
-    return 0 if summary.rows else 1
+    if summary.rows:
+        return 0
+    print(f"error: nothing was embedded; {_first_reason(summary.output)}", file=sys.stderr)
+    return 1
+
+
+def _first_reason(output: str) -> str:
+    from clip_models.embedding.parts import REJECTS
+
+    with open(os.path.join(output, REJECTS), encoding="utf-8") as lines:
+        first = lines.readline()
+    return f"the first reason: {json.loads(first)['reason']}" if first else "the source holds no samples"

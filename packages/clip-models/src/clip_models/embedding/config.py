@@ -1,10 +1,11 @@
 """What an embedding run is told."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from clip_core import MAX_PIXELS, ImageMode
+from clip_models.embedding.samples import PICTURES
 from clip_models.errors import ClipModelsError
-from clip_models.pictures import MAX_PIXELS
 from clip_models.specs.plain import require_choice
 
 FREE = ("device", "batch_size", "workers", "quick_gelu")
@@ -44,14 +45,44 @@ class EmbedConfig:
     """of a table: keys; without it key, or else the file's name and the number of the row"""
     max_pixels: int = MAX_PIXELS
     """pictures with more are rejected before they are decoded"""
-    upright: bool = False
-    """turn pictures as their EXIF orientation says, which OpenCLIP does not do"""
+    image_mode: ImageMode = "standard"
+    """how pictures become RGB: standard turns them as their EXIF orientation says, scales 16-bit and float values and
+    puts transparency on white; openclip does none of it, as OpenCLIP"""
+    image_member: str = ""
+    """of a tar or folder: extensions of the pictures, the preferred one first, as in "jpg;rgb.png"; without it the
+    usual ones"""
+    caption_member: str = ""
+    """of a tar or folder: extensions of the captions, as in "cap;txt"; without it txt, or json with a caption_field"""
+    caption_field: str = ""
+    """field of a JSON caption_member that holds the caption"""
+    key_ends: Literal["first-dot", "last-dot"] = "first-dot"
+    """where the key of a tar's member ends: first-dot is webdataset's rule; last-dot is for names with dots of their
+    own, as IMG_2020.05.01.jpg"""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """image, text or both"""
+        return ("image", "text") if self.what == "both" else (self.what,)
+
+    def asked_member(self, kind: str) -> str:
+        """What was asked for by name; "" for the usual extensions."""
+        return self.image_member if kind == "image" else self.caption_member
+
+    def members(self, kind: str) -> tuple[str, ...]:
+        """The lower-case extensions, without a leading dot, of pictures (image) or captions (text)."""
+        usual = (
+            tuple(suffix[1:] for suffix in PICTURES) if kind == "image" else ("json" if self.caption_field else "txt",)
+        )
+        asked = (name.strip().lower().removeprefix(".") for name in self.asked_member(kind).split(";"))
+        return tuple(filter(None, asked)) or usual
 
     def __post_init__(self) -> None:
         for name, choices in (
             ("what", ("image", "text", "both")),
             ("format", ("parquet", "npy")),
             ("dtype", ("float32", "float16")),
+            ("image_mode", get_args(ImageMode)),
+            ("key_ends", ("first-dot", "last-dot")),
         ):
             require_choice(f"embed: {name}", getattr(self, name), choices)
         for name in ("batch_size", "part_rows", "max_pixels"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from clip_models.errors import ClipModelsError
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
+UNUSED = "unused.jsonl"
 _TEMPORARY = ".unfinished"
 
 
@@ -35,6 +38,18 @@ class Part:
     """(key, code, reason)"""
     files: Mapping[str, int]
     """Size of each file."""
+
+
+class UnusedList:
+    """Writes names and counts reasons."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.counts: Counter[str] = Counter()
+
+    def add(self, name: str, reason: str) -> None:
+        self.counts[reason] += 1
+        self._file.write(json.dumps({"name": name, "reason": reason}, ensure_ascii=False).encode() + b"\n")
 
 
 class PartFolder:
@@ -105,6 +120,15 @@ class PartFolder:
                 files[name] = self._write(name, lambda file, array=array: np.save(file, array))
         record = {**part.__dict__, "files": files, "fingerprint": self.fingerprint}
         self._write_json(f"parts/{part.number:06}.json", record)
+
+    @contextmanager
+    def list_unused(self) -> Iterator[UnusedList]:
+        """A file of all that is in the source and in no sample, a JSON object a line."""
+        with open(self.root / (UNUSED + _TEMPORARY), "wb") as file:
+            yield UnusedList(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, self.root / UNUSED)
 
     def write_rejects(self, parts: int) -> None:
         """One file of all rejected samples, a JSON object a line."""

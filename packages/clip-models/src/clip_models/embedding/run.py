@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_core import ImageError, load_image
 from clip_models.embedding.config import FREE, EmbedConfig
-from clip_models.embedding.parts import Part, PartFolder
-from clip_models.embedding.sources import Sample, open_source
+from clip_models.embedding.parts import Part, PartFolder, UnusedList
+from clip_models.embedding.samples import CaptionError, Sample, Unused, read_caption
+from clip_models.embedding.sources import open_source, storage_reason
 from clip_models.errors import ClipModelsError
-from clip_models.pictures import PictureError, load_image
 
 if TYPE_CHECKING:
     from clip_models.encoder import Encoder
@@ -38,7 +39,10 @@ class EmbedSummary:
     rows: int
     """Embedded ones."""
     rejected: Mapping[str, int]
-    """How many of the others for each reason: missing, too_large, undecodable, no_image, no_caption, empty_caption."""
+    """How many of the others for each reason: missing, too_large, undecodable, pixel_format, no_image, no_caption,
+    empty_caption, bad_caption, ambiguous_image, ambiguous_text, not_adjacent."""
+    unused: Mapping[str, int]
+    """How many files, members of tars or lines are in no sample, for each reason (see `Unused`)."""
     truncated: int
     """Captions that lost their end."""
     parts: int
@@ -89,7 +93,8 @@ def embed(
     `model`: a name with its `pretrained` weights (tag or file), or a CLIP with weights of your own.
 
     A run that was stopped, at whatever moment, goes on where it was when it is called again, and ends with the same
-    files. What cannot be embedded is left out, counted, and listed with its reason in rejects.jsonl.
+    files. What cannot be embedded is left out, counted, and listed with its reason in rejects.jsonl; what belongs to no
+    sample, or to a part of one that is not asked for, in unused.jsonl.
     """
     try:
         config = EmbedConfig(**options)
@@ -113,22 +118,30 @@ def run_embed(
     run = _Run(source, config, progress)  # before the model: it fails sooner
     if isinstance(model, str):
         weights = os.fspath(pretrained) if pretrained else None
-        encoder = Encoder.load(model, weights, config.precision, config.device, quick_gelu=config.quick_gelu)
+        encoder = Encoder.load(
+            model,
+            weights,
+            config.precision,
+            config.device,
+            quick_gelu=config.quick_gelu,
+            image_mode=config.image_mode,
+        )
     else:
-        encoder = Encoder(model, config.precision)
+        encoder = Encoder(model, config.precision, config.image_mode)
     return run.execute(encoder, os.fspath(output))
 
 
 class _Run:
     encoder: Encoder
     folder: PartFolder
+    unused: UnusedList
 
     def __init__(self, source: Any, config: EmbedConfig, progress: bool) -> None:
         self.source = source
         self.samples = open_source(source, config, self._needs)
         self.config = config
         self.progress = progress
-        self.kinds = ("image", "text") if config.what == "both" else (config.what,)
+        self.kinds = config.kinds
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     def execute(self, encoder: Encoder, output: str) -> EmbedSummary:
@@ -141,7 +154,11 @@ class _Run:
         from tqdm import tqdm
 
         building = _Building()
-        with tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar, self._feed() as items:
+        with (
+            tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar,
+            self.folder.list_unused() as self.unused,
+            self._feed() as items,
+        ):
             for item in items:
                 if not isinstance(item, _PartEnd):
                     key, future = item
@@ -161,6 +178,7 @@ class _Run:
             samples=totals["samples"],
             rows=totals["rows"],
             rejected=dict(sorted(rejected.items())),
+            unused=dict(sorted(self.unused.counts.items())),
             truncated=totals["truncated"],
             parts=totals["parts"],
         )
@@ -284,8 +302,13 @@ class _Run:
             put(_PartEnd(number, count, digest.hexdigest(), done))
 
         for sample in self.samples:
-            text = sample.text if isinstance(sample.text, str) else ""
-            digest.update(f"{sample.key}\0{text}\0".encode("utf-8", "surrogatepass"))
+            if isinstance(sample, Unused):
+                self.unused.add(_utf8(sample.name), sample.reason)
+                continue
+            text = sample.text if isinstance(sample.text, bytes) else b""
+            if isinstance(sample.text, str):
+                text = sample.text.encode("utf-8", "surrogatepass")
+            digest.update(b"%b\0%b\0" % (sample.key.encode("utf-8", "surrogatepass"), text))
             count += 1
             if done is None:
                 if sample.in_turn:
@@ -306,27 +329,24 @@ class _Run:
     def _prepare(self, sample: Sample) -> tuple[np.ndarray | None, str | None] | _Reject:
         """(pixels, caption) as far as they are embedded, or why they are not."""
         pixels = text = None
+        if sample.problem:
+            return _Reject(*sample.problem)
         try:
             if "text" in self.kinds:
-                text = _called(sample.text)
-                text = text.decode("utf-8", "replace").strip("\r\n") if isinstance(text, bytes) else text
-                if text is None:
-                    return _Reject("no_caption", "there is no caption")
-                if not isinstance(text, str):
-                    return _Reject("no_caption", f"the caption is of type {type(text).__name__}, not a string")
-                if not text.strip():
-                    return _Reject("empty_caption", "the caption is empty")
+                text = read_caption(_called(sample.text), self.config.caption_field)
             if "image" in self.kinds:
                 if sample.image is None:
                     return _Reject("no_image", "there is no picture")
                 pixels = self._decode(_called(sample.image), sample.key)
-        except PictureError as error:
+        except (ImageError, CaptionError) as error:
             return _Reject(error.code, str(error))
         except FileNotFoundError as error:
             is_text = "text" in self.kinds and text is None
             return _Reject("no_caption" if is_text else "missing", f"{error.filename or error} does not exist")
-        except OSError as error:
-            raise ClipModelsError(f"{sample.key} cannot be read: {error}; run again to continue") from error
+        except Exception as error:
+            if (reason := storage_reason(error)) is None:
+                raise
+            raise ClipModelsError(f"{sample.key} cannot be read: {reason}; run again to continue") from error
         return pixels, text
 
     def _decode(self, image: Any, key: str) -> np.ndarray:
@@ -334,12 +354,10 @@ class _Run:
 
         if not isinstance(image, Image.Image):
             if not isinstance(image, str | os.PathLike | bytes):
-                raise PictureError(f"{key} is of type {type(image).__name__}, not a picture", "undecodable")
-            image = load_image(image, max_pixels=self.config.max_pixels, upright=self.config.upright, name=key)
-        try:
-            return self.encoder.pixels(image)
-        except (ValueError, OSError) as error:
-            raise PictureError(f"{key} cannot be resized in mode {image.mode}: {error}", "undecodable") from error
+                raise ImageError(f"{key} is of type {type(image).__name__}, not a picture", "undecodable")
+            mode = self.config.image_mode
+            image = load_image(image, max_pixels=self.config.max_pixels, image_mode=mode, name=key)
+        return self.encoder.pixels(image)
 
     def _changed(self, number: int) -> ClipModelsError:
         return ClipModelsError(

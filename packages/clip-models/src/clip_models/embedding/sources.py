@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clip_models.embedding.config import EmbedConfig
-from clip_models.errors import ClipModelsError
+from clip_models.embedding.samples import PICTURES, Sample, Unused
+from clip_models.errors import ClipModelsError, first_line
 
 if TYPE_CHECKING:
-    import tarfile
-
     from fsspec import AbstractFileSystem
 
-PICTURES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
-    ".ico", ".tga", ".qoi",
-)  # fmt: skip
 _SUFFIXES = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "list": (".txt", ".lst", ".list")}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -29,32 +22,49 @@ Needs = Callable[[int, int], bool]
 """Whether any of the samples from the first number up to the second, counted over all files, is still to be done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A picture, a caption, or both; what is absent is None. A callable gives its value when it is called."""
-
-    key: str
-    image: Any = None
-    """a path, the bytes of a file, a Pillow picture, or a callable that gives bytes"""
-    text: Any = None
-    """a caption, or a callable that gives its bytes"""
-    in_turn: bool = False
-    """the callables hold only until the next sample is asked for"""
-
-
-def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Sample]:
-    """The samples of a path, a URL, a pattern of either, or of any other iterable."""
+def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
+    """The samples of a path, a URL, a pattern of either, or of any other iterable; and what is not used."""
     if isinstance(source, str | os.PathLike):
-        return _open_path(os.fspath(source), config, needs)
+        samples = _open_path(os.fspath(source), config, needs)
+        return _reading(os.fspath(source), samples)
     if not isinstance(source, Iterable):
         raise ClipModelsError(f"embed takes a path or an iterable, not {type(source).__name__}")
+    _require_no_members(config, "an iterable")
     return _from_iterable(source, config.what)
 
 
-def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sample]:
+def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample | Unused]:
+    """What a disk or an object store may answer while the samples are read becomes one line."""
+    try:
+        yield from samples
+    except Exception as error:
+        if (reason := storage_reason(error)) is None:
+            raise
+        raise ClipModelsError(f"the source {source} cannot be read: {reason}; run again to continue") from error
+
+
+def storage_reason(error: Exception) -> str | None:
+    """What went wrong with a disk or an object store; None if `error` is of another kind."""
+    # Of the stores' own errors only those of S3 and HTTP are known, by name: neither library is imported for them.
+    library = type(error).__module__.partition(".")[0]
+    if library in ("botocore", "aiobotocore"):
+        is_login = "Credentials" in type(error).__name__
+        names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if is_login else "AWS_ENDPOINT_URL"
+        return f"{first_line(error)}; {'set' if is_login else 'check the address and'} {names}"
+    return first_line(error) if library == "aiohttp" or isinstance(error, OSError) else None
+
+
+def _require_no_members(config: EmbedConfig, source: str) -> None:
+    for name in ("image_member", "caption_member", "caption_field"):
+        if getattr(config, name):
+            raise ClipModelsError(f"embed: {name} {getattr(config, name)!r} is for tars and folders, not for {source}")
+
+
+def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
     from fsspec.core import url_to_fs
 
     found: list[tuple[AbstractFileSystem, str]] = []
+    beside: list[str] = []
     try:
         for pattern in _expand_braces(source):
             fs, path = url_to_fs(pattern)
@@ -67,15 +77,19 @@ def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sampl
             found += [(fs, name) for name in names]
         if len(found) == 1 and found[0][0].isdir(found[0][1]):
             fs, folder = found[0]
-            inside = [(fs, name) for name in sorted(fs.ls(folder, detail=False))]
-            shards = [pair for pair in inside if _kind(pair[1]) in ("tar", "parquet")]
+            inside = sorted(fs.ls(folder, detail=False))
+            shards = [name for name in inside if _kind(name) in ("tar", "parquet")]
             if not shards:
-                return _from_folder(fs, folder, config.what)
-            found = shards
-    except (OSError, ValueError, ImportError) as error:
+                return _from_folder(fs, folder.rstrip("/"), folder.rstrip("/"), config)
+            found = [(fs, name) for name in shards]
+            beside = [name for name in inside if name not in shards]
+    except Exception as error:
         if isinstance(error, ClipModelsError):
             raise
-        raise ClipModelsError(f"the source {source} cannot be opened: {error}") from error
+        reason = storage_reason(error) or (first_line(error) if isinstance(error, ValueError | ImportError) else None)
+        if reason is None:
+            raise
+        raise ClipModelsError(f"the source {source} cannot be opened: {reason}") from error
     kinds = {_kind(name) for _, name in found}
     if len(kinds) > 1 or kinds == {""}:
         odd = next(name for _, name in found if _kind(name) != _kind(found[0][1]) or not _kind(name))
@@ -84,15 +98,29 @@ def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sampl
             " caption a line, pictures)"
         )
     kind = kinds.pop()
-    if kind == "picture":
-        return (Sample(key=name, image=_payload(fs, name)) for fs, name in found)
-    if kind == "list":
-        return _from_lists(found, config.what)
-    if kind == "tar":
-        return _from_tars(found, config.what)
-    from clip_models.embedding.tables import from_tables
+    if kind != "tar":
+        _require_no_members(config, f"a {kind}")
+    if kind == "list" and config.what == "both":
+        raise ClipModelsError(f"{found[0][1]} has one thing a line; for pairs take a folder, tars or a table")
+    return _from_files(found, kind, beside, config, needs)
 
-    return from_tables(found, config, needs)
+
+def _from_files(
+    files: list[tuple[AbstractFileSystem, str]], kind: str, beside: list[str], config: EmbedConfig, needs: Needs
+) -> Iterator[Sample | Unused]:
+    """Files of one kind; `beside` are others of their folder."""
+    from clip_models.embedding.tables import from_tables
+    from clip_models.embedding.tars import from_tars
+
+    yield from (Unused(name, "not_opened") for name in beside)
+    if kind == "tar":
+        yield from from_tars(files, config)
+    elif kind == "picture":
+        yield from (Sample(key=name, image=_payload(fs, name)) for fs, name in files)
+    elif kind == "list":
+        yield from _from_lists(files, config.what)
+    else:
+        yield from from_tables(files, config, needs)
 
 
 def _kind(name: str) -> str:
@@ -128,48 +156,81 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
-def _from_folder(fs: AbstractFileSystem, root: str, what: str) -> Iterator[Sample]:
-    """Pictures, or texts, of a folder and those below it; the text of a picture is the .txt file of its name."""
-    root = root.rstrip("/")
-    for path in _walk(fs, root, ()):
-        stem, suffix = os.path.splitext(path)
-        key = path[len(root) + 1 :]
-        if what == "text":
-            if suffix.lower() == ".txt":
-                yield Sample(key=key, text=partial(fs.cat_file, path))
-        elif suffix.lower() in PICTURES:
-            text = partial(fs.cat_file, f"{stem}.txt") if what == "both" else None
-            yield Sample(key=key, image=_payload(fs, path), text=text)
+def _from_folder(
+    fs: AbstractFileSystem, folder: str, root: str, config: EmbedConfig, above: tuple[str, ...] = ()
+) -> Iterator[Sample | Unused]:
+    """Pictures, or texts, of a folder and those below it, sorted by name. A caption has the name of its picture.
 
-
-def _walk(fs: AbstractFileSystem, folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Files below a folder, sorted by name; a link to a folder that holds it is not followed."""
+    A link to a folder that holds it is not followed.
+    """
     real = os.path.realpath(folder) if _is_local(fs) else folder
     if real in above:
         return
+    entries = {entry["name"].rstrip("/"): entry for entry in fs.ls(folder, detail=True)}
+    images, captions = ([f".{name}" for name in config.members(kind)] for kind in ("image", "text"))
+    pictures = {_stem(path, images) for path in entries}
+    texts = {_stem(path, captions): path for path in entries}
+    for path, entry in sorted(entries.items()):
+        key, picture, text = path[len(root) + 1 :], _stem(path, images), _stem(path, captions)
+        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path)):
+            if path != folder:
+                yield from _from_folder(fs, path, root, config, (*above, real))
+        elif entry["type"] != "file" and fs.exists(path) and not fs.isfile(path):
+            yield Unused(path, "not_a_file")
+        elif config.what == "text" and text:
+            yield Sample(key=key, text=partial(fs.cat_file, path))
+        elif config.what != "text" and picture:
+            caption = partial(fs.cat_file, texts[picture]) if config.what == "both" and picture in texts else None
+            yield Sample(key=key, image=_payload(fs, path), text=caption)
+        elif config.what == "both" and text:
+            if text not in pictures:
+                yield Unused(path, "no_image")
+        else:
+            yield Unused(path, "not_opened" if _kind(path) in ("tar", "parquet") else "not_asked")
+
+
+def _stem(path: str, suffixes: Sequence[str]) -> str:
+    """The path without the first of `suffixes` that it ends with, whatever their case; "" without one."""
+    found = next((suffix for suffix in suffixes if path.lower().endswith(suffix)), "")
+    return path[: -len(found)] if found else ""
+
+
+def _walk(fs: AbstractFileSystem, folder: str, above: tuple[str, ...]) -> Iterator[tuple[list[str], list[str]]]:
+    """(files, what is neither file nor folder) of a folder and those below it, sorted by name.
+
+    A link to a folder that holds it is not followed.
+    """
+    real = os.path.realpath(folder) if _is_local(fs) else folder
+    if real in above:
+        return
+    files: list[str] = []
+    odd: list[str] = []
     for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: entry["name"]):
         name = entry["name"].rstrip("/")
         if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
             if name != folder:
                 yield from _walk(fs, name, (*above, real))
+        elif entry["type"] == "file" or not fs.exists(name) or fs.isfile(name):
+            files.append(name)
         else:
-            yield name
+            odd.append(name)
+    yield files, odd
 
 
-def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample]:
+def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample | Unused]:
     """One path or caption a line. Paths are relative to the list; captions have the number of their line as key."""
-    if what == "both":
-        raise ClipModelsError(f"{files[0][1]} has one thing a line; for pairs take a folder, tars or a table")
     for fs, name in files:
         prefix = f"{os.path.basename(name)}:" if len(files) > 1 else ""
         with fs.open(name, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                line = line.rstrip(b"\r\n")
+                line = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n")
                 if what == "text":
-                    yield Sample(key=f"{prefix}{number}", text=line.decode("utf-8", "replace"))
+                    yield Sample(key=f"{prefix}{number}", text=line)
                 elif line.strip():
                     path = os.fsdecode(line)
                     yield Sample(key=path, image=resolve_path(fs, name, path))
+                else:
+                    yield Unused(f"{name}:{number}", "blank_line")
 
 
 def resolve_path(fs: AbstractFileSystem, holder: str, path: str) -> str | Callable[[], bytes]:
@@ -181,68 +242,6 @@ def resolve_path(fs: AbstractFileSystem, holder: str, path: str) -> str | Callab
     if not path.startswith("/"):
         path = f"{os.path.dirname(holder)}/{path}"
     return _payload(fs, path)
-
-
-def _from_tars(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample]:
-    """webdataset's layout: consecutive members with one name up to the first dot of their base name are a sample.
-
-    Of a tar that is not compressed only headers are read until the callables of a sample are called.
-    """
-    import tarfile
-
-    for fs, name in files:
-        try:
-            with fs.open(name, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-                key, parts = "", dict[str, Callable[[], bytes]]()
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # or all headers of the tar stay in memory
-                    folder, slash, base = member.name.rpartition("/")
-                    stem, _, extension = base.partition(".")
-                    if not member.isreg() or not stem:
-                        continue
-                    if key and key != f"{folder}{slash}{stem}":
-                        yield Sample(key=key, **parts, in_turn=True)
-                        parts = {}
-                    key = f"{folder}{slash}{stem}"
-                    kind = _part_of_sample(extension.lower(), what)
-                    if kind and kind not in parts:
-                        parts[kind] = partial(_read_member, tar, member, name)
-                        if not name.endswith(".tar"):  # a compressed file cannot go back to it
-                            parts[kind] = partial(bytes, parts[kind]())
-                if key:
-                    yield Sample(key=key, **parts, in_turn=True)
-                _require_end(tar)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise _damaged(name, error) from error
-
-
-def _require_end(tar: tarfile.TarFile) -> None:
-    """A tar that was cut within a header, or between two members, looks finished; but it lacks the block of zeros."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(512) != bytes(512):
-        raise EOFError("it lacks its end")
-
-
-def _part_of_sample(extension: str, what: str) -> str:
-    """image, text or "", for what a member of a tar holds."""
-    if what != "text" and f".{extension.rpartition('.')[2]}" in PICTURES:
-        return "image"
-    return "text" if what != "image" and extension == "txt" else ""
-
-
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
-    import tarfile
-
-    try:
-        file = tar.extractfile(member)
-        return file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise _damaged(name, error) from error
-
-
-def _damaged(name: str, error: Exception) -> ClipModelsError:
-    return ClipModelsError(f"{name} is damaged or no tar: {error}; fetch it again, or leave it out")
 
 
 def _from_iterable(items: Iterable[Any], what: str) -> Iterator[Sample]:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clip_models.embedding.config import EmbedConfig
-from clip_models.embedding.sources import Needs, Sample, resolve_path
+from clip_models.embedding.samples import Sample
+from clip_models.embedding.sources import Needs, resolve_path
 from clip_models.errors import ClipModelsError, first_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from fsspec import AbstractFileSystem
 
@@ -32,9 +34,7 @@ def from_tables(files: Sequence[tuple[AbstractFileSystem, str]], config: EmbedCo
                 table = pq.ParquetFile(file, buffer_size=_BUFFER)
                 yield from _rows(table, fs, name, config, needs, start)
                 start += table.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, ClipModelsError):
-                raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ClipModelsError(
                 f"{name} is damaged or no parquet file: {first_line(error)}; fetch it again"
             ) from error
@@ -61,11 +61,11 @@ def _rows(
             row = stop
             continue
         for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(dict.fromkeys(wanted))):
-            columns = {column: batch.column(column).to_pylist() for column in batch.schema.names}
+            columns = {column: _values(batch.column(column), column == text) for column in batch.schema.names}
             for index in range(batch.num_rows):
                 value = columns[key][index] if key else None
                 yield Sample(
-                    key=f"{os.path.basename(name)}#{row}" if value is None else str(value),
+                    key=f"{os.path.basename(name)}#{row}" if value is None else str(_string(value)),
                     image=_picture(fs, name, columns[image][index]) if image in columns else None,
                     text=columns[text][index] if text else None,
                 )
@@ -78,11 +78,29 @@ def _picture(fs: AbstractFileSystem, name: str, value: Any) -> Any:
     return resolve_path(fs, name, value) if isinstance(value, str) else value
 
 
+def _values(column: pa.Array, is_text: bool) -> list[Any]:
+    """The values of a column; captions as bytes, because in a damaged file one of them may not be UTF-8."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column.to_pylist()
+    found = column.cast(pa.large_binary()).to_pylist()
+    return found if is_text else [_string(value) for value in found]
+
+
+def _string(value: Any) -> Any:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
 def _column(
     name: str, known: Sequence[str], flag: str, asked: str, usual: Sequence[str], optional: bool = False
 ) -> str:
     if asked and asked not in known:
         raise ClipModelsError(f"{name} has no column {asked!r}; it has {', '.join(known)}")
+    if twice := [column for column in dict.fromkeys(known) if known.count(column) > 1]:
+        raise ClipModelsError(f"{name} has more than one column {twice[0]!r}; rename all but one")
     found = asked or next((column for column in usual if column in known), "")
     if not found and not optional:
         raise ClipModelsError(f"{name} has the columns {', '.join(known)}; say with {flag} which one is meant")

@@ -1,0 +1,225 @@
+"""Opens images that strangers made. Every package opens them here, so the same bytes give the same pixels everywhere.
+
+An image is checked by its header, decoded (of an animation the first frame), converted to RGB and turned upright.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from clip_core import MAX_PIXELS, ImageMode
+from clip_core.errors import ClipError, ImageError
+
+# Formats that are decoded in this process. Pillow has others, which start programs (EPS) or guess.
+FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI",
+    "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+# A progressive JPEG goes over all its pixels once per scan, and 20 MB hold a million empty scans. Real ones have 10 or
+# so.
+MAX_SCAN_PIXELS = 16  # times max_pixels
+CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(
+    source: str | os.PathLike[str] | bytes | IO[bytes],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+    image_mode: ImageMode = "standard",
+    name: str = "",
+) -> Image.Image:
+    """Returns the image in RGB, upright and opaque; with `image_mode` openclip as Pillow decodes it, in its own mode.
+
+    `source`: a path, the bytes of a file, or an open seekable file. `name` stands for it in messages. Raises
+    ImageError, which names the file and the reason. The size is checked before anything is decoded.
+    """
+    if not isinstance(source, str | os.PathLike):
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        return _load(file, max_pixels, formats, image_mode, name or "the image")
+    name = name or os.fspath(source)
+    try:
+        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # to open a pipe may take forever
+            raise ImageError(f"{name} cannot be read: it is no regular file; check the path", "missing")
+        with open(source, "rb") as file:
+            return _load(file, max_pixels, formats, image_mode, name)
+    except ImageError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
+
+
+def _load(file: IO[bytes], max_pixels: int, formats: tuple[str, ...], mode: ImageMode, name: str) -> Image.Image:
+    image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
+    with decoding(name):
+        image.load()
+    return image if mode == "openclip" else upright_rgb(image, name)
+
+
+def open_image(
+    file: IO[bytes], *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS, name: str = "the image"
+) -> Image.Image:
+    """Reads the header of a seekable file. Raises ImageError: too_large, undecodable.
+
+    The image is not decoded yet: the caller may reject it by its size, or call `draft`.
+    """
+    head = file.read(30)
+    file.seek(0)
+    if "WEBP" in formats:  # its decoder allocates the whole canvas when it opens a file
+        _check_pixels(webp_size(head), max_pixels, name)
+    with decoding(name):
+        image = Image.open(file, formats=_available(formats))
+        _check_pixels(image.size, max_pixels, name)
+        if image.format == "JPEG" and image.info.get("progressive"):
+            scans = _count_scans(file)
+            if scans * image.width * image.height > MAX_SCAN_PIXELS * max_pixels:
+                raise ImageError(f"{name} has {scans:,} scans of {image.width} × {image.height} pixels", "too_large")
+    return image
+
+
+@functools.cache
+def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that this Pillow was built with; Image.open fails on others."""
+    Image.init()
+    return tuple(form for form in formats if form in Image.OPEN)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """The EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
+
+    It may stand behind the pixels of a PNG, which is decoded for it: ImageError if that fails.
+    """
+    if image.format == "PNG":
+        with decoding("the image"):
+            image.load()
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # parsers of metadata raise nearly anything on damaged bytes, and the pixels may be fine
+        return 1
+    return value if type(value) is int and value in TRANSPOSE else 1
+
+
+def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """Width and height that `upright_rgb` will give an image that is not decoded yet."""
+    # Pillow itself turns a TIFF while it decodes it, and announces the final size if the TIFF's own tag says so.
+    announced = image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) == orientation  # type: ignore[attr-defined]
+    return (image.height, image.width) if orientation >= 5 and not announced else image.size
+
+
+def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """Returns an image of any mode as opaque RGB, turned as its orientation says. Raises ImageError.
+
+    Transparent parts become white. 16-bit values lose their low byte. Values of 32 bits and floats are taken as 0–1
+    (floats only), 0–255 or 0–65535, whichever range holds all of them; others are an error (pixel_format).
+    """
+    with decoding(name):
+        image.load()
+        turn = TRANSPOSE.get(read_orientation(image))
+        rgb = _opaque_rgb(image, name)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        if rgb is not image:
+            rgb.info = {}  # it still says that the image has to be turned
+        return rgb
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Wraps calls into decoders: what they raise becomes an ImageError."""
+    try:
+        yield
+    except (ClipError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which guards images within images too
+        raise ImageError(f"{name} is refused: {error}", "too_large") from error
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "it is of no known format" if unknown else str(error).partition("\n")[0] or type(error).__name__
+        raise ImageError(f"{name} does not decode as an image: {reason}", "undecodable") from error
+
+
+def _opaque_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
+    if image.mode not in WITH_ALPHA + CONVERTIBLE:
+        raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
+    if image.has_transparency_data:
+        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(layer, mask=layer.getchannel("A"))
+        return canvas
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
+    """uint8 [H, W] from a mode with one wide channel."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        grey = (values >> 8).astype(np.uint8)
+        if "transparency" in image.info:
+            grey[values == image.info["transparency"]] = 255
+        return grey
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65535):  # also where a value is not a number
+        raise ImageError(
+            f"{name} holds values from {low:g} to {high:g}; only 0 to 1, 255 or 65535 have a defined 8-bit form",
+            "pixel_format",
+        )
+    if high > 255:
+        return (values / 256).astype(np.uint8)
+    return np.rint(values * 255 if image.mode == "F" and high <= 1 else values).astype(np.uint8)
+
+
+def _check_pixels(size: tuple[int, int] | None, max_pixels: int, name: str) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise ImageError(
+            f"{name} has {size[0]} × {size[1]} pixels; images over {max_pixels:,} are refused", "too_large"
+        )
+
+
+def _count_scans(file: IO[bytes]) -> int:
+    place = file.tell()
+    file.seek(0)
+    count, last = 0, b""
+    while block := file.read(1 << 20):
+        count += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(place)
+    return count
+
+
+def webp_size(head: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP file's canvas by its first 30 bytes; None when damaged or of another format."""
+    chunk, data = head[12:16], head[20:30]
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(data) < 10:
+        return None
+    if chunk == b"VP8X":
+        return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
+    if chunk == b"VP8L" and data[0] == 0x2F:
+        bits = int.from_bytes(data[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
+    return None

@@ -1,0 +1,78 @@
+"""What sources give: samples, and the names of what they do not use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+PICTURES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
+    ".ico", ".tga", ".qoi",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A picture, a caption, or both; what is absent is None. A callable gives its value when it is called."""
+
+    key: str
+    image: Any = None
+    """a path, the bytes of a file, a Pillow picture, or a callable that gives bytes"""
+    text: Any = None
+    """a caption, its bytes, or a callable that gives its bytes"""
+    in_turn: bool = False
+    """the callables hold only until the next sample is asked for"""
+    problem: tuple[str, str] | None = None
+    """code and reason, if it is rejected already"""
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A file, a member of a tar, or a line that belongs to no sample, or is a part of one that is not asked for."""
+
+    name: str
+    reason: str
+    """not_asked, other_image, other_text, hidden, link, not_a_file, no_extension, no_image, not_opened, blank_line, or
+    the code with which its sample is rejected"""
+
+
+class CaptionError(Exception):
+    """A caption that cannot be used: `code` no_caption, empty_caption or bad_caption."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def read_caption(value: Any, json_field: str = "") -> str:
+    """The caption of a sample from a string or bytes; with `json_field` from that field of a JSON object."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8-sig").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise CaptionError("bad_caption", f"the caption is not UTF-8: {error.reason} at {error.start}") from error
+    if value is not None and json_field:
+        value = _field(value, json_field)
+    if value is None:
+        raise CaptionError("no_caption", "there is no caption")
+    if not isinstance(value, str):
+        raise CaptionError("no_caption", f"the caption is of type {type(value).__name__}, not a string")
+    if not value.strip():
+        raise CaptionError("empty_caption", "the caption is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CaptionError("bad_caption", f"the caption holds half a character at {error.start}") from error
+    return value
+
+
+def _field(text: str, name: str) -> Any:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
+    if not isinstance(found, dict) or name not in found:
+        known = ", ".join(found) if isinstance(found, dict) else "no fields"
+        raise CaptionError("no_caption", f"the JSON has no field {name!r}; it has {known[:200]}")
+    return found[name]
