@@ -248,20 +248,30 @@ def sha256_of_bytes(body: bytes) -> str:
 
 
 def test_a_url_without_a_hash_is_fetched_again_when_it_changes(server, tmp_path):
-    server.bodies["epoch_latest.pt"] = b"one"
+    server.bodies["epoch_latest.pt"] = b"\1\0one"
     url = f"{server.url}/plain/epoch_latest.pt"
     first = download_pretrained_from_url(url, tmp_path)
     assert download_pretrained_from_url(url, tmp_path) == first
-    server.bodies["epoch_latest.pt"] = b"two"
-    assert download_pretrained_from_url(url, tmp_path).read_bytes() == b"two"
+    server.bodies["epoch_latest.pt"] = b"\1\0two"
+    assert download_pretrained_from_url(url, tmp_path).read_bytes() == b"\1\0two"
     assert first.name == "epoch_latest.pt"
     assert "there is nothing at" in refusal(lambda: download_pretrained_from_url(url + "x", tmp_path))
 
 
 def test_two_urls_with_one_name_do_not_meet(server, tmp_path):
-    server.bodies |= {"a/model.pt": b"a", "b/model.pt": b"b"}
+    server.bodies |= {"a/model.pt": b"\1\0a", "b/model.pt": b"\1\0b"}
     paths = [download_pretrained_from_url(f"{server.url}/plain/{name}/model.pt", tmp_path) for name in "ab"]
-    assert [path.read_bytes() for path in paths] == [b"a", b"b"]
+    assert [path.read_bytes() for path in paths] == [b"\1\0a", b"\1\0b"]
+
+
+def test_a_page_in_place_of_the_weights_is_not_kept(server, tmp_path):
+    server.bodies["model.pt"] = b"<!DOCTYPE html><html><title>Sign in</title></html>"
+    message = refusal(lambda: download_pretrained_from_url(f"{server.url}/plain/model.pt", tmp_path))
+    assert "/plain/model.pt sends no weights; what it sends is an HTML page (Sign in)" in message
+    server.bodies["model.pt"] = b""
+    message = refusal(lambda: download_pretrained_from_url(f"{server.url}/plain/model.pt", tmp_path))
+    assert "what it sends is empty (0 bytes)" in message
+    assert finished_files(tmp_path) == []
 
 
 def test_any_fsspec_url_is_a_source_and_goes_on_too(tmp_path):

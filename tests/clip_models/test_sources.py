@@ -261,6 +261,11 @@ def test_a_folder_without_a_choice(tmp_path, tiny):
     for name in ("a.safetensors", "b.safetensors"):
         save_file(tiny.state_dict(), tmp_path / name)
     assert "a.safetensors, b.safetensors" in refusal(lambda: create_model(NAME, tmp_path))
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert "parts of weights (a.safetensors, b.safetensors, model-00001-of-00002" in (
+        found := refusal(lambda: create_model(NAME, tmp_path))
+    )
+    assert "without their model*.index.json; fetch it too" in found
     message = refusal(lambda: create_model(f"{tmp_path}/a.safetensors"))
     assert "does not say what it is; load it with create_model(architecture, pretrained=" in message
 

@@ -47,7 +47,7 @@ def test_a_tower_that_does_not_fit_is_counted_and_named(other, tmp_path):
     torch.save(state, tmp_path / "x.pt")
     message = refusal(lambda: create_model(NAME, pretrained_image_path=tmp_path / "x.pt"))
     assert "does not fit the image tower of 'ViT-Ti-4-24'" in message
-    assert "1 missing (ln_post.bias); 1 extra (new); 1 of another shape (proj [2, 2] in place of [96, 128])" in message
+    assert "1 missing (visual.ln_post.bias); 1 extra (visual.new); 1 of another shape (visual.proj [2, 2] in" in message
 
 
 def test_the_default_weights_of_a_text_encoder(tmp_path):

@@ -144,7 +144,7 @@ def test_preprocessing_and_tokenizer_travel(tiny, tmp_path):
     assert clip_models.get_tokenizer(model.spec).clean == "whitespace"
 
 
-@pytest.mark.parametrize("keep", [0, 5, 100, 2000, -1])
+@pytest.mark.parametrize("keep", [5, 100, 2000, -1])
 def test_truncated_files(saved, tmp_path, keep):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(saved.read_bytes()[:keep])
@@ -177,7 +177,7 @@ def test_damaged_descriptions(saved, tmp_path, metadata, message):
 def test_another_architecture_is_refused(saved):
     assert "holds 'ViT-Ti-4-24', not 'ViT-B-32'" in refusal(lambda: load_model(saved, expect="ViT-B-32"))
     message = refusal(lambda: clip_models.create_model("ViT-B-32", pretrained=saved))
-    assert "holds 'ViT-Ti-4-24', not 'ViT-B-32': embed_dim 128 against 512; ask for that model" in message
+    assert "holds 'ViT-Ti-4-24', not 'ViT-B-32': embed_dim 128 against 512, vision." in message
 
 
 def test_another_activation_is_refused(tiny, saved, tmp_path):
@@ -286,12 +286,20 @@ def test_no_pickle_is_executed(tmp_path, dump, load):
 def test_damaged_checkpoints(tiny, tmp_path):
     whole = tmp_path / "whole.pt"
     torch.save(tiny.state_dict(), whole)
-    files = {"cut.pt": whole.read_bytes()[:-500], "empty.pt": b"", "text.bin": b"<html>404</html>"}
-    for name, data in {**files, "new.pt": pickle.dumps({"a": 1}, protocol=4)}.items():
+    torch.save(tiny.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(tiny.state_dict(), tmp_path / "new.pt", pickle_protocol=4)
+    files = {
+        "cut.pt": (whole.read_bytes()[:-500], "cut.pt is damaged"),
+        "cut-old.pt": ((tmp_path / "old.pt").read_bytes()[:-500], "cut-old.pt is damaged"),
+        "noise.bin": (b"\x01\x00\x07" * 99, "noise.bin is damaged"),
+        "new.pt": ((tmp_path / "new.pt").read_bytes(), "was pickled by another protocol than that of torch.save"),
+        "pickle.pt": (pickle.dumps({"a": 1}, protocol=4), "is a pickle that torch.save did not write"),
+    }
+    for name, (data, expected) in files.items():
         path = tmp_path / name
         path.write_bytes(data)
         message = refusal(lambda path=path: clip_models.create_model(NAME, pretrained=path))
-        assert f"{name} is damaged" in message
+        assert expected in message
         assert "weights_only" not in message
 
 
@@ -300,8 +308,10 @@ def test_damaged_checkpoints(tiny, tmp_path):
     [
         ([1, 2], "holds no state dict but list"),
         ({}, "holds no state dict but dict"),
-        ({"net": {"a": torch.zeros(1)}}, "its entry 'net' is of type dict"),
-        ({"state_dict": {}, "args": Namespace(lr=1)}, "holds argparse.Namespace, which is more than tensors"),
+        ({"net": {"a": torch.zeros(1)}}, "1 extra (net.a)"),
+        ({"state_dict": {}, "args": Namespace(lr=1)}, "holds no weights but state_dict, args"),
+        (Namespace(lr=1), "holds no state dict but argparse.Namespace"),
+        ({"state_dict": {"visual.proj": torch.ones(2, 2), "logit_scale": 3}}, "holds state_dict.logit_scale as int"),
     ],
 )
 def test_checkpoints_without_a_state_dict(tmp_path, content, message):
@@ -310,7 +320,7 @@ def test_checkpoints_without_a_state_dict(tmp_path, content, message):
 
 
 def test_names_that_cannot_be_read(tmp_path):
-    (tmp_path / "weights.h5").write_bytes(b"x")
+    (tmp_path / "weights.h5").write_bytes(b"\x01\x00")
     assert "extension '.h5'; weights are read from .safetensors, " in refusal(
         lambda: clip_models.create_model(NAME, pretrained=tmp_path / "weights.h5")
     )

@@ -139,6 +139,13 @@ def test_the_described_tokenizer_is_taken_or_contradicts(tmp_path, tiny):
     )
 
 
+def test_a_flag_is_named_where_it_is_all_that_differs():
+    specs = {name: get_model_spec(name) for name in ("ViT-B-32", "ViT-B-32-256", "ViT-B-16")}
+    assert network_difference(specs["ViT-B-32-256"], specs["ViT-B-32"]).endswith("(force_image_size=[256, 256])")
+    difference = network_difference(specs["ViT-B-32-256"], specs["ViT-B-16"])
+    assert difference == "vision.image_size [256, 256] against [224, 224], vision.patch_size 32 against 16"
+
+
 def test_another_architecture_beside_the_weights(tmp_path, tiny):
     path = folder_of(tmp_path, tiny)
     heads = replace(tiny.spec, vision=replace(tiny.spec.vision, head_width=48))

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from clip_models import ClipModelsError, CLIPTextConfig, ModelSpec, PreprocessConfig, TokenizerConfig, ViTConfig
-from clip_models.convert.formats import FORMATS, convert, detect
-from clip_models.convert.openclip import strip_wrappers
+from clip_models.convert.formats import FORMATS, detect
 from clip_models.model import build_model
 from clip_models.weights import build_empty, load_into, load_pretrained, model_from_tensors
 
@@ -53,21 +52,6 @@ def test_the_text_tower_goes_where_the_spec_has_it():
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "module.a.b", "_orig_mod.a.b", "module._orig_mod.a.b", "_orig_mod.module.a.b", "a._orig_mod.b",
-        "_fsdp_wrapped_module.a._checkpoint_wrapped_module.b", "module.module.a.b",
-    ],
-)  # fmt: skip
-def test_marks_of_training(name):
-    assert strip_wrappers(name) == "a.b"
-
-
-def test_a_module_inside_is_no_mark():
-    assert strip_wrappers("text.module.x") == "text.module.x"
-
-
 def test_every_format_is_told_by_its_markers():
     for known in FORMATS:
         for marker in known.markers:
@@ -90,12 +74,6 @@ def test_openais_own_state_dict_is_of_quickgelu(tmp_path):
     assert "these weights were trained with QuickGELU, as their format, that of OpenAI says" in message
     assert "ask for its quickgelu variant or force_quick_gelu=True" in message
     assert not load_pretrained(SPEC, tmp_path / "openai.pt", sure_of=["quick_gelu"]).spec.quick_gelu
-
-
-def test_stale_ids_of_hugging_face_towers_are_dropped():
-    spec = replace(SPEC, text=SPEC.text)
-    state = state_of(spec) | {"text.transformer.embeddings.position_ids": torch.arange(5)[None]}
-    assert "text.transformer.embeddings.position_ids" not in convert(state, spec)
 
 
 def test_a_learnt_bias_is_kept_in_a_plain_spec():
@@ -125,14 +103,6 @@ def test_load_into_a_model_or_not_at_all(tmp_path):
     torch.save(state_of(SPEC) | {"logit_bias": torch.zeros(())}, tmp_path / "bias.pt")
     assert "1 extra (logit_bias)" in refusal(lambda: load_into(model, tmp_path / "bias.pt"))
     assert_equal(model, state)
-
-
-def test_an_entry_of_a_training_checkpoint(tmp_path):
-    average, last = state_of(SPEC, 1), state_of(SPEC, 2)
-    wrapped = {f"module.{name}": tensor for name, tensor in average.items()}
-    torch.save({"state_dict": last, "state_dict_ema": wrapped, "epoch": 3}, tmp_path / "epoch_3.pt")
-    assert_equal(load_pretrained(SPEC, tmp_path / "epoch_3.pt"), last)
-    assert_equal(load_pretrained(SPEC, tmp_path / "epoch_3.pt", entry="state_dict_ema"), average)
 
 
 def test_an_empty_model_draws_no_random_numbers():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from clip_models.content import inspect
 from clip_models.errors import ClipModelsError
 
 TIMEOUT_S = 10.0
@@ -42,7 +43,11 @@ def download_pretrained_from_url(url: str, cache_dir: str | os.PathLike[str] | N
     if not (sha256 or state):
         path.unlink(missing_ok=True)
         partial_of(path).unlink(missing_ok=True)
-    return fetch(url, path, digest=sha256)
+    fetch(url, path, digest=sha256)
+    if foreign := inspect(path).foreign:
+        path.unlink(missing_ok=True)
+        raise ClipModelsError(f"{url} sends no weights; what it sends is {foreign}")
+    return path
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:

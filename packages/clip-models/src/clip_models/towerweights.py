@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip_models.convert.formats import plain_names
+from clip_models.convert.prefixes import plain_names
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.specs import HFTextConfig, ModelSpec, TimmConfig
 from clip_models.tensorfiles import read_tensors
-from clip_models.weights import require_fit
+from clip_models.weights import require_finite, require_fit
 
 _PREFIXES = {"image": "visual.", "text": "text."}
 
@@ -25,12 +25,14 @@ def load_tower(model: Any, tower: str, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     tensors, _ = read_tensors(path)
-    found = _part(plain_names(tensors, str(path)), tower)
-    names = {_without(name, tower): name for name in model.state_dict() if _belongs(name, tower)}
-    wanted = model.state_dict()
-    what = f"the {tower} tower of {model.spec.name!r}"
-    require_fit({name: wanted[full] for name, full in names.items()}, found, str(path), what)
-    model.load_state_dict({names[name]: tensor for name, tensor in found.items()}, strict=False)
+    full = {_without(name, tower): name for name in model.state_dict() if _belongs(name, tower)}
+    roots = {name.split(".")[0] for name in full}
+    part = _part(plain_names(tensors, str(path), roots=roots), tower)
+    found = {full.get(name, _PREFIXES["image"] * (tower == "image") + name): part[name] for name in part}
+    wanted = {name: model.state_dict()[name] for name in full.values()}
+    require_fit(wanted, found, str(path), f"the {tower} tower of {model.spec.name!r}")
+    require_finite(found, str(path))
+    model.load_state_dict(found, strict=False)
 
 
 def load_default_tower(model: Any, tower: str) -> None:

@@ -6,6 +6,7 @@ A file of ours is plain safetensors with four entries of metadata: `format` ("pt
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from clip_models.convert.description import Description, describe_beside, describe_spec, reconcile
-from clip_models.convert.formats import convert, detect, plain_names
+from clip_models.convert.formats import convert, detect
 from clip_models.convert.implied import check_implied, settle_logits
+from clip_models.convert.mismatch import describe_mismatch, find_fitting
+from clip_models.convert.prefixes import plain_names
 from clip_models.convert.resizing import resize_to
 from clip_models.errors import ClipModelsError
 from clip_models.hub import WEIGHTS_NAMES
@@ -106,8 +109,8 @@ def load_pretrained(
     files, and for weights that are missing, left over or of another shape; there is never a half-loaded model.
     """
     path = find_weights(Path(path))
-    tensors, metadata = read_tensors(path, entry)
-    named = plain_names(tensors, str(path))
+    tensors, metadata = read_tensors(path)
+    named = plain_names(tensors, str(path), entry=entry)
     known = _describe(path, tensors, metadata, named)
     spec = reconcile(spec, known, sure_of, str(path))
     return model_from_tensors(spec, named, str(path), sure_of=sure_of, known=known)
@@ -143,14 +146,17 @@ def find_weights(path: Path) -> Path:
     for name in WEIGHTS_NAMES:
         if (path / name).is_file():
             return path / name
-    found = sorted(p for p in path.iterdir() if p.name.endswith(WEIGHTS_SUFFIXES))
+    found = sorted(p.name for p in path.iterdir() if p.name.endswith(WEIGHTS_SUFFIXES))
     if len(found) == 1:
-        return found[0]
-    names = ", ".join(p.name for p in found[:5])
+        return path / found[0]
+    if not found:
+        raise ClipModelsError(f"there are no weights in {path}; weights are read from {', '.join(WEIGHTS_SUFFIXES)}")
+    names = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+    parts = [name for name in found if re.search(r"-\d+-of-\d+\.", name)]
     raise ClipModelsError(
-        f"{path} holds several weights files ({names}); name one of them"
-        if found
-        else f"there are no weights in {path}"
+        f"{path} holds parts of weights ({names}) without their {parts[0].partition('-')[0]}*.index.json; fetch it too"
+        if parts
+        else f"{path} holds several weights files ({names}); name one of them"
     )
 
 
@@ -167,17 +173,22 @@ def model_from_tensors(
     Floating weights become float32, integers stay what the model has. See `load_pretrained` for the rest.
     """
     named = plain_names(tensors, where)
-    converted = convert(named, spec)
-    check_implied(spec, detect(named), converted, known, sure_of, where)
-    spec, converted = settle_logits(spec, converted)
+    asked = spec
+    spec, converted = settle_logits(spec, convert(named, spec))
     model = build_empty(spec)
     converted = resize_to(model, spec, converted, sure_of, where)
     _check_fit(model, spec, converted, where)
+    check_implied(asked, detect(named), converted, known, sure_of, where)
     # Copies, because what a file gives is a view of the mapped file.
     wanted = {
-        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        name: tensor.to(
+            torch.float32 if tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
         for name, tensor in converted.items()
     }
+    require_finite(wanted, where)
     # Weights that two modules share have to stay one tensor.
     tied = sum(1 for _ in model.named_parameters(remove_duplicate=False)) > sum(1 for _ in model.named_parameters())
     model.load_state_dict(wanted, assign=not tied)
@@ -228,11 +239,17 @@ def _parse_spec(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
 
 
 def _check_fit(model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> None:
-    require_fit(model.state_dict(), tensors, where, repr(spec.name))
+    try:
+        require_fit(model.state_dict(), tensors, where, repr(spec.name))
+    except ClipModelsError as error:
+        fitting = [name for name in find_fitting(tensors) if name != spec.name]
+        advice = f"; these weights fit {', '.join(fitting)}: ask for that architecture" if fitting else ""
+        raise ClipModelsError(f"{error}{advice}") from error
 
 
 def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, what: str) -> None:
-    """ClipModelsError, with counts and the first names, unless `tensors` (of `where`) are those `wanted` by `what`."""
+    """ClipModelsError, with the sizes that differ, counts and the first names, unless `tensors` (of `where`) are those
+    `wanted` by `what`; both have OpenCLIP's names."""
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
     shared = [name for name in wanted if name in tensors]
@@ -249,9 +266,19 @@ def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
             mistyped[is_float].append(f"{name} {tensors[name].dtype}")
     kinds = {"missing": missing, "extra": extra, "of another shape": misshaped}
     kinds |= {floating[is_float]: names for is_float, names in mistyped.items()}
-    faults = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
-    if faults:
-        raise ClipModelsError(f"{where} does not fit {what}: {'; '.join(faults)}")
+    if faults := [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]:
+        raise ClipModelsError(
+            f"{where} does not fit {what}: {'; '.join([*describe_mismatch(tensors, wanted), *faults])}"
+        )
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """ClipModelsError, with the count and the first names, if tensors hold numbers that are none in float32."""
+    if broken := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        raise ClipModelsError(
+            f"{where} holds NaN or infinite numbers in {len(broken)} tensors ({_first(broken)}); take weights from"
+            " before the training diverged"
+        )
 
 
 def _first(names: list[str]) -> str:

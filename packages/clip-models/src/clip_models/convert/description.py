@@ -145,19 +145,21 @@ def reconcile(asked: ModelSpec, known: Description | None, sure_of: Collection[s
 
 
 def network_difference(one: ModelSpec, other: ModelSpec, sure_of: Collection[str] = ()) -> str:
-    """The first thing that makes the networks compute something else, "" if there is none; `quick_gelu` apart."""
-    if one.embed_dim != other.embed_dim:
-        return f"embed_dim {one.embed_dim} against {other.embed_dim}"
-    if (one.decoder is None) != (other.decoder is None):
-        return f"decoder {one.decoder} against {other.decoder}"
+    """What makes the networks compute something else, "" if nothing does; `quick_gelu` apart."""
+    found = [f"embed_dim {one.embed_dim} against {other.embed_dim}"] if one.embed_dim != other.embed_dim else []
+    hint = ""
     for part in ("vision", "text", "decoder"):
         mine, theirs = (_network_facts(getattr(spec, part)) for spec in (one, other))
         if type(getattr(one, part)) is not type(getattr(other, part)):
-            return f"{part} {mine} against {theirs}"
+            configs = (getattr(one, part), getattr(other, part))
+            kinds = ("none" if config is None else getattr(config, "kind_of_config", "one") for config in configs)
+            found.append("{} {} against {}".format(part, *kinds))
+            continue
         for key in mine:
             if mine[key] != theirs.get(key) and key not in sure_of and not _same_grid(key, one, other):
-                return f"{part}.{key} {mine[key]} against {theirs.get(key)}" + _hint(key, mine[key])
-    return ""
+                found.append(f"{part}.{key} {mine[key]} against {theirs.get(key)}")
+                hint = _hint(key, mine[key])
+    return ", ".join(found[:5]) + (", …" if len(found) > 5 else hint if len(found) == 1 else "")
 
 
 def _same_grid(key: str, one: ModelSpec, other: ModelSpec) -> bool:

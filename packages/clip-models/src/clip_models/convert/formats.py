@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clip_models.convert import big_vision, hf_clip, hf_siglip, mobileclip
-from clip_models.convert.openclip import OPENAI_SIZES, drop_stale_entries, strip_wrappers, to_layout_of
-from clip_models.errors import ClipModelsError
+from clip_models.convert.openclip import OPENAI_SIZES, drop_sizes, to_layout_of
 from clip_models.specs import ModelSpec
 
 
@@ -38,14 +37,6 @@ def detect(names: Collection[str]) -> Format:
     return next((known for known in FORMATS if any(marker in names for marker in known.markers)), OPENCLIP)
 
 
-def plain_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors without the marks that training leaves in their names; ClipModelsError if two become one."""
-    named = {strip_wrappers(name): tensor for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
-        raise ClipModelsError(f"{where} holds {len(tensors) - len(named)} tensors twice, with and without a prefix")
-    return named
-
-
 def convert(tensors: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     """Tensors with plain names in any known format, in the layout that the model of `spec` has.
 
@@ -53,4 +44,4 @@ def convert(tensors: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]
     """
     known = detect(tensors)
     converted = known.convert(tensors) if known.convert else tensors
-    return to_layout_of(spec, drop_stale_entries(converted))
+    return to_layout_of(spec, drop_sizes(converted))

@@ -22,10 +22,13 @@ def resize_to(
     """The tensors with positions, and the patches of timm's ViT, of the size that `model` has.
 
     Only where the caller insists on the size (`image_size`, `context_length` in `sure_of`); else the error names both
-    sizes and the flag. A tensor of another width stays as it is, for the comparison to name.
+    sizes and the flag, if the size is all that differs. What is left as it is, the comparison names.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     resized = dict(tensors)
+    fits_otherwise = shapes.keys() == tensors.keys() and all(
+        tensors[name].shape == shape for name, shape in shapes.items() if name not in (*_IMAGE, *_TEXT)
+    )
     for name in (*_IMAGE, *_TEXT, _PATCHES):
         if name not in tensors or name not in shapes:
             continue
@@ -33,6 +36,8 @@ def resize_to(
         if old.shape == new or not _differ_in_length(old.shape, new, name):
             continue
         flag = "context_length" if name in _TEXT else "image_size"
+        if flag not in sure_of and not fits_otherwise:
+            continue
         if flag not in sure_of:
             size = spec.text.context_length if name in _TEXT else "{}x{}".format(*as_pair(spec.vision.image_size))
             raise ClipModelsError(

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
+from clip_models.content import inspect
 from clip_models.errors import ClipModelsError
 from clip_models.tensorfiles.npz import read_npz
 from clip_models.tensorfiles.safetensors import (
@@ -23,33 +23,46 @@ INDEX_SUFFIX = ".index.json"
 WEIGHTS_SUFFIXES = (".safetensors", INDEX_SUFFIX, ".npz", *SUFFIXES)
 
 
-def read_tensors(path: Path, entry: str | None = None) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
-    """(tensors on the CPU, safetensors metadata or {}) of one weights file.
+def read_tensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """(tensors on the CPU, safetensors metadata or {}) of one weights file, whose content decides how it is read.
 
-    .safetensors; .index.json, the list of the parts of a weight set in several files; .npz; .pt, .pth, .bin and .ckpt
-    through torch.load(weights_only=True) only, which builds tensors and containers and calls nothing else. Of a
-    training checkpoint the model's state dict is taken, or the one under `entry`. ClipModelsError for any other file,
-    a damaged one, one that would run code, and one that declares more than it holds.
+    safetensors; .index.json, the list of the parts of a weight set in several files; npz; files of torch.save through
+    torch.load(weights_only=True) only, which builds tensors and containers and calls nothing else: see
+    `read_torch_file` for the names, and for what stands between the tensors of a training checkpoint. ClipModelsError
+    for any other file, a damaged one, one that would run code, and one that declares more than it holds.
     """
-    if not path.is_file():
-        raise ClipModelsError(f"there is no weights file {path}")
-    if entry is not None and path.suffix not in SUFFIXES:
-        raise ClipModelsError(f"{path} has no entries to choose {entry!r} from; only PyTorch checkpoints have")
-    if path.suffix == ".safetensors":
+    kind = _format(path)
+    if kind == "index":
+        return read_shards(path, read_tensors), {}
+    if kind == "safetensors":
         return read_safetensors(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        return read_shards(path, lambda part: read_tensors(part)), {}
-    if path.suffix == ".npz":
-        return read_npz(path), {}
-    if path.suffix in SUFFIXES:
-        return read_torch_file(path, entry), {}
-    raise ClipModelsError(
-        f"{path} has the extension {path.suffix!r}; weights are read from {', '.join(WEIGHTS_SUFFIXES)}"
-    )
+    return (read_npz(path) if kind == "npz" else read_torch_file(path)), {}
 
 
 def read_names(path: Path) -> tuple[list[str] | None, Mapping[str, str]]:
     """(names of the tensors, metadata) without reading the tensors; None for formats that do not list them."""
-    if path.suffix == ".safetensors":
+    kind = _format(path)
+    if kind == "safetensors":
         return read_header(path)
-    return (list(read_index(path)) if path.name.endswith(INDEX_SUFFIX) else None), {}
+    return (list(read_index(path)) if kind == "index" else None), {}
+
+
+def _format(path: Path) -> str:
+    if not path.is_file():
+        raise ClipModelsError(f"there is no weights file {path}")
+    try:
+        content = inspect(path)
+    except OSError as error:
+        raise ClipModelsError(f"{path} cannot be read: {error.strerror}; make it readable") from error
+    if content.foreign:
+        raise ClipModelsError(f"{path} is {content.foreign}")
+    if path.name.endswith(INDEX_SUFFIX):
+        return "index"
+    by_name = {".safetensors": "safetensors", ".npz": "npz", **dict.fromkeys(SUFFIXES, "torch")}
+    if path.suffix not in by_name:
+        raise ClipModelsError(
+            f"{path} has the extension {path.suffix!r}; weights are read from {', '.join(WEIGHTS_SUFFIXES)}"
+        )
+    if content.format == "torch" and path.suffix not in SUFFIXES:
+        raise ClipModelsError(f"{path} is a PyTorch checkpoint, not {path.suffix}; name it .pt, or convert it")
+    return content.format or by_name[path.suffix]

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +10,47 @@ import torch
 from torch import Tensor
 
 from clip_models.errors import ClipModelsError, first_line
+from clip_models.tensorfiles.pickles import array_to_tensor, describe, load_inert
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_STATE_DICTS = ("state_dict", "model", "model_state_dict")
-"""Where training programs keep the model."""
+_DEPTH = 8
 
 
-def read_torch_file(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """The state dict of a file of torch.save: the file itself, its entry state_dict, model or model_state_dict
-    (one in another, too), or the entry asked for."""
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """What a file of torch.save holds, by dotted names: entry `a` of the table `state_dict` is `state_dict.a`.
+
+    Arrays of NumPy are tensors; of other objects the class is known and nothing is built. A table that is there under
+    several names comes under the first.
+    """
     is_zip = _starts_like_a_zip(path)
     if is_zip:
         _inspect_zip(path)
     try:
-        # Mapped, not read: every tensor is copied once later anyway.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        loaded = load_inert(path, is_zip)
     except Exception as error:  # a damaged or refused pickle raises whatever its first bad opcode leads to
         raise _explain(path, error) from error
-    state = _choose_entry(path, loaded, entry)
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ClipModelsError(f"{path} holds no state dict: its entry {name!r} is of type {type(value).__name__}")
-        _check_storage(path, name, value)
-    return dict(state)
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ClipModelsError(
+            f"{path} holds no state dict but {describe(loaded)}; save the state dict alone with torch.save"
+        )
+    content: dict[str, Any] = {}
+    for name, value in _flatten(loaded, "", set(), _DEPTH):
+        if name in content:
+            raise ClipModelsError(f"{path} holds {name} twice; save its state dict alone with torch.save")
+        content[name] = value = array_to_tensor(value)
+        if isinstance(value, Tensor):
+            _check_storage(path, name, value)
+    return content
+
+
+def _flatten(table: Mapping[Any, Any], prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    """Each table once, so that tables that hold themselves or one another many times end."""
+    seen.add(id(table))
+    for key, value in table.items():
+        if not isinstance(value, Mapping) or not value or not depth:
+            yield f"{prefix}{key}", value
+        elif id(value) not in seen:
+            yield from _flatten(value, f"{prefix}{key}.", seen, depth - 1)
 
 
 def _explain(path: Path, error: Exception) -> ClipModelsError:
@@ -41,6 +59,11 @@ def _explain(path: Path, error: Exception) -> ClipModelsError:
         return ClipModelsError(
             f"{path} holds {code[1]}, which is more than tensors and never unpickled; save its state dict alone with"
             " torch.save"
+        )
+    if "Unsupported operand" in str(error):
+        return ClipModelsError(
+            f"{path} is damaged, or was pickled by another protocol than that of torch.save; save its state dict alone"
+            " with torch.save"
         )
     detail = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     line = detail[1] if detail else f"{type(error).__name__}: {first_line(error)}"
@@ -70,22 +93,6 @@ def _inspect_zip(path: Path) -> None:
             f"{path} would unpack to {unpacked} bytes from {path.stat().st_size}; checkpoints are not compressed,"
             " so this file is refused"
         )
-
-
-def _choose_entry(path: Path, loaded: Any, entry: str | None) -> Mapping[str, Any]:
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise ClipModelsError(f"{path} holds no state dict but {type(loaded).__name__}")
-    if entry is not None:
-        if not isinstance(loaded.get(entry), Mapping):
-            tables = [str(key) for key, value in loaded.items() if isinstance(value, Mapping)]
-            raise ClipModelsError(f"{path} has no entry {entry!r}; it has {', '.join(tables) or 'none'}")
-        loaded = loaded[entry]
-    while inner := [loaded[key] for key in _STATE_DICTS if isinstance(loaded.get(key), Mapping)]:
-        loaded = inner[0]
-    averages = [str(key) for key in loaded if "ema" in str(key) and isinstance(loaded[key], Mapping)]
-    if averages and not any(isinstance(value, Tensor) for value in loaded.values()):
-        raise ClipModelsError(f"{path} holds no state dict but averaged weights; ask for its entry {averages[0]!r}")
-    return loaded
 
 
 def _check_storage(path: Path, name: str, tensor: Tensor) -> None:

@@ -1,0 +1,140 @@
+"""Pickles of training programs, read without running, or even importing, anything that they name.
+
+torch.load(weights_only=True) builds tensors and containers, and calls nothing but its own list of functions. What else
+a training checkpoint holds (its arguments, counters of NumPy, a scheduler) is of no interest here, so each such class
+is given to torch as a stub of that name, which keeps what it is called with.
+"""
+
+import math
+import pickletools
+import re
+import sys
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+_HARMLESS = re.compile(
+    r"""_codecs\.encode | argparse\.Namespace | collections\.\w+ | copyreg\._reconstructor | datetime\.\w+
+    | decimal\.Decimal | enum\.\w+ | fractions\.Fraction | functools\.partial | pathlib\.(_local\.)?\w*Path
+    | random\.Random | types\.SimpleNamespace | uuid\.UUID
+    | builtins\.(bool|bytes|complex|dict|float|frozenset|int|list|object|range|slice|str)
+    | numpy\._?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)
+    | numpy\.(dtype|ndarray|bool_?|str_|bytes_|u?int\w*|float\w*|complex\w*|u?longlong|double|dtypes\.\w+)
+    | numpy\.random\.\w+(\.\w+)?
+    | torch\.optim\..+ | torch\.(cuda\.)?amp\..+ | torch\._C\.Generator | torch\.torch_version\.TorchVersion""",
+    re.VERBOSE,
+)
+"""Names of the standard library, NumPy and torch that get a stub. Attacks are made of other names of these three, and a
+file that has one is refused. Names of every other package get a stub."""
+_TABLE = re.compile(r".*([dD]ict|\.CfgNode|\.Munch|\.Box)")
+"""Classes that are filled as a dict is."""
+_STREAMS = 4
+"""Pickles at the start of a file of the old format; storages follow."""
+_lock = threading.Lock()  # torch's list of safe classes is one for the process
+
+
+class Inert:
+    """An object that a pickle describes and nobody has built."""
+
+    origin = ""
+    """Name of its class or function."""
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any) -> "Inert":
+        made = object.__new__(cls)
+        made.args, made.state = args, None
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Table:
+    def __new__(cls, *args: Any) -> Any:
+        return OrderedDict()
+
+
+class _List:
+    def __new__(cls, *args: Any) -> Any:
+        return []
+
+
+def load_inert(path: Path, is_zip: bool) -> Any:
+    """The content of a file of torch.save, on the CPU; whatever torch.load raises for damaged and refused ones."""
+    stubs: list[Any] = [_stub(name) for name in sorted(_names_in(path, is_zip)) if _is_harmless(name)]
+    with _lock, torch.serialization.safe_globals(stubs):
+        # Mapped, not read: every tensor is copied once later anyway.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def describe(value: Any) -> str:
+    """The type of a value, or the class that an inert one stands for."""
+    return value.origin if isinstance(value, Inert) else type(value).__name__
+
+
+def array_to_tensor(value: Any) -> Any:
+    """A NumPy array or scalar of a pickle as a tensor; any other value, also an array of objects, as it is."""
+    match value:
+        case Inert(args=(Inert(origin="numpy.dtype") as dtype, bytes() as data), state=None):
+            return _decode(value, dtype, (), False, data)
+        case Inert(state=(_, tuple() as shape, Inert(origin="numpy.dtype") as dtype, fortran, data)):
+            return _decode(value, dtype, shape, bool(fortran), data if isinstance(data, bytes) else b"")
+    return value
+
+
+def _decode(value: Inert, dtype: Inert, shape: tuple[Any, ...], fortran: bool, data: bytes) -> Any:
+    code, order = str(dtype.args[:1]), str(dtype.state)
+    known = re.fullmatch(r"\('(b1|[iu][1248]|f[248])',\)", code)
+    if not known or not all(type(side) is int and side >= 0 for side in shape):
+        return value
+    kind = np.dtype(known[1]).newbyteorder(">" if "'>'" in order else "<")
+    if math.prod(shape) * kind.itemsize != len(data):
+        return value
+    array = np.frombuffer(data, kind).reshape(shape[::-1] if fortran else shape)
+    return torch.from_numpy((array.T if fortran else array).astype(known[1]))
+
+
+def _names_in(path: Path, is_zip: bool) -> set[str]:
+    """module.name of all classes and functions that the pickle names; those before the damage of a damaged one."""
+    names: set[str] = set()
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                [member] = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+                with archive.open(member) as file:
+                    names.update(_scan(file))
+        else:
+            with open(path, "rb") as file:
+                for _ in range(_STREAMS):
+                    names.update(_scan(file))
+    except Exception:  # whatever is wrong with the file, torch.load says it
+        pass
+    return names
+
+
+def _scan(file: IO[bytes]) -> Iterable[str]:
+    python_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            yield f"{python_2.get(module, module)}.{name}"
+
+
+def _is_harmless(name: str) -> bool:
+    package = name.partition(".")[0]
+    strict = package in sys.stdlib_module_names or package in ("numpy", "torch")
+    return not strict or _HARMLESS.fullmatch(name) is not None
+
+
+def _stub(name: str) -> tuple[Any, str]:
+    """What torch takes as a class that is safe: a stub, and the name that it stands for."""
+    if name == "collections.deque":
+        return _List, name
+    return _Table if _TABLE.fullmatch(name) else type("Inert", (Inert,), {"origin": name}), name
