@@ -107,9 +107,9 @@ def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
 def read_orientation(image: Image.Image) -> int:
     """The EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
 
-    It may stand behind the pixels of a PNG, which is decoded for it: ImageError if that fails.
+    In a PNG it may stand behind the pixels, which are decoded for it. Raises ImageError if that fails.
     """
-    if image.format == "PNG":
+    if image.format == "PNG" and "exif" not in image.info:
         with decoding("the image"):
             image.load()
     try:
