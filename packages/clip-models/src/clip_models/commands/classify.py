@@ -51,27 +51,13 @@ def run(config: Config) -> int:
         if pretrained:
             raise ClipModelsError(f"--pretrained {pretrained} needs --model, the architecture it belongs to")
         model, pretrained = DEFAULT
-    pictures = [
-        load_image(path, image_mode=config.image_mode) for path in config.images
-    ]  # before the model: it fails sooner
-    found = classify(
-        pictures,
-        config.labels,
-        model=model,
-        pretrained=pretrained,
-        template=config.template,
-        precision=config.precision,
-        device=config.device,
-        quick_gelu=config.quick_gelu,
-        image_mode=config.image_mode,
-    )
+    images = [load_image(path, image_mode=config.image_mode) for path in config.images]  # fails before the model loads
+    options = {name: getattr(config, name) for name in ("template", "precision", "device", "quick_gelu", "image_mode")}
+    found = classify(images, config.labels, model=model, pretrained=pretrained, **options)
     if config.json:
         rows = zip(config.images, found, strict=True)
-        print(
-            json.dumps(
-                [{"image": path, "labels": [vars(score) for score in scores]} for path, scores in rows], indent=2
-            )
-        )
+        said = [{"image": path, "labels": [vars(score) for score in scores]} for path, scores in rows]
+        print(json.dumps(said, indent=2))
         return 0
     width = max(map(len, ("label", *config.labels)))
     for path, scores in zip(config.images, found, strict=True):

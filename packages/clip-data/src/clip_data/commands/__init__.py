@@ -1,0 +1,42 @@
+"""The sub-commands of `clip-data`, one module each, with `Config`, which the flags fill, and `run`.
+
+What they share is here: the flags that name a dataset and its executor, and the line that tells the outcome.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from clip_data.dataset import SUCCESS
+from clip_data.executor import ExecutorConfig
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The dataset that a command works on."""
+
+    root: str
+    """folder of the dataset: a path or an fsspec URL"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderAndExecutor(Folder):
+    """The dataset that a stage works on, and where its units run."""
+
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """where the units run"""
+
+
+def pick(config: type[C], parsed: Any) -> C:
+    """The fields of a stage's own config, out of a command's."""
+    return config(**{f.name: getattr(parsed, f.name) for f in fields(config)})  # type: ignore[arg-type]
+
+
+def say(what: str, counts: Mapping[str, int]) -> None:
+    """Prints how many rows a stage accepted, and why it rejected the others."""
+    rows = sum(counts.values())
+    reasons = ", ".join(f"{code} {count:,}" for code, count in counts.items() if code != SUCCESS)
+    share = f"{counts[SUCCESS] / rows:.1%}"
+    print(f"{what}: {counts[SUCCESS]:,} of {rows:,} rows ({share})" + (f"; rejected: {reasons}" if reasons else ""))

@@ -1,0 +1,17 @@
+"""`clip-data plan`: tables of URLs to units of work."""
+
+from dataclasses import dataclass
+
+from clip_data.commands import Folder, pick
+from clip_data.plan import PlanConfig, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Folder, PlanConfig):
+    """A dataset folder that is planned already is opened, if the plan is the same."""
+
+
+def run(config: Config) -> int:
+    dataset = plan(config.root, pick(PlanConfig, config))
+    print(f"plan: {sum(unit.rows for unit in dataset.units):,} rows in {len(dataset.units):,} units in {config.root}")
+    return 0

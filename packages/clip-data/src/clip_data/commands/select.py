@@ -1,0 +1,21 @@
+"""`clip-data select`: the rows that an expression and deduplication keep."""
+
+from dataclasses import dataclass
+
+from clip_data.commands import Folder, pick
+from clip_data.dataset import Dataset
+from clip_data.select import SelectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Folder, SelectConfig):
+    """A selection that exists already is kept, if its settings are the same."""
+
+
+def run(config: Config) -> int:
+    from clip_data.select import select
+    from clip_data.status import format_selection
+
+    made = select(Dataset.open(config.root), pick(SelectConfig, config))
+    print(f"selection {config.name}: {format_selection({**made, 'dropped': dict(made['counts'])})}")
+    return 0
