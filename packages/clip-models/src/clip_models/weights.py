@@ -19,7 +19,7 @@ from clip_models.convert.implied import check_implied, settle_logits
 from clip_models.convert.mismatch import describe_mismatch, find_fitting
 from clip_models.convert.prefixes import plain_names
 from clip_models.convert.resizing import resize_to
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, local_path
 from clip_models.hub import WEIGHTS_NAMES
 from clip_models.model import CLIP, build_model
 from clip_models.specs import ModelSpec
@@ -42,7 +42,7 @@ def save_model(
     CLIP module itself: take it out of DistributedDataParallel first. ClipModelsError if it is not, or if the place
     cannot be written.
     """
-    path = Path(path)
+    path = local_path(path, "the file of the weights")
     if path.suffix != ".safetensors":
         raise ClipModelsError(f"weights are saved as .safetensors, not {path.name!r}")
     if not isinstance(model, nn.Module) or not isinstance(getattr(model, "spec", None), ModelSpec):

@@ -29,9 +29,11 @@ class Config:
 
 
 def run(config: Config) -> int:
+    from clip_models.errors import local_path
     from clip_models.export.exporting import export_model
     from clip_models.factory import create_model
 
+    output = local_path(config.output, "output")  # before the model: it fails sooner
     model = create_model(
         config.model,
         config.pretrained or None,
@@ -41,7 +43,7 @@ def run(config: Config) -> int:
     check = export_model(
         model,
         config.to,
-        config.output,
+        output,
         precision=config.precision,
         pixels_inside=config.pixels_inside,
         l2_inside=config.l2_inside,

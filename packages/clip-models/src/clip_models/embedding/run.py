@@ -22,7 +22,7 @@ from clip_models.embedding.config import FREE, EmbedConfig
 from clip_models.embedding.parts import Part, PartFolder, UnusedList
 from clip_models.embedding.samples import CaptionError, Sample, Unused, read_caption
 from clip_models.embedding.sources import open_source, storage_reason
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, local_path
 
 if TYPE_CHECKING:
     from clip_models.encoder import Encoder
@@ -115,6 +115,7 @@ def run_embed(
     """`embed` with its options in one piece."""
     from clip_models.encoder import Encoder
 
+    output = local_path(output, "output")
     run = _Run(source, config, progress)  # before the model: it fails sooner
     if isinstance(model, str):
         weights = os.fspath(pretrained) if pretrained else None

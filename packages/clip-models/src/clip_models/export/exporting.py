@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, local_path
 from clip_models.export.check import SelfCheck, self_check
 from clip_models.export.graphs import describe_onnx, describe_program, export_onnx, export_program
 from clip_models.export.tokenizer_files import write_tokenizer
@@ -59,7 +59,7 @@ def export_model(
         )
     if pairs < 1:
         raise ClipModelsError(f"pairs {pairs} must be positive: an export is checked")
-    output = Path(output)
+    output = local_path(output, "output")
     if output.exists():
         raise ClipModelsError(f"{output} exists; name a new folder")
     model.eval()
