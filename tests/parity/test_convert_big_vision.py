@@ -127,7 +127,7 @@ def test_patches_of_another_size_are_resampled_on_request(tmp_path, monkeypatch)
     expected = reference(path, monkeypatch).state_dict()["visual.trunk.patch_embed.proj.weight"]
     model = load_pretrained(spec_of(), path, sure_of=["image_size"])
     torch.testing.assert_close(model.visual.trunk.patch_embed.proj.weight, expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ClipModelsError, match=r"patch_embed.proj.weight \[32, 3, 6, 6\].*force_image_size"):
+    with pytest.raises(ClipModelsError, match="image patch size 6 against 8"):
         load_pretrained(spec_of(), path)
 
 

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from clip_models import ClipModelsError, create_model
+from clip_models import ClipModelsError, create_model, get_model_spec
 from clip_models.convert.huggingface import to_huggingface
 from clip_models.convert.prefixes import plain_names, strip_marks
 from clip_models.weights import load_pretrained
@@ -30,7 +30,7 @@ def zeros(state):
 
 def load(tmp_path, content, **options):
     torch.save(content, tmp_path / "x.ckpt")
-    return load_pretrained(create_model(NAME, seed=3).spec, tmp_path / "x.ckpt", **options)
+    return load_pretrained(get_model_spec(NAME), tmp_path / "x.ckpt", **options)
 
 
 def assert_same(model, state):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from clip_models import ClipModelsError, create_model
+from clip_models.convert.prefixes import plain_names
 from clip_models.tensorfiles import read_tensors
 from clip_models.tensorfiles.pickles import describe
 
@@ -79,10 +80,18 @@ EXTRAS = {
 
 @FORMATS
 @pytest.mark.parametrize("extra", EXTRAS.values(), ids=EXTRAS)
-def test_checkpoints_with_other_objects_give_their_weights(tiny, tmp_path, extra, is_zip):
-    content = {"epoch": 32, "extra": extra, "extras": [extra], "state_dict": tiny.state_dict()}
-    path = save(tmp_path / "x.pt", content, is_zip)
+def test_checkpoints_with_other_objects_give_their_weights(tmp_path, extra, is_zip):
+    state = {"visual.proj": torch.rand(3, 2), "ln_final.bias": torch.rand(5)}
+    path = save(tmp_path / "x.pt", {"epoch": 32, "extra": extra, "extras": [extra], "state_dict": state}, is_zip)
     with pytest.warns(UserWarning, match=r"left out \(\d\): .*extra"):
+        found = plain_names(read_tensors(path)[0], "x.pt")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_a_checkpoint_with_all_of_them_is_a_model(tiny, tmp_path):
+    path = save(tmp_path / "x.pt", {"state_dict": tiny.state_dict(), "extras": EXTRAS})
+    with pytest.warns(UserWarning, match=r"left out \(27\): extras"):
         model = create_model(NAME, path)
     assert all(torch.equal(tensor, tiny.state_dict()[name]) for name, tensor in model.state_dict().items())
 
