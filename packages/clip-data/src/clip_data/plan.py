@@ -12,6 +12,7 @@ from clip_data.config import to_dict
 from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, check_free
 from clip_data.errors import ClipDataError
 from clip_data.store import Store
+from clip_data.text_tables import convert
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if not self.urls:
             raise ClipDataError("urls is empty: name at least one table of URLs")
+        if self.url_column == self.caption_column:
+            raise ClipDataError(f"url_column and caption_column are both {self.url_column!r}: name two columns")
         if not 1 <= self.rows_per_unit <= MAX_ROWS_PER_UNIT:
             raise ClipDataError(f"rows_per_unit = {self.rows_per_unit} must be between 1 and {MAX_ROWS_PER_UNIT}")
         for name in self.extra_columns:
@@ -82,7 +85,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
         if sources.table_format(entry["url"]) != "parquet":
             name = f"sources/{number:05d}.parquet"
             texts = (config.url_column, config.caption_column)
-            sources.convert(entry["url"], store, name, texts, config.extra_columns, config.rows_per_unit)
+            convert(entry["url"], store, name, texts, config.extra_columns, config.rows_per_unit)
             entry["table"] = {"name": name, **sources.identity(f"{store.url}/{name}")}
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(lambda entry: _footer(store, entry, config), entries))
@@ -107,7 +110,8 @@ def plan(root: str, config: PlanConfig) -> Dataset:
 def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
     """The unit's rows of its source: columns url and caption (strings), then the extra columns; `unit.rows` rows.
 
-    Raises ClipDataError when the source is missing, damaged, or no longer the file that was planned.
+    Raises ClipDataError when the source is missing, damaged, or no longer the file that was planned, and when a string
+    is not UTF-8.
     """
     import pyarrow as pa
 
@@ -120,7 +124,10 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
     position, parts = 0, []
     with sources.parquet_file(location) as parquet:
         schema = pa.schema([parquet.schema_arrow.field(name) for name in names])
-        for batch in parquet.iter_batches(READ_ROWS, row_groups=[unit.row_group], columns=names):
+        groups = (parquet.metadata.row_group(index).num_rows for index in range(unit.row_group))
+        first = sum(groups) + unit.row_start
+        batches = parquet.iter_batches(READ_ROWS, row_groups=[unit.row_group], columns=names, use_threads=False)
+        for batch in batches:
             start, stop = max(unit.row_start - position, 0), min(end - position, batch.num_rows)
             if start < stop:
                 parts.append(batch.select(names).slice(start, stop - start))
@@ -130,6 +137,8 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
         table = pa.Table.from_batches(parts, schema=schema)
         texts = {"url": table[columns["url"]], "caption": table[columns["caption"]]}
         result = {name: column.cast(pa.string()) for name, column in texts.items()}
+        for name in names:
+            sources.check_utf8(location, name, table[name], first)
     result.update({name: table[name] for name in columns["extra"]})
     if table.num_rows != unit.rows:
         raise ClipDataError(f"{location} is damaged: unit {unit.name} has {table.num_rows} of {unit.rows} rows")
@@ -148,7 +157,9 @@ def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> _Foot
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if metadata.num_rows == 0:
             return _Footer([], {})  # without rows, writers tend to leave the types open
-        sources.check_columns(entry["url"], schema, (config.url_column, config.caption_column), config.extra_columns)
+        texts = (config.url_column, config.caption_column)
+        sources.check_columns(entry["url"], schema.names, texts, config.extra_columns)
+        sources.check_strings(entry["url"], schema, texts)
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         return _Footer(groups, {name: schema.field(name).type for name in config.extra_columns})
 

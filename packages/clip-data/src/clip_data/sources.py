@@ -1,15 +1,11 @@
-"""The tables of URLs a dataset is planned from: finding them, knowing them again, converting text to parquet."""
+"""The tables of URLs a dataset is planned from: finding them, knowing them again, opening them, their columns."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-import gzip
 import hashlib
 import io
-import json
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +19,11 @@ if TYPE_CHECKING:
 
 SAMPLED = 64 * 1024  # bytes of a file's head and tail that enter its fingerprint
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
-JSONL_BATCH = 4096  # lines decoded at a time
+SYNONYMS: tuple[tuple[str, ...], ...] = (
+    ("url", "image_url", "img_url", "url_link", "link", "image", "src"),
+    ("caption", "text", "alt", "alt_text", "alttext", "title", "description"),
+)
+"""usual names, in lower case, of the columns with the URL and with the caption"""
 READ_BUFFER = 1 << 20  # bytes of a column chunk in memory while its pages are decoded
 
 
@@ -36,8 +36,8 @@ def find(pattern: str) -> list[str]:
         globbed = any(mark in path for mark in "*?[")
         found = sorted(fs.glob(path)) if globbed else [path] * fs.exists(path)
         folders = [name for name in found if fs.isdir(name)]
-    except (ValueError, ImportError, OSError) as error:
-        raise ClipDataError(f"cannot open the source {pattern!r}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise ClipDataError(f"cannot open the source {pattern!r}: {one_line(error)}") from error
     if not found:
         raise ClipDataError(f"{pattern} {'matches no file' if globbed else 'does not exist'}")
     if folders:
@@ -79,25 +79,29 @@ def opened(url: str) -> Iterator[IO[bytes]]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
         file = fs.open(path, "rb")
-    except (ValueError, ImportError, OSError) as error:
-        raise ClipDataError(f"cannot read the source {url}: {error}") from error
+    except Exception as error:  # each file system has its own
+        raise ClipDataError(f"cannot read the source {url}: {one_line(error)}") from error
     with file:
         yield file
 
 
 @contextmanager
 def parquet_file(url: str) -> Iterator[pq.ParquetFile]:
-    """An opened parquet file; ClipDataError when it is none, or turns out damaged while it is read."""
+    """An opened parquet file, to be read with use_threads=False; ClipDataError when it is none, or turns out damaged
+    while it is read.
+
+    Arrow's own threads must not hold a Python file: one that drops it last, when the interpreter ends, aborts.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with opened(url) as file:
-        try:
-            yield pq.ParquetFile(file, buffer_size=READ_BUFFER)  # without: a whole column chunk at a time
+        try:  # with a buffer: else a whole column chunk is read at a time
+            yield pq.ParquetFile(file, buffer_size=READ_BUFFER, pre_buffer=False)
         except ClipDataError:
             raise
-        except (pa.ArrowException, OSError) as error:
-            raise ClipDataError(f"{url} is damaged: not a readable parquet file ({_one_line(error)})") from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ClipDataError(f"{url} is damaged: not a readable parquet file ({one_line(error)})") from error
 
 
 @functools.lru_cache(maxsize=4096)  # once per process and source
@@ -107,136 +111,57 @@ def check_unchanged(url: str, fingerprint: str) -> None:
         raise ClipDataError(f"{url} has changed since it was planned: restore it, or plan it into a new folder")
 
 
-def check_columns(url: str, schema: pa.Schema, texts: Sequence[str], extras: Sequence[str]) -> None:
-    """ClipDataError when a column is missing or one of `texts` does not hold strings."""
+def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: Sequence[str]) -> None:
+    """ClipDataError when one of the wanted columns is missing or there twice; `texts` are those of URL and caption."""
+    flags = ("--url-column", "--caption-column", *("--extra-columns" for _ in extras))
+    wanted = list(zip(flags, (*texts, *extras), (*SYNONYMS, *(() for _ in extras)), strict=True))
+    missing = [(flag, name, usual) for flag, name, usual in wanted if name not in names]
+    if missing:
+        free = {name.casefold(): name for name in reversed(names) if name not in (*texts, *extras)}
+        hints: dict[str, str] = {}
+        for flag, name, usual in missing:
+            close = difflib.get_close_matches(name.casefold(), free, n=1, cutoff=0.75)
+            found = next((free.pop(key) for key in (name.casefold(), *close, *usual) if key in free), None)
+            if found is not None:
+                hints[flag] = f"{hints.get(flag, flag)} {found}"
+        hint = f"; did you mean {' '.join(hints.values())}?" if hints else ""
+        lacking = " and ".join(repr(name) for _, name, _ in missing)
+        raise ClipDataError(f"{url} has no column {lacking}; it has {one_line(', '.join(names))}{hint}")
+    for _, name, _ in wanted:
+        if list(names).count(name) > 1:
+            raise ClipDataError(f"{url} has {list(names).count(name)} columns {name!r}: rename or remove all but one")
+
+
+def check_strings(url: str, schema: pa.Schema, texts: Sequence[str]) -> None:
+    """ClipDataError when one of the columns does not hold strings (or nothing but nulls)."""
     import pyarrow.types as kinds
 
-    for name in (*texts, *extras):
-        if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ClipDataError(f"{url} has no column {name!r}; it has {', '.join(schema.names)}{hint}")
     for name in texts:
         kind = schema.field(name).type
         value = kind.value_type if kinds.is_dictionary(kind) else kind
-        if not (kinds.is_string(value) or kinds.is_large_string(value) or kinds.is_string_view(value)):
-            raise ClipDataError(f"{url}: column {name!r} holds {kind}, not strings")
+        tests = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
+        if not any(test(value) for test in tests):
+            raise ClipDataError(f"{url}: column {name!r} holds {kind}, not strings: convert it in the source")
 
 
-def convert(url: str, target: Store, name: str, texts: Sequence[str], extras: Sequence[str], group_rows: int) -> None:
-    """Writes the wanted columns of a text table as parquet with row groups of `group_rows`, in one streaming pass.
-
-    The same file always gives the same bytes. Types of extra columns follow from the first rows; a later row of
-    another type is an error that names it.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    wanted = list(dict.fromkeys((*texts, *extras)))
-    with target.staging() as folder:
-        path = folder / "table.parquet"
-        writer = None
-        try:
-            with opened(url) as raw:
-                file = gzip.GzipFile(fileobj=raw) if url.lower().endswith(".gz") else raw
-                batches = _jsonl(file, url, texts, extras) if table_format(url) == "jsonl" else _csv(file, url, texts)
-                for table in _regroup((_project(batch, url, texts, extras, wanted) for batch in batches), group_rows):
-                    writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-                    writer.write_table(table, row_group_size=group_rows)
-        except (pa.ArrowException, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ClipDataError(f"{url} is damaged or not {table_format(url)}: {_one_line(error)}") from error
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise ClipDataError(f"{url} is an empty table: it has no rows")
-        target.publish(os.fspath(path), name)
-
-
-def _project(batch: pa.Table, url: str, texts: Sequence[str], extras: Sequence[str], wanted: list[str]) -> pa.Table:
-    check_columns(url, batch.schema, texts, extras)
-    return batch.select(wanted)
-
-
-def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, but for the last: row groups do not depend on the reader's blocks."""
+def check_utf8(url: str, name: str, column: pa.ChunkedArray, first: int) -> None:
+    """ClipDataError when a string of the column is not UTF-8, which Arrow does not check; `first` is its first row."""
     import pyarrow as pa
 
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        held.append(table)
-        count += table.num_rows
-        while count >= rows:
-            joined = pa.concat_tables(held)
-            yield joined.slice(0, rows)
-            held, count = [joined.slice(rows)], count - rows
-    if count:
-        yield pa.concat_tables(held)
-
-
-def _csv(file: Any, url: str, texts: Sequence[str]) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.csv as csv
-
-    delimiter = "\t" if table_format(url) == "tsv" else ","
     try:
-        reader = csv.open_csv(
-            file,
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
-        )
+        column.validate(full=True)
     except pa.ArrowInvalid as error:
-        if "Empty" in str(error):
-            raise ClipDataError(f"{url} is an empty table: it has no rows") from error
-        raise
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+        if "UTF8" not in str(error):
+            raise ClipDataError(f"{url}: column {name!r} is damaged: {one_line(error)}") from error
+        for row, value in enumerate(column):  # there may be none: Arrow also checks what a slice leaves out
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                message = f"{url}: column {name!r} holds invalid UTF-8 in row {first + row} (the first is 0)"
+                raise ClipDataError(f"{message}: repair the value in the source, and plan again") from error
 
 
-def _jsonl(file: Any, url: str, texts: Sequence[str], extras: Sequence[str]) -> Iterator[pa.Table]:
-    import pyarrow as pa
-
-    schema: pa.Schema | None = None
-    rows: list[dict[str, Any]] = []
-    first = 1
-
-    def table(last: int) -> pa.Table:
-        nonlocal schema
-        if schema is None:
-            seen = dict.fromkeys(name for row in rows for name in row)
-            inferred = pa.Table.from_pylist([{name: row.get(name) for name in seen} for row in rows]).schema
-            check_columns(url, _no_nulls(inferred), texts, extras)
-            schema = pa.schema([_no_nulls(inferred).field(name) for name in dict.fromkeys((*texts, *extras))])
-        try:
-            return pa.Table.from_pylist(rows, schema=schema)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ClipDataError(f"{url}, lines {first} to {last}: a value changes type: {_one_line(error)}") from error
-
-    number = 0
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ClipDataError(f"{url}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ClipDataError(f"{url}, line {number} is not a JSON object: {line[:60]!r}")
-        rows.append(row)
-        if len(rows) == JSONL_BATCH:
-            yield table(number)
-            rows, first = [], number + 1
-    if rows:
-        yield table(number)
-
-
-def _no_nulls(schema: pa.Schema) -> pa.Schema:
-    """A column without any value so far is taken for strings."""
-    import pyarrow as pa
-
-    return pa.schema([field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in schema])
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def one_line(error: object) -> str:
+    """What an error or a text says, without line breaks and control characters, cut to a readable length."""
+    text = " ".join(str(error).split())
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:300])

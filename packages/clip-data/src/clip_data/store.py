@@ -137,12 +137,14 @@ class Store:
 
         with self.open(name) as file, self._trying("read", name):
             try:
-                parquet = pq.ParquetFile(file)
+                # Arrow's own threads must not hold a Python file: one that drops it last, when the interpreter ends,
+                # aborts ("terminate called without an active exception").
+                parquet = pq.ParquetFile(file, pre_buffer=False)
                 missing = [column for column in columns or () if column not in parquet.schema_arrow.names]
                 if missing:
                     known = ", ".join(parquet.schema_arrow.names)
                     raise ClipDataError(f"{self.url}/{name} has no column {missing[0]!r}; it has {known}")
-                return parquet.read(columns=list(columns) if columns is not None else None)
+                return parquet.read(columns=list(columns) if columns is not None else None, use_threads=False)
             except (pa.ArrowInvalid, OSError) as error:
                 if getattr(error, "errno", None):  # the disk's or the network's, not the file's
                     raise
