@@ -17,7 +17,6 @@ from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, make_executor
 
 C = TypeVar("C")
-SWITCHES = ("--json", "--deep")  # flags of these commands that need no value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +92,8 @@ def _overview() -> str:
 
 def _parse(command: str, form: type[C], args: Sequence[str]) -> C:
     """The command line in the given form, its folder made absolute: workers may run in another folder."""
-    spelled = [word for arg in args for word in ((arg, "True") if arg in SWITCHES else (arg,))]
-    parsed: Any = parse(form, spelled, prog=f"clip-data {command}", description=COMMANDS[command][1])
-    if "://" not in parsed.root:
+    parsed: Any = parse(form, args, prog=f"clip-data {command}", description=COMMANDS[command][1])
+    if parsed.root and "://" not in parsed.root:
         object.__setattr__(parsed, "root", os.path.abspath(os.path.expanduser(parsed.root)))
     return parsed
 

@@ -32,6 +32,8 @@ class Store:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         import fsspec
 
+        if not os.fspath(url):
+            raise ClipDataError("the name of a folder is empty: give a path or an fsspec URL")
         self.url = os.fspath(url).rstrip("/") or "/"
         try:
             self.fs, path = fsspec.core.url_to_fs(self.url)
