@@ -114,7 +114,7 @@ def test_damage_is_one_line_each_and_exit_code_2(tmp_path, capsys):
         (["plan", "--urls", "list.parquet", "--root", "list.parquet/out"], "choose another folder"),
         (
             ["plan", "--urls", "list.parquet", "--root", "out", "--rows-per-unt", "3"],
-            "Perhaps you meant: --rows-per-unit",
+            "did you mean --rows-per-unit?",
         ),
         (["plan", "wrong.toml", "--root", "out"], "wrong.toml: unknown key urlz; did you mean urls?"),
         (["acquire", "--root", "out"], "out holds no dataset (no dataset.json): plan one with 'clip-data plan'"),

@@ -57,6 +57,9 @@ def test_run_prints_a_table_and_writes_rows(recipe):
     assert "mean_per_class_recall" in done.stdout
     assert "samples without a label" in done.stdout
     assert (recipe.parent / "eval/results.jsonl").is_file()
+    task = f'[{{name = "colors", label_column = "color", root = "{recipe.parent / "data"}"}}]'
+    flags = ["--model", recipe.parent / "model.safetensors", "--out", recipe.parent / "eval", "--tasks", task]
+    assert run("run", *flags).stdout == done.stdout  # flags alone say what the recipe says
     page = recipe.parent / "report.html"
     done = run("report", "--out", page, "--evaluation", recipe.parent / "eval", "--dataset", recipe.parent / "data")
     assert done.returncode == 0, done.stderr

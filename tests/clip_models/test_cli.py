@@ -61,6 +61,8 @@ def test_the_installed_script_is_this_command():
         (["profile", "ViT-B-33"], "unknown model 'ViT-B-33'; did you mean ViT-B-32"),
         (["list", "resnext"], "no architecture matches 'resnext'"),
         (["export", "--model", "ViT-B-32", "--pretrained", "openia", "--output", "x"], "did you mean openai?"),
+        (["export", "--modle", "ViT-B-32", "--output", "x"], "Unrecognized options: --modle"),
+        (["embed", "here"], "Missing from clip-models embed: --output"),
         (["push", "--model", "nowhere.safetensors", "--repo-id", "me/it"], "there is no weights file nowhere.safetens"),
     ],
 )

@@ -1,5 +1,7 @@
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,29 +92,96 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: flip_a_bit(folder / "model.safetensors"),
-        lambda folder: flip_a_bit(folder / "optimizer.safetensors"),
-        lambda folder: (folder / "rng.safetensors").unlink(),
-        lambda folder: (folder / "model.safetensors").write_bytes(b""),
-        lambda folder: (folder / "state.json").write_text("{"),
-        lambda folder: (folder / "state.json").write_text("{}"),
-        lambda folder: (folder / "state.json").unlink(),
-    ],
-)
-def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
+def edit_state(folder: Path, **values) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, **values}))
+
+
+def replace_by_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+def copy_the_older_one(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("step-00000001"), folder)
+
+
+DAMAGE = [
+    lambda folder: flip_a_bit(folder / "model.safetensors"),
+    lambda folder: flip_a_bit(folder / "optimizer.safetensors"),
+    lambda folder: flip_a_bit(folder / "rng.safetensors"),
+    lambda folder: (folder / "rng.safetensors").unlink(),
+    lambda folder: (folder / "model.safetensors").write_bytes(b""),
+    lambda folder: (folder / "state.json").write_text("{"),
+    lambda folder: (folder / "state.json").write_text("{}"),
+    lambda folder: (folder / "state.json").write_text("[]"),
+    lambda folder: (folder / "state.json").write_bytes(b""),
+    lambda folder: (folder / "state.json").unlink(),
+    lambda folder: edit_state(folder, stream={"step": 4}),
+    lambda folder: edit_state(folder, files={}),
+    replace_by_a_file,
+    copy_the_older_one,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_for_the_newest_intact_one(tmp_path, damage, capsys):
+    run = Run(tmp_path)
+    run.step()
+    run.save(1)
+    wanted = run.weights()
+    run.step()
+    run.save(2)
+    damage(run.checkpoints.path(2))
+    again = Run(tmp_path)
+    resumed = again.resume()
+    assert resumed.step == 1
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.weights().items())
+    (moved,) = resumed.damaged
+    assert moved["checkpoint"] == "step-00000002"
+    assert Path(moved["folder"]).name.startswith("damaged-step-00000002-")
+    assert Path(moved["folder"]).exists()
+    assert again.checkpoints.steps() == [1]
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: the checkpoint {run.checkpoints.path(2)} is damaged: {moved['reason']}")
+    assert warning.count("\n") == 1
+    assert "continues from step 1" in warning
+    again.save(2)
+    assert Run(tmp_path).resume().step == 2
+
+
+def test_without_an_intact_checkpoint_nothing_is_moved_and_the_newest_is_named(tmp_path):
     run = Run(tmp_path)
     for step in (1, 2):
         run.step()
         run.save(step)
-    damage(run.checkpoints.path(2))
-    with pytest.raises(ClipTrainError) as error:
+        flip_a_bit(run.checkpoints.path(step) / "model.safetensors")
+    with pytest.raises(ClipTrainError, match=r"no checkpoint in .* is intact; the newest, step-00000002.*model\.safe"):
         Run(tmp_path).resume()
-    assert str(run.checkpoints.path(2)) in str(error.value)
-    assert "delete that folder to continue from step 1" in str(error.value)
-    assert "\n" not in str(error.value)
+    assert run.checkpoints.steps() == [1, 2]
+
+
+def test_other_things_beside_and_inside_a_checkpoint_are_left_alone(tmp_path):
+    run = Run(tmp_path)
+    run.step()
+    run.save(1)
+    for name in ("step-5", "step-00000003.bak", "step-0000000x", "notes"):
+        (run.checkpoints.folder / name).mkdir()
+    (run.checkpoints.path(1) / "notes.txt").touch()
+    assert Run(tmp_path).resume().step == 1
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        run = Run(tmp_path)
+        run.step()
+        run.save(1)
+    finally:
+        os.umask(before)
+    names = ["optimizer.safetensors", "rng.safetensors", "state.json"]  # the weights are written by the test's own code
+    assert {(run.checkpoints.path(1) / name).stat().st_mode & 0o777 for name in names} == {0o640}
 
 
 def test_a_checkpoint_of_another_config_or_format_is_refused(tmp_path):
@@ -121,8 +190,7 @@ def test_a_checkpoint_of_another_config_or_format_is_refused(tmp_path):
     run.save(1)
     with pytest.raises(ClipTrainError, match="another config"):
         Run(tmp_path, fingerprint="two").resume()
-    state_file = run.checkpoints.path(1) / "state.json"
-    state_file.write_text(json.dumps({**json.loads(state_file.read_text()), "format": 99}))
+    edit_state(run.checkpoints.path(1), format=99)
     with pytest.raises(ClipTrainError, match="format 99"):
         run.resume()
 

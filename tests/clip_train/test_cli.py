@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,9 @@ def test_weights_of_another_architecture(monkeypatch, capsys, recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_corrupted_checkpoint_ends_in_one_line_and_stays_as_it_is(monkeypatch, capsys, recipe, tmp_path):
+def test_without_an_intact_checkpoint_the_run_ends_in_one_line_and_stays_as_it_is(
+    monkeypatch, capsys, recipe, tmp_path
+):
     assert call(monkeypatch, capsys, "fit", recipe)[0] == 0
     (tmp_path / "run" / "done.json").unlink()  # as if killed before the end: the checkpoint is needed again
     weights = tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors"
@@ -123,9 +126,69 @@ def test_a_corrupted_checkpoint_ends_in_one_line_and_stays_as_it_is(monkeypatch,
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
     line = refused(monkeypatch, capsys, "fit", recipe)
     assert "step-00000002" in line
-    assert "delete" in line or "remove" in line
+    assert "remove" in line
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")} == before
     assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_flags_alone_are_enough(monkeypatch, capsys, datasets, tmp_path):
+    flags = ["--run", tmp_path / "run", "--model.name", "ViT-Ti-4-24", "--train.steps", 1, "--train.batch-size", 8]
+    code, output, errors = call(
+        monkeypatch, capsys, "fit", *flags, "--data.sources", f'[{{root = "{datasets / "train"}"}}]'
+    )
+    assert code == 0, errors
+    assert output.startswith("1 steps, loss")
+    again = call(monkeypatch, capsys, "fit", *flags, "--data.sources.0.root", datasets / "train")
+    assert again[:2] == (0, output)  # the same run, which is finished
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--model", "ViT-B-32"], "model is a table, whose fields are --model.name, --model.pretrained"),
+        (["--model.name", "ViT-B-32"], "needs a recipe (a .toml file) or the flags --run"),
+        (["--run=", "--model.name", "ViT-B-32", "--train.steps", "1"], "run is empty"),
+        (["--run", "x", "--model.name", "ViT-B-32", "--train.steps", "1"], "or --data.sources.0.root"),
+    ],
+)
+def test_too_few_or_wrong_flags(monkeypatch, capsys, flags, line):
+    assert line in refused(monkeypatch, capsys, "fit", *flags)
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE = '' must be an integer from 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two' must be an integer"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = '0' must be an integer from 1"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "1.5"}, "RANK = '1.5' must be an integer"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK = '-1' must be an integer"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK = 2 must be below WORLD_SIZE = 2"),
+        ({"RANK": "1"}, "RANK = 1 must be below WORLD_SIZE = 1"),
+        ({"LOCAL_RANK": "gpu"}, "LOCAL_RANK = 'gpu'"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR, the host of rank 0, is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h"}, "MASTER_PORT is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "http"}, "MASTER_PORT = 'http'"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "70000"}, "from 1 to 65535"),
+    ],
+)
+def test_a_launcher_that_says_nonsense(monkeypatch, capsys, recipe, tmp_path, variables, line):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    message = refused(monkeypatch, capsys, "fit", recipe)
+    assert line in message
+    assert "torchrun" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_is_taken(monkeypatch, capsys, recipe, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        for name, value in rank_environment(0, 2, other.getsockname()[1]).items():
+            monkeypatch.setenv(name, value)
+        assert "the port is in use" in refused(monkeypatch, capsys, "fit", recipe)
 
 
 def test_a_caption_longer_than_the_context_ends_in_one_line(monkeypatch, capsys, recipe, tmp_path):

@@ -262,16 +262,73 @@ def test_training_starts_from_given_weights(recipe, uninterrupted, tmp_path):
     assert steps_of(config.run)[0]["loss"] < steps_of(uninterrupted[0].run)[0]["loss"] * 0.9
 
 
-def test_a_damaged_checkpoint_stops_the_run_and_removing_it_lets_it_go_on(recipe, uninterrupted, tmp_path):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(recipe, uninterrupted, tmp_path, capsys):
     config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
     shutil.copytree(uninterrupted[0].run, config.run)
     (tmp_path / "run" / "done.json").unlink()
     newest = tmp_path / "run" / "checkpoints" / "step-00000010"
     (newest / "optimizer.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ClipTrainError, match="step-00000010 is damaged"):
-        fit(config)
-    shutil.rmtree(newest)
     assert fit(config).model_sha256 == uninterrupted[1].model_sha256
+    assert f"the checkpoint {newest} is damaged" in capsys.readouterr().err
+    (event,) = [line for line in lines_of(config.run) if line.get("event") == "damaged_checkpoint"]
+    assert (event["step"], event["checkpoint"]) == (8, "step-00000010")
+    assert Path(event["folder"]).is_dir()
+    assert steps_of(config.run)[-1]["step"] == STEPS
+
+
+def test_a_run_without_its_checkpoints_is_refused_and_keeps_its_log(recipe, uninterrupted, tmp_path):
+    config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
+    shutil.copytree(uninterrupted[0].run, config.run)
+    (tmp_path / "run" / "done.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    with pytest.raises(ClipTrainError, match="says that step 10 was saved"):
+        fit(config)
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+
+
+def cut_shards(root: Path, count: int) -> None:
+    """Shortens the first tars to a few bytes."""
+    for tar in sorted((root / "shards").glob("*.tar"))[:count]:
+        tar.write_bytes(tar.read_bytes()[:600])
+
+
+@pytest.mark.parametrize(("where", "read"), [("data", "40 samples"), ("val", "20 held-out samples")])
+def test_too_many_corrupt_samples_end_the_run(recipe, tmp_path, datasets, where, read):
+    for name in ("train", "val"):
+        shutil.copytree(datasets / name, tmp_path / name)
+    cut_shards(tmp_path / ("train" if where == "data" else "val"), 2)
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        data=dataclasses.replace(recipe.data, sources=(Source(root=str(tmp_path / "train")),), workers=0),
+        val=ValConfig(sources=(Source(root=str(tmp_path / "val")),), batch_size=2, every=1000),
+        train=dataclasses.replace(recipe.train, steps=5),
+    )
+    corrupt = (
+        rf"\d+ of the {read} read so far are corrupt \(\d+\.\d%; data.max_corrupt = 0.05\), among them [0-9a-f]{{32}}"
+    )
+    with pytest.raises(ClipTrainError, match=corrupt):
+        fit(config)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    all_allowed = dataclasses.replace(config, data=dataclasses.replace(config.data, max_corrupt=1.0))
+    assert fit(all_allowed).steps == 5
+
+
+def test_the_ranks_judge_corrupt_samples_together(recipe, tmp_path, datasets):
+    shutil.copytree(datasets / "train", tmp_path / "train")
+    cut_shards(tmp_path / "train", 1)
+    config = dataclasses.replace(
+        recipe,
+        run=str(tmp_path / "run"),
+        data=DataConfig(sources=(Source(root=str(tmp_path / "train")),), workers=0),
+        val=ValConfig(),
+    )
+    port = free_port()
+    ranks = [start(config, tmp_path, rank_environment(rank, 2, port)) for rank in range(2)]
+    endings = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2], endings
+    assert "of the 40 samples read so far are corrupt" in endings[0][1]
 
 
 def test_the_held_out_loss_is_that_of_the_evaluation_preprocessing(recipe, tmp_path, datasets):

@@ -59,6 +59,41 @@ def test_a_finished_run_gives_its_result_to_the_bit_and_notices_other_weights(tm
         folder.finished()
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path):
+    folder = RunFolder(config_in(tmp_path))
+    folder.check_new()
+    with RunLog(tmp_path, 0) as log:
+        log.write({"step": 0, "event": "start"})
+        log.write({"step": 1, "loss": 1.0})
+    folder.check_new()  # killed before the first checkpoint
+    with RunLog(tmp_path, 1) as log:
+        log.write({"step": 4, "event": "checkpoint"})
+    with pytest.raises(ClipTrainError, match=r"log.jsonl says that step 4 was saved, but .*checkpoints.* put it back"):
+        folder.check_new()
+
+
+@pytest.mark.parametrize("text", ["", '{"run": "x', "[]", "null", "{}", '{"tasks": []}'])
+def test_a_damaged_config_has_a_way_out(tmp_path, text):
+    RunFolder(config_in(tmp_path)).write_config()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ClipTrainError, match=r"config\.json is no config of a training run: .*delete that file"):
+        RunFolder(config_in(tmp_path))
+    saved = tmp_path / "checkpoints" / "step-00000002"
+    saved.mkdir(parents=True)
+    (saved / "state.json").touch()
+    (tmp_path / "config.json").unlink()
+    RunFolder(config_in(tmp_path))  # its checkpoints are compared with the config when they are read
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"step": 3'])
+def test_a_damaged_done_json_has_a_way_out(tmp_path, text):
+    folder = RunFolder(config_in(tmp_path))
+    folder.write_config()
+    (tmp_path / "done.json").write_text(text)
+    with pytest.raises(ClipTrainError, match=r"done\.json is damaged .*: delete .*done\.json to export again"):
+        folder.finished()
+
+
 def test_a_resumed_log_has_each_step_once(tmp_path):
     with RunLog(tmp_path, 0) as log:
         for step in range(1, 6):

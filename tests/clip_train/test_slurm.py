@@ -116,7 +116,7 @@ def test_a_job_that_is_warned_of_its_end_is_queued_again_and_goes_on(slurm, tmp_
     wait_for(starts_again, "the second start")
     wait_for(lambda: state() in ("", "COMPLETED"), "the end of the job")
     assert json.loads(done.read_text())["step"] == 60
-    events = [(line["event"], line["step"], line["ranks"]) for line in lines() if "event" in line]
+    events = [(line["event"], line["step"], line["ranks"]) for line in lines() if "ranks" in line]
     assert events == [("start", 0, 2), ("resume", saved[0], 2)]
     assert [line["step"] for line in lines() if "event" not in line] == list(range(1, 61))
     output = (tmp_path / "job.log").read_text()

@@ -56,6 +56,13 @@ def deadly(captions: list[str]) -> np.ndarray:
     return letters(captions)
 
 
+def sleepy(captions: list[str]) -> np.ndarray:
+    """A tokenizer that never comes back in a worker."""
+    if len(captions) > 1:
+        signal.pause()
+    return letters(captions)
+
+
 def buggy(captions: list[str]) -> np.ndarray:
     """A tokenizer with a bug that shows on more than one caption."""
     return letters(captions) if len(captions) == 1 else letters([captions[len(captions)]])

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
-from tests.support.streams import EVAL, TRAIN, alive, buggy, children, content, deadly, letters, stream_dataset
+from clip_data.stream.worker import start
+from tests.support.streams import EVAL, TRAIN, alive, buggy, children, content, deadly, letters, sleepy, stream_dataset
 
 CORRUPT = (3, 4, 30, 31, 32, 77, 89)  # each kind of damage, neighbours, the last row
 BATCH = 12
@@ -156,10 +158,54 @@ def test_killed_workers_are_started_again_without_a_trace_in_the_batches(root):
     assert not set(children(os.getpid())) - others
 
 
+def test_a_stopped_worker_is_named_and_replaced(root, caplog):
+    with stream(manifest_of(root)) as samples:
+        expected = content(islice(samples, 8))
+    others, stopped = set(children(os.getpid())), []
+    with stream(manifest_of(root), workers=2) as samples:
+        found = [next(samples)]
+        stopped += sorted(set(children(os.getpid())) - others)[:1]
+        os.kill(stopped[0], signal.SIGSTOP)
+        found += [next(samples) for _ in range(7)]
+        assert content(found) == expected
+        assert samples.stats["restarts"] == 1
+    assert re.search(
+        rf"process {stopped[0]}, gave no batch within \d+ s and was stopped; starting it again", caplog.text
+    )
+
+
+def test_a_worker_that_is_stopped_before_it_has_started_blocks_nothing(root, monkeypatch):
+    def start_stopped(*args):
+        process = start(*args)
+        process.send_signal(signal.SIGSTOP)
+        return process
+
+    monkeypatch.setattr("clip_data.stream.engine.start", start_stopped)
+    monkeypatch.setattr("clip_data.stream.engine.STOPPED_S", 0.1)
+    wide = build_manifest([Source(root=str(root))] * 200)  # its plan does not fit into a pipe
+    with (
+        stream(wide, workers=1, global_batch_size=400) as samples,
+        pytest.raises(
+            ClipDataError, match=r"failed 4 times in a row; the last one, process \d+, gave no batch .* stopped"
+        ),
+    ):
+        next(samples)
+
+
+def test_a_worker_that_gives_no_batch_is_an_error(root):
+    with (
+        stream(manifest_of(root), workers=1, tokenizer=sleepy, timeout=4.0) as samples,
+        pytest.raises(
+            ClipDataError, match=r"failed 4 times in a row; .* gave no batch within 1 s and was .*allow more"
+        ),
+    ):
+        next(samples)
+
+
 def test_workers_that_keep_dying_are_an_error(root):
     with (
         stream(manifest_of(root), workers=1, tokenizer=deadly) as samples,
-        pytest.raises(ClipDataError, match=r"died 4 times in a row \(last exit code -9\)"),
+        pytest.raises(ClipDataError, match=r"failed 4 times in a row; .* died \(exit code -9\): if memory is short"),
     ):
         next(samples)
 

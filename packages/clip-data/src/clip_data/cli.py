@@ -21,7 +21,6 @@ COMMANDS = {
     "status": "show progress and rejections, from any terminal",
     "verify": "check files against the commit records",
 }
-SWITCHES = ("--json", "--deep")  # flags of these commands that need no value
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -39,9 +38,8 @@ def _main(args: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
         raise ClipDataError(f"clip-data has no command {name!r}; {hint}")
     command = import_module(f"clip_data.commands.{name}")
-    spelled = [word for arg in rest for word in ((arg, "True") if arg in SWITCHES else (arg,))]
-    config: Any = parse(command.Config, spelled, prog=f"clip-data {name}", description=COMMANDS[name])
-    if Store(config.root).local and "://" not in config.root:  # workers may run in another folder
+    config: Any = parse(command.Config, rest, prog=f"clip-data {name}", description=COMMANDS[name])
+    if config.root and Store(config.root).local and "://" not in config.root:  # workers may run in another folder
         object.__setattr__(config, "root", os.path.abspath(os.path.expanduser(config.root)))
     return command.run(config)
 

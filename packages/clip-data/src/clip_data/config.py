@@ -1,15 +1,13 @@
 """Configuration for every package: TOML recipes with strict keys, dotted flags on top, JSON with a fingerprint out.
 
-This is the one module that knows tyro. Precedence: defaults < recipe (which may `extends` others) < flags.
+Precedence: defaults < recipe (which may `extends` others) < flags.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
-import io
 import json
 import math
 import os
@@ -35,66 +33,27 @@ class ConfigError(ClipDataError):
 
 
 def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
-    """Builds `cls` from `[recipe.toml|recipe.json] [--dotted.flags …]`.
+    """Builds `cls` from `[recipe.toml|recipe.json] [--dotted.flags …]`; a flag sets one field of the recipe.
 
     A resolved `config.json` of an earlier run is accepted like a recipe. Raises ConfigError, of one line, for a key,
     flag or value that does not fit.
     """
-    import tyro
+    from clip_data.flags import print_help, put_flags
 
-    rest = list(args)
-    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    required = _required(cls)
-    helping = "--help" in rest or "-h" in rest
-    if recipe is None and not helping and not all(_has_flag(rest, name) for name in required):
-        flags = " ".join(f"--{name.replace('_', '-')}" for name in required)
-        raise ConfigError(f"{prog} needs a recipe (a .toml file) or the flags {flags}")
-    default = tyro.MISSING_NONPROP
-    if recipe is not None:
-        data = load_file(recipe)
-        hints = get_type_hints(cls)
-        given = [(name, hints[name]) for name in required if name not in data and _has_flag(rest, name)]
-        if given:  # flags that complete the recipe
-            form = dataclasses.make_dataclass("Flags", given)
-            found, _ = _tyro(tyro.cli, form, args=rest, prog=prog, add_help=False, return_unknown_args=True)
-            data |= to_dict(found)
-        default = from_dict(cls, data, recipe)
-    return _tyro(
-        tyro.cli,
-        cls,
-        args=rest,
-        prog=f"{prog} [recipe.toml]",
-        description=description,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-        default=default,
-    )
-
-
-def _tyro(cli: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Calls tyro; what it prints about a wrong flag becomes a ConfigError of one line."""
-    printed = io.StringIO()
+    words = list(args)
+    recipe = words.pop(0) if words and not words[0].startswith("-") else None
+    data = load_file(recipe) if recipe is not None else {}
+    if "--help" in words or "-h" in words:
+        print_help(cls, None if recipe is None else from_dict(cls, data, recipe), prog, description)
     try:
-        with contextlib.redirect_stderr(printed):
-            return cli(*args, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        title, _, body = printed.getvalue().strip().partition("\n")
-        words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", body or title).partition("For full helptext")[0].split()
-        prog = options["prog"].removesuffix(" [recipe.toml]")
-        raise ConfigError(f"{' '.join(words)} ('{prog} --help' lists the flags)") from None
-
-
-def _has_flag(args: Sequence[str], name: str) -> bool:
-    return any(arg.split("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for arg in args)
-
-
-def _required(cls: type) -> list[str]:
-    return [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+        put_flags(cls, data, words)
+    except ConfigError as error:
+        raise ConfigError(f"{prog}: {error} ('{prog} --help' lists the flags)") from error
+    missing = _missing(cls, data, "")
+    if recipe is None and missing:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise ConfigError(f"{prog} needs a recipe (a .toml file) or the flags {flags}")
+    return from_dict(cls, data, recipe or prog)
 
 
 def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -103,17 +62,23 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
     if file.resolve() in _seen:
         raise ConfigError(f"{file}: 'extends' goes round in a circle: {' -> '.join(map(str, (*_seen, file)))}")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}") from error
+        advice = "name a .toml file, or the config.json of a run"
+        raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}; {advice}") from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid {'JSON' if file.suffix == '.json' else 'TOML'}: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} must hold a table, not {_short(data)}")
     if file.suffix == ".json":
         data.pop("fingerprint", None)
     parents = data.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{file}: extends = {parents!r} must be the name of a recipe, or a list of names")
     merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    for parent in parents:
         merged = merge(merged, load_file(file.parent / parent, (*_seen, file.resolve())))
     return merge(merged, data)
 
@@ -246,8 +211,8 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
     for key, value in data.items():
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, prefix, fields)}")
-        values[key] = _convert(hints[key], value, where, prefix + key)
-    missing = [prefix + name for name in _required(cls) if name not in values]
+        values[key] = convert(hints[key], value, where, prefix + key)
+    missing = _missing(cls, data, prefix)
     if missing:
         raise ConfigError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
     try:
@@ -258,12 +223,28 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _missing(cls: Any, data: Mapping[str, Any], prefix: str) -> list[str]:
+    """Required fields that the data lack; of a table that is absent, its own required fields."""
+    hints, found = get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        name, hint = prefix + field.name, hints[field.name]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        value = data.get(field.name, {} if required else None)
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            inner = _missing(hint, value, name + ".")
+            found += inner or [name] * (field.name not in data and required)
+        elif required and field.name not in data:
+            found.append(name)
+    return found
+
+
 def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else f"; valid keys: {', '.join(fields)}"
 
 
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """The JSON or TOML value as the type of a field; ConfigError when it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key + ".")
@@ -273,23 +254,23 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         options = [arg for arg in args if arg is not type(None)]
         for option in options[:-1]:
             try:
-                return _convert(option, value, where, key)
+                return convert(option, value, where, key)
             except ConfigError:
                 continue
-        return _convert(options[-1], value, where, key)
+        return convert(options[-1], value, where, key)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
+            return tuple(convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
         if len(value) == len(args):
             return tuple(
-                _convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
+                convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
             )
     if origin is dict and isinstance(value, Mapping):
-        return {str(name): _convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
+        return {str(name): convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
@@ -301,4 +282,6 @@ def _describe(hint: Any) -> str:
     names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
     if hint in names:
         return names[hint]
+    if get_origin(hint) is tuple:
+        return "a list" if get_args(hint)[-1] is Ellipsis else f"a list of {len(get_args(hint))} values"
     return re.sub(r"\b(typing|builtins)\.", "", str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", ""))

@@ -46,6 +46,8 @@ class Store:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         import fsspec
 
+        if not os.fspath(url):
+            raise ClipDataError("the name of a folder is empty: give a path or an fsspec URL")
         self.url = os.fspath(url).rstrip("/") or "/"
         protocol, colon, rest = self.url.partition(":")
         if colon and not rest.startswith(("//", ":")) and protocol in fsspec.available_protocols():

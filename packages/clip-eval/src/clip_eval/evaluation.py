@@ -86,7 +86,7 @@ def _check(config: EvalConfig) -> None:
     if not config.out:
         raise ClipEvalError("no output folder given: name one with --out")
     if not config.tasks:
-        raise ClipEvalError("the recipe has no task: add a [[tasks]] table with name, kind and root")
+        raise ClipEvalError("no task given: add a [[tasks]] table with name, kind and root, or --tasks")
     repeated = [name for name, n in Counter(task.name for task in config.tasks).items() if n > 1]
     if repeated:
         raise ClipEvalError(f"two tasks are named {repeated[0]!r}: task names must differ")

@@ -3,13 +3,16 @@
 checkpoints/step-00000100/model.safetensors      the weights with their description, as clip-models saves them
                           optimizer.safetensors  AdamW's state, one tensor for each (parameter, quantity)
                           rng.safetensors        states of the random generators of every rank
-                          state.json             step, stream, metrics, and size and sha256 of the files; written last
+                          state.json             step, stream, metrics, sizes and sha256 of all files; written last
+checkpoints/damaged-step-00000200-01234567/      one that was found damaged, out of the way
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clip_models.errors import ClipModelsError
+from clip_models.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
 from clip_train.files import sha256_of, sync
 from clip_train.parallel import World
 
-FORMAT = 1
+FORMAT = 2
 _STEP = "step-"
 _TEMPORARY = ".tmp-"
 _FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
@@ -38,6 +42,8 @@ class Resumed:
     step: int
     stream: dict[str, Any]
     metrics: dict[str, float]
+    damaged: tuple[dict[str, str], ...]
+    """newer checkpoints that were set aside: folder, checkpoint, reason"""
 
 
 class Checkpoints:
@@ -57,8 +63,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The saved steps, oldest first."""
-        names = [path.name for path in self.folder.glob(f"{_STEP}*")]
-        return sorted(int(name.removeprefix(_STEP)) for name in names if name.removeprefix(_STEP).isdigit())
+        return saved_steps(self.folder.parent)
 
     def path(self, step: int) -> Path:
         return self.folder / f"{_STEP}{step:08d}"
@@ -93,9 +98,9 @@ class Checkpoints:
                 shutil.rmtree(stale)
             building.mkdir()
             self._save_weights(building / _FILES[0])
-            save_file(_optimizer_tensors(model, optimizer), building / _FILES[1])
+            write_safetensors(building / _FILES[1], _optimizer_tensors(model, optimizer), {})
             rng = {f"{rank}.{name}": state for rank, states in enumerate(generators) for name, state in states.items()}
-            save_file(rng, building / _FILES[2])
+            write_safetensors(building / _FILES[2], rng, {})
             state = {
                 "format": FORMAT,
                 "step": step,
@@ -104,12 +109,13 @@ class Checkpoints:
                 "metrics": dict(metrics),
                 "files": {name: _describe(building / name) for name in _FILES},
             }
+            state["sha256"] = _digest(state)
             (building / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
             for path in (*(building / name for name in (*_FILES, "state.json")), building):
                 sync(path)
             building.rename(self.path(step))
             sync(self.folder)
-        except (OSError, SafetensorError) as error:
+        except (OSError, ClipModelsError) as error:
             shutil.rmtree(building, ignore_errors=True)
             raise ClipTrainError(f"cannot save a checkpoint in {self.folder}: {error}") from error
         for old in self.steps()[: -self._keep]:
@@ -118,40 +124,83 @@ class Checkpoints:
             shutil.rmtree(doomed)
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Resumed | None:
-        """Loads the newest checkpoint; None when there is none. ClipTrainError when it is damaged or another run's."""
-        step = self._world.lead(self._verify_newest)
-        if step is None:
+        """Loads the newest intact checkpoint; None when there is none. Newer, damaged ones get another name.
+
+        ClipTrainError when all are damaged, or the newest intact one is another run's.
+        """
+        found = self._world.lead(self._find_intact)
+        if found is None:
             return None
-        path = self.path(step)
+        state, damaged = found
+        path = self.path(state["step"])
         model.load_state_dict(load_file(path / _FILES[0], device=str(self._world.device)))
         _load_optimizer(model, optimizer, load_file(path / _FILES[1]))
         _restore_generators(load_file(path / _FILES[2]), self._world)
-        state = json.loads((path / "state.json").read_text())
-        return Resumed(step, state["stream"], state["metrics"])
+        return Resumed(state["step"], state["stream"], state["metrics"], tuple(damaged))
 
-    def _verify_newest(self) -> int | None:
-        steps = self.steps()
-        if not steps:
-            return None
-        path = self.path(steps[-1])
-        fallback = f"continue from step {steps[-2]}" if len(steps) > 1 else "start again from the first step"
-        try:
-            state = json.loads((path / "state.json").read_text())
-            version, config = state["format"], state["config"]
-            wrong = [name for name in _FILES if _describe(path / name) != state["files"][name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+    def _find_intact(self) -> tuple[dict[str, Any], list[dict[str, str]]] | None:
+        """(state of the newest intact checkpoint, where the newer ones were moved and why)."""
+        damaged: list[tuple[Path, str]] = []
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            try:
+                state = self._verify(path, step)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                if isinstance(error, ClipTrainError):
+                    raise
+                damaged.append((path, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"))
+                continue
+            return state, [self._set_aside(damaged_path, reason, step) for damaged_path, reason in damaged]
+        if damaged:
+            path, reason = damaged[0]
             raise ClipTrainError(
-                f"the checkpoint {path} is damaged ({type(error).__name__}: {error}); delete that folder to {fallback}"
-            ) from error
-        if wrong:
-            raise ClipTrainError(
-                f"the checkpoint {path} is damaged: {wrong[0]} is not what was saved; delete that folder to {fallback}"
+                f"no checkpoint in {self.folder} is intact; the newest, {path.name}, is damaged: {reason}. Put an "
+                f"intact copy in its place, or remove {self.folder.parent} to start the run again"
             )
-        if version != FORMAT:
-            raise ClipTrainError(f"the checkpoint {path} has format {version!r}; this version reads {FORMAT}")
-        if config != self._fingerprint:
-            raise ClipTrainError(f"the checkpoint {path} is of another config ({config}): use another run folder")
-        return steps[-1]
+        return None
+
+    def _verify(self, path: Path, step: int) -> dict[str, Any]:
+        """The state of an intact checkpoint; raises what a damaged one makes go wrong, and ClipTrainError."""
+        state = json.loads((path / "state.json").read_text())
+        if state["format"] != FORMAT:
+            raise ClipTrainError(f"the checkpoint {path} has format {state['format']!r}; this version reads {FORMAT}")
+        if state["sha256"] != _digest(state):
+            raise ValueError("state.json is not what was saved")
+        for name in _FILES:
+            if _describe(path / name) != state["files"][name]:
+                raise ValueError(f"{name} is not what was saved")
+        if state["step"] != step:
+            raise ValueError(f"it holds step {state['step']}")
+        if state["config"] != self._fingerprint:
+            raise ClipTrainError(
+                f"the checkpoint {path} is of another config ({state['config']}): use another run folder"
+            )
+        return state
+
+    def _set_aside(self, path: Path, reason: str, instead: int) -> dict[str, str]:
+        aside = path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise ClipTrainError(f"the checkpoint {path} is damaged ({reason}) and cannot be moved: {error}") from error
+        print(
+            f"warning: the checkpoint {path} is damaged: {reason}; it is now {aside.name}, and the run continues "
+            f"from step {instead}",
+            file=sys.stderr,
+        )
+        return {"folder": str(aside), "checkpoint": path.name, "reason": reason}
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps that checkpoints of a run folder are named after, oldest first; nothing is read."""
+    numbers = (path.name.removeprefix(_STEP) for path in (run / "checkpoints").glob(f"{_STEP}*"))
+    return sorted(int(number) for number in numbers if number.isdecimal() and number == f"{int(number):08d}")
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of a state.json, its own entry left out."""
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -161,7 +210,7 @@ def _describe(path: Path) -> dict[str, Any]:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """{"<parameter>|<quantity>": tensor} on the CPU."""
     return {
-        f"{name}|{quantity}": value.detach().cpu()
+        f"{name}|{quantity}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for quantity, value in optimizer.state.get(parameter, {}).items()
     }

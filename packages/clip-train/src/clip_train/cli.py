@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from clip_data.config import parse, run_cli
 from clip_data.errors import ClipDataError
 from clip_models.errors import ClipModelsError
 from clip_train.config import FitConfig
-from clip_train.errors import ClipTrainError, Requeue
+from clip_train.errors import ClipTrainError, RankLost, Requeue, Stopped
 from clip_train.fitting import fit
+from clip_train.launch import read_launch
 
 _USAGE = """\
 usage: clip-train fit [recipe.toml] [--dotted.flags …]
 
 Trains the model that a recipe describes. The same command again continues a run that was stopped.
-Exit codes: 0 done, 2 a mistake in the input, 75 stopped by SIGTERM or SIGUSR1 after a checkpoint: run it again.
+Exit codes: 0 done, 2 an error that one line names, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint to continue from,
+143 stopped by them before the first checkpoint.
 
   clip-train fit --help    every field of a recipe
 """
@@ -34,17 +35,21 @@ def _main() -> int:
         return 0
     if command != "fit":
         raise ClipTrainError(f"unknown command {command!r}: the one there is, is 'clip-train fit'")
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = read_launch().rank == 0
     try:
         config = parse(FitConfig, rest, prog="clip-train fit", description="Trains a dual encoder.")
         result = fit(config)
-    except (ClipDataError, ClipTrainError, ClipModelsError):
-        if leads:
+    except (ClipDataError, ClipTrainError, ClipModelsError) as error:
+        if leads or isinstance(error, RankLost):
             raise
         return 2  # rank 0 says what was wrong
     except Requeue as stop:
         if leads:
             print(f"stopped by a signal after step {stop.step}, which is saved: run again to continue", file=sys.stderr)
+        raise
+    except Stopped:
+        if leads:
+            print("stopped by a signal before the first checkpoint: run again to start over", file=sys.stderr)
         raise
     if leads:
         held_out = "" if result.val_loss is None else f", held-out loss {result.val_loss:.4f}"

@@ -28,6 +28,8 @@ class DataConfig:
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
     """a caption with more tokens than the model's context ends the run, or is cut, keeping the end token"""
+    max_corrupt: float = 0.05
+    """largest share of samples that cannot be read, of those read so far; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class TrainConfig:
     """CPU threads of torch in each rank; 0 leaves torch's choice (bits differ between thread counts)"""
     log_every: int = 10
     """steps between two lines of the log"""
+    timeout: float = 600.0
+    """seconds that one wait for other processes may take: for ranks that join or take part, for the next batch"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,7 @@ class FitConfig:
         whole = to_dict(self)
         del whole["run"], whole["checkpoint"], whole["data"]["workers"], whole["train"]["log_every"]
         del whole["train"]["device"], whole["data"]["long_captions"], whole["val"]["overlap"]
+        del whole["train"]["timeout"], whole["data"]["max_corrupt"]
         return whole
 
     def fingerprint(self) -> str:
@@ -141,10 +146,12 @@ def resolve(config: FitConfig) -> FitConfig:
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
+    if not config.run:
+        raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
     if not data.sources:
-        raise ClipTrainError("data.sources is empty: name at least one dataset, [[data.sources]] with root = …")
+        raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.root")
     if val.every and not val.sources:
         raise ClipTrainError(f"val.every = {val.every} has nothing to measure: give val.sources, or leave it out")
     at_least: list[tuple[str, float, float]] = [
@@ -166,7 +173,7 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, least in at_least:
         if value < least:
             raise ClipTrainError(f"{name} = {value} must be at least {least}")
-    for name, value in (("optim.lr", optim.lr), ("optim.eps", optim.eps)):
+    for name, value in (("optim.lr", optim.lr), ("optim.eps", optim.eps), ("train.timeout", train.timeout)):
         if value <= 0:
             raise ClipTrainError(f"{name} = {value} must be above 0")
     for source in (*data.sources, *val.sources):
@@ -174,8 +181,9 @@ def resolve(config: FitConfig) -> FitConfig:
             raise ClipTrainError(f"the weight of {source.root} is {source.weight}: it must be above 0")
     if not all(0 <= beta < 1 for beta in optim.betas):
         raise ClipTrainError(f"optim.betas = {optim.betas} must lie in [0, 1)")
-    if not 0 <= data.hflip <= 1:
-        raise ClipTrainError(f"data.hflip = {data.hflip} must be a probability")
+    for name, value in (("data.hflip", data.hflip), ("data.max_corrupt", data.max_corrupt)):
+        if not 0 <= value <= 1:
+            raise ClipTrainError(f"{name} = {value} must lie in [0, 1]")
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")

@@ -1,27 +1,24 @@
-"""What happens around the steps: log and progress bar, validation, checkpoints, signals."""
+"""What happens around the steps: log and progress bar, corrupt samples, validation, checkpoints."""
 
 from __future__ import annotations
 
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from clip_data.stream import OnceReader, SampleStream
 from clip_train.checkpoint import Checkpoints
-from clip_train.errors import ClipTrainError, Requeue
+from clip_train.errors import ClipTrainError
 from clip_train.loop import Hook, Loop, Step
 from clip_train.parallel import World
 from clip_train.runfolder import RunLog
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+JUDGED_FROM = 1000  # samples read before their corrupt share counts; fewer when an epoch has fewer
 
 
 @dataclass(kw_only=True)
@@ -100,6 +97,40 @@ class Logging(Hook):
             self._bar.close()
 
 
+def check_corrupt(
+    found: Iterable[tuple[float, float, list[str]]], limit: float, what: str, key: str, least: int = 0
+) -> None:
+    """ClipTrainError when more than `limit` of the samples are corrupt, from each rank's (read, corrupt, uids)."""
+    ranks = list(found)
+    read, corrupt = int(sum(read for read, _, _ in ranks)), int(sum(corrupt for _, corrupt, _ in ranks))
+    if read >= max(least, 1) and corrupt > limit * read:
+        uids = ", ".join([uid for _, _, some in ranks for uid in some][:3])
+        raise ClipTrainError(
+            f"{corrupt:,} of the {read:,} {what} read so far are corrupt ({corrupt / read:.1%}; {key} = {limit:g}), "
+            f"among them {uids}: check the dataset with 'clip-data verify --deep', or raise {key}"
+        )
+
+
+@dataclass(kw_only=True)
+class CorruptLimit(Hook):
+    """Ends the run when the share of corrupt samples is too large: looks at every line of the log and at the end."""
+
+    stream: SampleStream
+    world: World
+    every: int
+    limit: float
+    samples: int
+    """of one epoch"""
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        if step.step % self.every and step.step != loop.steps:
+            return
+        stats = self.stream.stats
+        found = self.world.gather((stats["samples"], stats["corrupt"], self.stream.corrupt_uids[:3]))
+        least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
+        check_corrupt(found, self.limit, "samples", "data.max_corrupt", least)
+
+
 @dataclass(kw_only=True)
 class Validation(Hook):
     """Mean contrastive loss over the full batches of held-out samples, in their order; ranks share the batches."""
@@ -109,6 +140,7 @@ class Validation(Hook):
     batch_size: int
     every: int
     """0 for the last step only"""
+    max_corrupt: float
     world: World
     log: RunLog | None
 
@@ -122,7 +154,11 @@ class Validation(Hook):
                 left_out += len(batch["text"])
             elif number % self.world.size == self.world.rank:
                 losses[number] = float(loop.task.evaluate(loop.task.prepare(batch)))
-        everywhere = {number: loss for part in self.world.gather(losses) for number, loss in part.items()}
+        stats = self.batches.stats
+        mine = (stats["samples"] + stats["corrupt"], stats["corrupt"], self.batches.corrupt_uids[:3])
+        gathered = self.world.gather((losses, mine))
+        check_corrupt([counts for _, counts in gathered], self.max_corrupt, "held-out samples", "data.max_corrupt")
+        everywhere = {number: loss for part, _ in gathered for number, loss in part.items()}
         if not everywhere:
             raise ClipTrainError(
                 f"only {left_out} samples of val.sources can be read: lower val.batch_size = {self.batch_size}"
@@ -146,40 +182,17 @@ class Saving(Hook):
     stream: SampleStream
     log: RunLog | None
     world: World
-    stop: StopRequest
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        stopping = self.world.any(self.stop.wanted)
+        watch = self.world.watch
+        stopping = self.world.any(watch.wanted)
         if not stopping and step.step % self.every and step.step != loop.steps:
             return
         if self.log:
             self.log.sync()
         self.checkpoints.save(step.step, loop.task.model, loop.optimizer, self.stream.state_dict(), loop.metrics)
+        watch.saved = step.step
+        if self.log:  # after the save: a run that has this line has had a checkpoint
+            self.log.write({"step": step.step, "event": "checkpoint"})
         if stopping and step.step != loop.steps:
-            raise Requeue(step.step)
-
-
-@dataclass
-class StopRequest:
-    """Whether a stop signal has arrived at this process."""
-
-    wanted: bool = field(default=False)
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Notes SIGTERM and SIGUSR1 in place of dying from them; elsewhere than in the main thread nothing is changed."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def note(number: int, frame: object) -> None:
-        request.wanted = True
-
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            raise watch.ending()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,8 @@ class Loop:
     start: int = 0
     grad_clip_norm: float = 0.0
     hooks: Sequence[Hook] = ()
+    collective: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """entered for the part of a step that all ranks take part in"""
     metrics: dict[str, float] = field(default_factory=dict)
     """latest values of what was measured; travels with the checkpoints"""
 
@@ -93,14 +96,15 @@ class Loop:
         lr = self.rate(number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses = self.task.losses(self.task.prepare(batch))
-        losses["loss"].backward()
-        if number == self.start:
-            self._check_gradients()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        grad_norm = float(norm)
+        with self.collective():
+            losses = self.task.losses(self.task.prepare(batch))
+            losses["loss"].backward()
+            if number == self.start:
+                self._check_gradients()
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            grad_norm = float(norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
             raise ClipTrainError(
                 f"step {number + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}; what is saved "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_train.batchnorm import synchronise_batch_norms
-from clip_train.errors import ClipTrainError
+from clip_train.errors import ClipTrainError, RankLost
+from clip_train.launch import Launch, read_launch
+from clip_train.peers import Peers
+from clip_train.watch import Watch
 
+TIMEOUT_S = 600.0
+MARGIN_S = 60.0  # by which the library's own time limits come later than ours, which names the missing ranks
 T = TypeVar("T")
 
 
@@ -26,6 +31,11 @@ class World:
     rank: int
     size: int
     device: torch.device
+    watch: Watch = field(default_factory=lambda: Watch(TIMEOUT_S))
+
+    def collective(self) -> AbstractContextManager[None]:
+        """Around what needs all ranks, which must not take longer than the watch's timeout."""
+        return self.watch.collective() if self.size > 1 else nullcontext()
 
     @property
     def leads(self) -> bool:
@@ -41,9 +51,11 @@ class World:
             try:
                 answer = [(act(), "")]
             except Exception as error:
-                dist.broadcast_object_list([(None, str(error) or repr(error))])
+                with self.collective():
+                    dist.broadcast_object_list([(None, str(error) or repr(error))])
                 raise
-        dist.broadcast_object_list(answer)
+        with self.collective():
+            dist.broadcast_object_list(answer)
         result, message = answer[0]
         if message:
             raise ClipTrainError(message)
@@ -53,7 +65,8 @@ class World:
         """The values of all ranks, in rank order, on every rank."""
         values: list[T] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, value)
+            with self.collective():
+                dist.all_gather_object(values, value)
         return values
 
     def any(self, flag: bool) -> bool:
@@ -61,7 +74,8 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        with self.collective():
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -77,34 +91,55 @@ class World:
 
 
 @contextmanager
-def join_world(device: str = "auto") -> Iterator[World]:
+def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[World]:
     """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if any.
 
-    `device`: auto, cpu or cuda; on CUDA each rank takes the card of its LOCAL_RANK.
+    `device`: auto, cpu or cuda; on CUDA each rank takes the card of its LOCAL_RANK. RankLost names the ranks that do
+    not come, or that a collective has failed for.
     """
+    launch, watch = read_launch(), watch or Watch(TIMEOUT_S)
+    place = _device(device, launch)
+    if launch.size == 1:
+        yield World(0, 1, place, watch)
+        return
+    watch.name = f"rank {launch.rank}"
+    peers = Peers(launch, watch.timeout, watch.where)
+    watch.diagnose = peers.status
+    how = ""
+    try:
+        # Small agreements between hosts stay off the accelerator: they must not wait for its queue.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", peers.store),
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(seconds=watch.timeout + MARGIN_S),
+        )
+        yield World(launch.rank, launch.size, place, watch)
+    except BaseException as error:
+        how = "it was told to stop" if isinstance(error, SystemExit) else str(error) or type(error).__name__
+        if isinstance(error, RuntimeError) and (lost := peers.lost()):
+            how = f"rank {launch.rank} cannot go on: {lost}"
+            raise RankLost(how) from error
+        raise
+    finally:
+        peers.end(how.partition("\n")[0])
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _device(device: str, launch: Launch) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ClipTrainError("train.device = 'cuda', but torch sees no CUDA device: use 'auto' or 'cpu'")
-    rank, size, local = (
-        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    place = torch.device("cpu")
-    if device != "cpu" and torch.cuda.is_available():
-        visible = torch.cuda.device_count()
-        if visible == 1:
-            local = 0  # the launcher shows each rank its own card
-        if local >= visible:
-            raise ClipTrainError(f"rank {rank} has LOCAL_RANK {local}, but there are {visible} CUDA devices")
-        place = torch.device("cuda", local)
-        torch.cuda.set_device(place)
-    if size == 1:
-        yield World(0, 1, place)
-        return
-    # Small agreements between hosts stay off the accelerator: they must not wait for its queue.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", rank=rank, world_size=size)
-    try:
-        yield World(rank, size, place)
-    finally:
-        dist.destroy_process_group()
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    local = 0 if visible == 1 else launch.local  # the launcher may show each rank its own card
+    if local >= visible:
+        raise ClipTrainError(f"rank {launch.rank} has LOCAL_RANK {local}, but there are {visible} CUDA devices")
+    place = torch.device("cuda", local)
+    torch.cuda.set_device(place)
+    return place
 
 
 def all_gather(local: Tensor) -> Tensor:

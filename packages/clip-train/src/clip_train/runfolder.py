@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_data.config import difference, from_dict, resolved
+from clip_data.errors import ClipDataError
 from clip_data.store import Store
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
@@ -50,16 +51,39 @@ class RunFolder:
             raise ClipTrainError(f"run = {config.run!r} is a file: name a folder")
         entries = self._store.list() if self.path.exists() else []
         if self._store.exists("config.json"):
-            stored = {k: v for k, v in self._store.read_json("config.json").items() if k != "fingerprint"}
-            found = from_dict(FitConfig, stored, str(self.path / "config.json"))
+            found = self._read_config()
             if found.fingerprint() != config.fingerprint():
                 first = difference(found.identity(), config.identity())
                 raise ClipTrainError(
                     f"{self.path} holds another run: {first}; choose another run folder, or remove this one"
                 )
-        elif any(not name.startswith(".") for name in entries):
+        elif not saved_states(self.path) and any(not name.startswith(".") for name in entries):
             raise ClipTrainError(
                 f"{self.path} is not empty and holds no training run (it has {entries[0]!r}): choose another run folder"
+            )
+
+    def _read_config(self) -> FitConfig:
+        try:
+            stored = self._store.read_json("config.json")
+            if not isinstance(stored, dict):
+                raise ClipTrainError(f"it holds {stored!r}")
+            stored.pop("fingerprint", None)
+            return from_dict(FitConfig, stored, str(self.path / "config.json"))
+        except (ClipDataError, ClipTrainError) as error:
+            raise ClipTrainError(
+                f"{self.path / 'config.json'} is no config of a training run: {error}; choose another run folder, or, "
+                "when it was damaged, delete that file: checkpoints name their config themselves"
+            ) from error
+
+    def check_new(self) -> None:
+        """To be called when there is no checkpoint. ClipTrainError when the log says that there has been one."""
+        log = self.path / "log.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+        saved = [row["step"] for row in map(_row_of, lines) if row.get("event") in ("checkpoint", "resume")]
+        if saved:
+            raise ClipTrainError(
+                f"{log} says that step {max(saved)} was saved, but {self.path / 'checkpoints'} has no checkpoint: put "
+                f"it back, choose another run folder, or remove {self.path} to start the run again"
             )
 
     @property
@@ -72,7 +96,7 @@ class RunFolder:
         """Holds the folder against a second process that would train in it, until this one ends in whatever way."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise ClipTrainError(f"cannot write in run = {self.path}: {error.strerror or error}") from error
         try:
@@ -100,19 +124,21 @@ class RunFolder:
         """The result, when the run is done; ClipTrainError when its weights are not the ones it wrote."""
         if not self._store.exists("done.json"):
             return None
-        done = self._store.read_json("done.json")
-        if not self.model.exists() or sha256_of(self.model) != done["model_sha256"]:
-            raise ClipTrainError(
-                f"{self.model} is not the file that the finished run wrote; delete {self.path / 'done.json'} "
-                "to export it again from the last checkpoint"
+        again = f"delete {self.path / 'done.json'} to export again from the last checkpoint"
+        try:
+            done = self._store.read_json("done.json")
+            result = FitResult(
+                steps=done["step"],
+                loss=done["loss"],
+                val_loss=done["val_loss"],
+                model=str(self.model),
+                model_sha256=done["model_sha256"],
             )
-        return FitResult(
-            steps=done["step"],
-            loss=done["loss"],
-            val_loss=done["val_loss"],
-            model=str(self.model),
-            model_sha256=done["model_sha256"],
-        )
+        except (ClipDataError, KeyError, TypeError) as error:
+            raise ClipTrainError(f"{self.path / 'done.json'} is damaged ({error}): {again}") from error
+        if not self.model.exists() or sha256_of(self.model) != result.model_sha256:
+            raise ClipTrainError(f"{self.model} is not the file that the finished run wrote; {again}")
+        return result
 
 
 class RunLog:
@@ -151,9 +177,19 @@ class RunLog:
         self._file.close()
 
 
+def saved_states(run: Path) -> list[Path]:
+    """What shows that a folder is a run's, whatever else it lacks."""
+    return list(run.glob("checkpoints/step-*/state.json"))
+
+
 def _step_of(line: bytes) -> float:
-    """The step of a log line; endless for one that a kill cut short."""
+    return _row_of(line).get("step", float("inf"))
+
+
+def _row_of(line: bytes) -> dict[str, Any]:
+    """A line of the log; empty for one that a kill cut short."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+        row = json.loads(line) if line.endswith(b"\n") else {}
     except ValueError:
-        return float("inf")
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -15,22 +15,25 @@ from clip_data.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, create_model, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions
-from clip_train.checkpoint import Checkpoints, Resumed
+from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, total_steps
 from clip_train.errors import ClipTrainError
-from clip_train.hooks import Logging, Saving, StopRequest, Validation, stop_signals
+from clip_train.hooks import CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.optim import learning_rate, make_optimizer
 from clip_train.parallel import World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
 from clip_train.task import ContrastiveTask
+from clip_train.watch import Watch
 
 
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """The run of a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
+    watch = Watch(config.train.timeout)
+    watch.saved = max(saved_steps(folder.path), default=None)
     with (
-        stop_signals() as stop,
-        join_world(config.train.device) as world,
+        watch.running(),
+        join_world(config.train.device, watch) as world,
         _arithmetic(config, world),
         ExitStack() as stack,
     ):
@@ -56,13 +59,21 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             fingerprint=config.fingerprint(),
             save_weights=lambda path: save_model(path, model, model.spec),
         )
-        resumed = checkpoints.resume(model, optimizer) or Resumed(0, {}, {})
-        if resumed.step:
+        resumed = checkpoints.resume(model, optimizer)
+        if resumed is None:
+            world.lead(folder.check_new)
+            resumed = Resumed(0, {}, {}, ())
+        else:
             stream.load_state_dict(resumed.stream)
+        watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            if log:
+                for moved in resumed.damaged:
+                    log.write({"step": resumed.step, "event": "damaged_checkpoint", **moved})
+            watch.training = True
             Loop(
                 task=task,
                 optimizer=optimizer,
@@ -71,7 +82,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 steps=steps,
                 start=resumed.step,
                 grad_clip_norm=config.optim.grad_clip_norm,
-                hooks=_hooks(config, manifest, val_manifest, model, stream, checkpoints, log, world, stop),
+                hooks=_hooks(config, manifest, val_manifest, model, stream, checkpoints, log, world),
+                collective=world.collective,
                 metrics=metrics,
             ).run()
         return world.lead(partial(_export, config, folder, model, steps, metrics))
@@ -86,7 +98,6 @@ def _hooks(
     checkpoints: Checkpoints,
     log: RunLog | None,
     world: World,
-    stop: StopRequest,
 ) -> list[Hook]:
     logging = Logging(
         log=log,
@@ -102,21 +113,33 @@ def _hooks(
         stream=stream,
         log=log,
         world=world,
-        stop=stop,
+    )
+    corrupt = CorruptLimit(
+        stream=stream,
+        world=world,
+        every=config.train.log_every,
+        limit=config.data.max_corrupt,
+        samples=manifest.samples,
     )
     if val_manifest is None:
-        return [logging, saving]
+        return [logging, corrupt, saving]
     reader = read_once(
         val_manifest,
         treatment=_treatment(model, None),
         tokenizer=_tokenizer(model, config.data),
         batch_size=config.val.batch_size,
         workers=config.data.workers,
+        timeout=config.train.timeout,
     )
     validation = Validation(
-        batches=reader, batch_size=config.val.batch_size, every=config.val.every, world=world, log=log
+        batches=reader,
+        batch_size=config.val.batch_size,
+        every=config.val.every,
+        max_corrupt=config.data.max_corrupt,
+        world=world,
+        log=log,
     )
-    return [logging, validation, saving]
+    return [logging, corrupt, validation, saving]
 
 
 def _val_manifest(config: FitConfig) -> Manifest | None:
@@ -142,6 +165,7 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
         world_size=world.size,
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
+        timeout=config.train.timeout,
     )
 
 

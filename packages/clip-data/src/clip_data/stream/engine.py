@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
+import struct
+import subprocess
+import time
 import weakref
 from collections import deque
 from itertools import pairwise
@@ -14,11 +18,14 @@ import numpy as np
 
 from clip_data.errors import ClipDataError
 from clip_data.stream.batches import BatchMaker, Plan, Slice
-from clip_data.stream.ring import Ring
-from clip_data.stream.worker import start
+from clip_data.stream.ring import Ring, anonymous_file
+from clip_data.stream.worker import start, state_of
 
 PREFETCH = 3  # batches being made while one is in use
 LEASES = 2  # batches that a consumer may hold without a copy: the one in use and the one it is about to drop
+POLL_S = 1.0  # between looks at the clock while a worker is waited for
+STOPPED_S = 5.0  # until a worker that someone has stopped is replaced
+MESSAGE_S = 10  # from the first to the last byte of an answer, and from the kill of a worker to its end
 RESTARTS = 3  # of a worker, in a row, without a single finished batch in between
 
 log = logging.getLogger(__name__)
@@ -48,28 +55,23 @@ class LocalEngine:
 class Worker:
     """A process that makes the same slice of every batch, and the tasks it has not answered."""
 
-    def __init__(self, plan: Plan, ring: Ring, slots: int, low: int, high: int) -> None:
-        self.ring, self.low = ring, low
-        self.task = pickle.dumps((plan, slots, low, high))
+    def __init__(self, ring: Ring, plan: int, low: int, high: int) -> None:
+        """`plan` is the descriptor of a file with (Plan, slots), too large for the pipe to a stopped worker."""
+        self.ring, self.plan, self.low, self.high = ring, plan, low, high
         self.tasks: deque[bytes] = deque()
         self.failures = 0
         self._start()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", MESSAGE_S, 0))
         with theirs:
-            self.process = start(theirs.fileno(), self.ring.file)
+            self.process = start(theirs.fileno(), self.ring.file, self.plan, self.low, self.high)
         self.connection = Connection(ours.detach())
-        self.greeted = False
 
     def submit(self, batch: int, slot: int) -> None:
         self.tasks.append(pickle.dumps((batch, slot)))
-        if self.greeted:
-            self._send([self.tasks[-1]])
-        else:
-            # Sent with the first task rather than at the start, so that all workers come up side by side.
-            self.greeted = True
-            self._send([self.task, *self.tasks])
+        self._send([self.tasks[-1]])
 
     def _send(self, messages: list[bytes]) -> None:
         try:
@@ -78,61 +80,81 @@ class Worker:
         except ConnectionError:
             log.debug("worker %d is gone; its tasks are sent again when the next batch is due", self.process.pid)
 
-    def receive(self) -> tuple[Slice, int]:
+    def receive(self, timeout: float) -> tuple[Slice, int]:
         """The answer to the oldest task, and how often the worker had to be started again for it."""
-        restarts = 0
+        restarts, asked = 0, time.monotonic()
         while True:
-            try:
-                kind, answer = self.connection.recv()
-            except (EOFError, OSError):  # an OSError when it died in the middle of a message
-                self._revive()
-                restarts += 1
-                continue
-            if kind == "error":
-                raise ClipDataError(answer)
-            if kind == "bug":
-                raise RuntimeError(f"a worker process of the stream failed:\n{answer}")
-            self.tasks.popleft()
-            self.failures = 0
-            return answer, restarts
+            if not self.connection.poll(POLL_S):
+                state, waited = state_of(self.process), time.monotonic() - asked
+                if waited < (STOPPED_S if state == "stopped" else timeout / (RESTARTS + 1)):
+                    continue
+                how = f"gave no batch within {waited:.0f} s and was {state}"
+            else:
+                try:
+                    kind, answer = self.connection.recv()
+                except (EOFError, OSError):  # an OSError when it died, or was stopped, in the middle of a message
+                    how = ""
+                else:
+                    if kind == "error":
+                        raise ClipDataError(answer)
+                    if kind == "bug":
+                        raise RuntimeError(f"a worker process of the stream failed:\n{answer}")
+                    self.tasks.popleft()
+                    self.failures = 0
+                    return answer, restarts
+            self._revive(how)
+            restarts, asked = restarts + 1, time.monotonic()
 
-    def _revive(self) -> None:
+    def _revive(self, how: str) -> None:
+        process = self.process
         self.stop()
         self.failures += 1
-        code = self.process.returncode
+        how = how or f"died (exit code {process.returncode})"
         if self.failures > RESTARTS:
             raise ClipDataError(
-                f"a worker process of the stream died {self.failures} times in a row (last exit code {code}): "
-                "is memory short? Use fewer workers or a smaller batch"
+                f"a worker process of the stream failed {self.failures} times in a row; the last one, process "
+                f"{process.pid}, {how}: if memory is short, use fewer workers or a smaller batch; if storage is slow, "
+                "allow more time"
             )
-        log.warning("a worker process of the stream died (exit code %s); starting it again", code)
+        log.warning("a worker process of the stream, process %d, %s; starting it again", process.pid, how)
         self._start()
-        self.greeted = True
-        self._send([self.task, *self.tasks])
+        self._send(list(self.tasks))
 
     def stop(self) -> None:
         """Workers hold nothing worth saving: they are killed."""
         self.connection.close()
         self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(MESSAGE_S)
+        except subprocess.TimeoutExpired:
+            log.warning(
+                "process %d of the stream is killed but does not end: it is %s",
+                self.process.pid,
+                state_of(self.process),
+            )
 
 
 class WorkerEngine:
     """Makes batches ahead of time in worker processes, from `first` on."""
 
-    def __init__(self, plan: Plan, workers: int, first: int, stop: int | None = None) -> None:
+    def __init__(self, plan: Plan, workers: int, first: int, stop: int | None = None, *, timeout: float) -> None:
+        """`timeout`: seconds that a batch may take."""
         slots = PREFETCH + LEASES
-        self.plan = plan
+        self.timeout = timeout
         self.ring = Ring(plan, slots)
         self.slots = slots
         self.number, self.stop = first, stop
         self.pending: deque[int] = deque()
         self.restarts = 0
+        task = pickle.dumps((plan, slots))
+        file = anonymous_file(len(task))
+        weakref.finalize(self, os.close, file)
+        os.pwrite(file, task, 0)
         bounds = [plan.size * index // workers for index in range(workers + 1)]
         self.workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _stop_all, self.workers)
         for low, high in pairwise(bounds):
-            self.workers.append(Worker(plan, self.ring, slots, low, high))
+            self.workers.append(Worker(self.ring, file, low, high))
 
     def batch(self, number: int, size: int) -> Made:
         """Batches must be asked for one after the other."""
@@ -140,7 +162,7 @@ class WorkerEngine:
         assert number == self.number - len(self.pending)
         slices = []
         for worker in self.workers:
-            answer, restarts = worker.receive()
+            answer, restarts = worker.receive(self.timeout)
             self.restarts += restarts
             slices.append((worker.low, answer))
         slot = self.pending.popleft()

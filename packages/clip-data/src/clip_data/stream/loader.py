@@ -19,6 +19,7 @@ from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import batching
 from clip_data.stream.treatment import parse_treatment
 
+TIMEOUT_S = 600.0
 MAX_REPORTED = 1000  # uids of corrupt samples kept for reports; the count is exact
 Batch = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -67,11 +68,13 @@ class SampleStream:
         workers: int = 2,
         start_step: int = 0,
         canonical_streams: int = 0,
+        timeout: float = TIMEOUT_S,
     ) -> None:
         """`tokenizer` maps a list of n captions to an integer ndarray [n, context]; with workers it must pickle.
 
         `canonical_streams` (0 = the greatest divisor that 64 and the batch share) bounds the world sizes a run can
-        move to. `workers=0` makes the batches in this process. Raises ClipDataError for values that do not fit.
+        move to. `workers=0` makes the batches in this process. Workers may take `timeout` seconds for a batch; one
+        that gives none for a quarter of it is started again. ClipDataError for values that do not fit.
         """
         streams = batching(manifest.samples, global_batch_size, canonical_streams, rank, world_size)
         size = global_batch_size // world_size
@@ -88,6 +91,7 @@ class SampleStream:
             columns=(),
         )
         self._workers = min(_natural("workers", workers), size)
+        self._timeout = timeout
         self._step = _natural("start_step", start_step)
         self._engine: LocalEngine | WorkerEngine | None = None
         self._account = _Account()
@@ -102,7 +106,9 @@ class SampleStream:
         started = time.perf_counter()
         if self._engine is None:
             self._engine = (
-                WorkerEngine(self._plan, self._workers, self._step) if self._workers else LocalEngine(self._plan)
+                WorkerEngine(self._plan, self._workers, self._step, timeout=self._timeout)
+                if self._workers
+                else LocalEngine(self._plan)
             )
         try:
             images, texts, slices = self._engine.batch(self._step, self._plan.size)
@@ -177,8 +183,9 @@ class OnceReader:
     Batches are those of SampleStream, with a list for each asked column; only the last may be short.
     """
 
-    def __init__(self, plan: Plan, workers: int) -> None:
+    def __init__(self, plan: Plan, workers: int, timeout: float) -> None:
         self._plan = plan
+        self._timeout = timeout
         self._workers = min(workers, plan.size)
         self._account = _Account()
 
@@ -186,7 +193,9 @@ class OnceReader:
         plan, samples = self._plan, self._plan.manifest.samples
         batches = -(-samples // plan.size)
         self._account = _Account()
-        engine = WorkerEngine(plan, self._workers, 0, batches) if self._workers else LocalEngine(plan)
+        engine = (
+            WorkerEngine(plan, self._workers, 0, batches, timeout=self._timeout) if self._workers else LocalEngine(plan)
+        )
         held: Batch | None = None
         try:
             for number in range(batches):
@@ -235,10 +244,12 @@ def read_once(
     batch_size: int = 256,
     workers: int = 0,
     columns: Sequence[str] = (),
+    timeout: float = TIMEOUT_S,
 ) -> OnceReader:
     """Reads every sample exactly once, for evaluation. Corrupt samples are left out, counted and reported.
 
-    `columns` names columns of the sidecar that each batch carries as lists. Raises ClipDataError for bad values.
+    `columns` names columns of the sidecar that each batch carries as lists; `timeout` is that of SampleStream. Raises
+    ClipDataError for bad values.
     """
     if batch_size < 1:
         raise ClipDataError(f"batch_size = {batch_size} must be positive")
@@ -257,7 +268,7 @@ def read_once(
         streams=0,
         columns=tuple(columns),
     )
-    return OnceReader(plan, _natural("workers", workers))
+    return OnceReader(plan, _natural("workers", workers), timeout)
 
 
 def _context(tokenizer: Tokenizer | None, workers: int) -> int:

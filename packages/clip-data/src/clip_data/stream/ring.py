@@ -30,7 +30,7 @@ class Ring:
         self.text_shape = (plan.size, plan.context)
         self.text_offset = _aligned(int(np.prod(self.image_shape)))
         self.stride = _aligned(self.text_offset + 8 * int(np.prod(self.text_shape)))
-        self.file = _anonymous(slots * self.stride) if file is None else file
+        self.file = anonymous_file(slots * self.stride) if file is None else file
         self.memory = mmap.mmap(self.file, slots * self.stride)
         self.free = deque(range(slots))
         weakref.finalize(self, os.close, self.file)
@@ -52,7 +52,8 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _anonymous(size: int) -> int:
+def anonymous_file(size: int) -> int:
+    """The descriptor of a file without a name."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("clip-data-batches")
     else:

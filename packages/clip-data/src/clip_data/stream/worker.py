@@ -7,12 +7,14 @@ and torch with it, in every worker.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import traceback
+import weakref
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,22 +23,45 @@ from clip_data.errors import ClipDataError
 
 START = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from clip_data.stream.worker import main; main()"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage", "T": "stopped", "t": "traced", "Z": "dead"}
 POLL = 1.0  # seconds between looks at the parent, for the case that a fork of it keeps our pipe open
+
+
+_started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
 class ParentGone(Exception):
     """The parent has closed the stream, or died."""
 
 
-def start(pipe: int, memory: int) -> subprocess.Popen[bytes]:
-    """Starts a worker that talks through the descriptor `pipe` and writes to the memory behind `memory`."""
-    arguments = [json.dumps(sys.path), str(pipe), str(memory), str(os.getpid())]
-    return subprocess.Popen(
-        [sys.executable, "-c", START, *arguments],
-        pass_fds=(pipe, memory),
+def start(pipe: int, memory: int, plan: int, low: int, high: int) -> subprocess.Popen[bytes]:
+    """Starts a worker that makes samples [low, high) of batches.
+
+    It talks through the descriptor `pipe`, writes to the memory behind `memory` and reads (Plan, slots) from `plan`.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, json.dumps(sys.path), *map(str, (pipe, memory, plan, os.getpid(), low, high))],
+        pass_fds=(pipe, memory, plan),
         stdin=subprocess.DEVNULL,
         env={**os.environ, **ONE_THREAD},
     )
+    _started.add(process)
+    return process
+
+
+def kill_workers() -> None:
+    """Kills all workers of this process, without waiting for their end: a stopped one would outlive it."""
+    for process in list(_started):
+        process.kill()
+
+
+def state_of(process: subprocess.Popen[bytes]) -> str:
+    """What a worker is at, in the words of its operating system."""
+    try:
+        with open(f"/proc/{process.pid}/stat") as file:
+            return STATES.get(file.read().rpartition(")")[2].split()[0], "in an unknown state")
+    except OSError:
+        return "in an unknown state"
 
 
 def main() -> None:
@@ -44,11 +69,11 @@ def main() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         # A signal for the whole job is the parent's to answer: it still wants the batches under way.
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    pipe, memory, parent = map(int, sys.argv[2:5])
+    pipe, memory, plan, parent, low, high = map(int, sys.argv[2:8])
     connection = Connection(pipe)
     with suppress(ParentGone):
         try:
-            _serve(connection, memory, parent)
+            _serve(connection, memory, plan, parent, low, high)
         except ParentGone:
             raise
         except ClipDataError as error:
@@ -57,13 +82,13 @@ def main() -> None:
             _send(connection, "bug", traceback.format_exc())
 
 
-def _serve(connection: Connection, memory: int, parent: int) -> None:
+def _serve(connection: Connection, memory: int, task: int, parent: int, low: int, high: int) -> None:
     from clip_data.stream.batches import BatchMaker
     from clip_data.stream.ring import Ring
 
-    message = _receive(connection, parent)
     try:
-        plan, slots, low, high = pickle.loads(message)
+        with mmap.mmap(task, 0, access=mmap.ACCESS_READ) as file:
+            plan, slots = pickle.loads(file)
     except (AttributeError, ImportError) as error:
         raise ClipDataError(
             f"a worker process cannot load the tokenizer: {error}; "

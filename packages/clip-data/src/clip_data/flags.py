@@ -1,0 +1,182 @@
+"""Dotted flags: each one is a line of a recipe. `--optim.lr 1e-3` is `lr = 1e-3` in the table `[optim]`.
+
+This is the one module that knows tyro, which prints the help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from clip_data.config import ConfigError, convert, to_dict
+
+
+def print_help(cls: type, default: Any, prog: str, description: str) -> None:
+    """Prints the fields of `cls` as flags, with the values of `default` if it is not None, and exits with 0."""
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def toml(info: Any) -> Any:
+        if not _is_toml(info.type):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"'{_example(info.type)}'",
+            instance_from_str=list,
+            is_instance=lambda _: True,
+            str_from_instance=lambda value: [json.dumps(to_dict(value))],
+        )
+
+    with registry:
+        tyro.cli(
+            cls,
+            args=["--help"],
+            prog=f"{prog} [recipe.toml]",
+            description=description,
+            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+            default=tyro.MISSING_NONPROP if default is None else default,
+        )
+
+
+def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
+    """Sets in `data`, a recipe's content for `cls`, what the flags among `words` say. Raises ConfigError."""
+    given: set[str] = set()
+    for flag, values in _flags(words):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in given:
+            raise ConfigError(f"{flag} is given twice: give it once")
+        given.add(name)
+        _put(cls, data, name, flag, values)
+
+
+def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag as it was written, with its values."""
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        if re.match("--[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            found.append((flag, [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+        else:
+            raise ConfigError(f"{word!r} is no flag: flags begin with two dashes and a letter")
+    return found
+
+
+def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[str]) -> None:
+    """Sets the field `name`: dotted; `tasks.0.root` is the field root of the first of the tables `tasks`."""
+    leaves = _leaves(cls)
+    item = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
+    leaf = item[1] if item else name
+    if leaf not in leaves or (item and _item(leaves[leaf]) is None):
+        raise ConfigError(f"unknown flag {flag}; {_advice(leaf, leaves, flag[: -len(name)])}")
+    *tables, key = leaf.split(".")
+    for table in tables:
+        if data.get(table) is None:
+            data[table] = {}
+        data = data[table]
+        if not isinstance(data, dict):
+            raise ConfigError(f"{flag}: the recipe has {table} = {data!r}, which must be a table")
+    if item is None:
+        data[key] = _value(leaves[leaf], words, flag)
+        return
+    rows, index = data.setdefault(key, []), int(item[2])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{flag}: the recipe has {leaf} = {rows!r}, which must be a list of tables")
+    if index > len(rows):
+        raise ConfigError(f"{flag}: there are {len(rows)} {leaf}, the next one is --{leaf}.{len(rows)}")
+    if index == len(rows):
+        rows.append({})
+    _put(_item(leaves[leaf]), rows[index], item[3], flag, words)  # type: ignore[arg-type]
+
+
+def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
+    """What a recipe would hold in a field of type `hint`."""
+    value: Any
+    if _is_toml(hint):
+        text = " ".join(words)
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{flag} takes a value in TOML, such as '{_example(hint)}', not {text!r}") from error
+    elif get_origin(hint) is tuple:
+        args = get_args(hint)
+        each = [args[0]] * len(words) if args[-1] is Ellipsis else [*args, *[str] * len(words)]
+        value = [_scalar(option, word) for option, word in zip(each, words, strict=False)]
+    elif hint is bool and not words:
+        value = True
+    elif len(words) == 1:
+        value = _scalar(hint, words[0])
+    else:
+        found = f"not {', '.join(map(repr, words))}; a recipe comes before the flags" if words else "and has none"
+        raise ConfigError(f"{flag} takes one value, {found}")
+    try:
+        convert(hint, value, "", flag)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix(": ")) from error
+    return value
+
+
+def _scalar(hint: Any, word: str) -> Any:
+    """The word as the first type of the hint that it fits; as it is when it fits none."""
+    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        if option is type(None) and word.lower() in ("none", "null"):
+            return None
+        if option is bool and word.lower() in ("true", "false"):
+            return word.lower() == "true"
+        if option in (int, float):
+            with suppress(ValueError):
+                return option(word)
+        if get_origin(option) is Literal and word in map(str, get_args(option)):
+            return next(choice for choice in get_args(option) if str(choice) == word)
+    return word
+
+
+def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name → type of all fields that are no tables."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        table = next((option for option in (hint, *get_args(hint)) if dataclasses.is_dataclass(option)), None)
+        if table is not None and get_origin(hint) is not tuple:
+            found |= _leaves(table, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint
+    return found
+
+
+def _item(hint: Any) -> type | None:
+    """The dataclass of a field that holds a list of tables."""
+    item = get_args(hint)[0] if get_origin(hint) is tuple else None
+    return item if dataclasses.is_dataclass(item) and isinstance(item, type) else None
+
+
+def _is_toml(hint: Any) -> bool:
+    return get_origin(hint) is dict or _item(hint) is not None
+
+
+def _example(hint: Any) -> str:
+    """A value in TOML: `[{root = "…"}]`."""
+    item = _item(hint)
+    names = [f.name for f in dataclasses.fields(item) if f.default is dataclasses.MISSING] if item else ["name"]
+    table = ", ".join(f'{name} = "…"' for name in names)
+    return f"[{{{table}}}]" if item else f"{{{table}}}"
+
+
+def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
+    """What was probably meant by a flag that there is not."""
+    spelled = {leaf: prefix + leaf.replace("_", "-") for leaf in leaves}
+    inside = [spelled[leaf] for leaf in leaves if leaf.startswith(f"{name}.")]
+    if inside:
+        return f"{name} is a table, whose fields are {', '.join(inside)}"
+    last = name.rpartition(".")[2]
+    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or difflib.get_close_matches(name, leaves, n=1)
+    return f"did you mean {' or '.join(spelled[leaf] for leaf in close)}?" if close else "look for it in the help"

@@ -1,0 +1,134 @@
+"""Stop signals, and the end of a process that cannot heed them.
+
+Python's signal handlers wait for the main thread, and the main thread may be in a collective, or in a read of storage,
+that never returns. A thread of its own looks at the clock.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from clip_data.stream.worker import kill_workers
+from clip_train.errors import Requeue, Stopped
+
+GRACE_S = {
+    signal.SIGTERM: 45.0,
+    signal.SIGINT: 45.0,
+    signal.SIGUSR1: 240.0,  # train.sbatch asks for it five minutes before the time limit
+}
+"""Longest time from a stop signal to the end of the process."""
+DIAGNOSIS_S = 10.0  # of the grace, for asking what the other ranks are at
+POLL_S = 0.5
+
+
+class Watch:
+    """What has been asked of this process, and how long it may take."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        """seconds that one wait for other processes may take"""
+        self.saved: int | None = None
+        """step of the newest checkpoint"""
+        self.training = False
+        """whether a stop signal may wait for the end of a step"""
+        self.wanted = False
+        """whether a stop signal has come"""
+        self.name = "the trainer"
+        self.diagnose: Callable[[], str] = lambda: ""
+        """says what the other ranks are at; may take some seconds, or for ever"""
+        self._main = threading.get_ident()
+        self._deadlines: list[tuple[float, str, int]] = []  # time, what to say of it, signal or 0
+        self._ended = threading.Event()
+
+    @contextmanager
+    def collective(self) -> Iterator[None]:
+        """Around work that ends only when all ranks take part: ends the process when it takes longer than timeout."""
+        limit = (time.monotonic() + self.timeout, f"has waited {self.timeout:g} s (train.timeout) for others", 0)
+        self._deadlines.append(limit)
+        try:
+            yield
+        finally:
+            self._deadlines.remove(limit)
+
+    def ending(self) -> SystemExit:
+        """What ends the process after a stop signal."""
+        return Stopped() if self.saved is None else Requeue(self.saved)
+
+    def where(self) -> str:
+        """The function of this project that the main thread is in, for messages."""
+        frame = sys._current_frames().get(self._main)
+        while frame is not None:
+            module = frame.f_globals.get("__name__", "")
+            if module.startswith("clip_") and module not in ("clip_train.parallel", __name__):
+                return f"{module}.{frame.f_code.co_qualname}"
+            frame = frame.f_back
+        return "its start"
+
+    @contextmanager
+    def running(self) -> Iterator[Watch]:
+        """Handles the stop signals until the end of the block; outside the main thread they are left alone."""
+        ours, theirs = socket.socketpair()
+        thread = threading.Thread(target=self._run, args=(ours,), name="clip-train watch", daemon=True)
+        handlers = {}
+        woken = -1
+        if threading.current_thread() is threading.main_thread():
+            theirs.setblocking(False)
+            woken = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+            handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        thread.start()
+        try:
+            yield self
+        finally:
+            if handlers:
+                signal.set_wakeup_fd(woken)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._ended.set()
+            thread.join()
+            ours.close()
+            theirs.close()
+
+    def _note(self, number: int, frame: object) -> None:
+        self.wanted = True
+        if not self.training:
+            raise self.ending()
+
+    def _run(self, signals: socket.socket) -> None:
+        while not self._ended.is_set():
+            if select.select([signals], [], [], POLL_S)[0]:
+                for number in signals.recv(64):
+                    if number in GRACE_S:
+                        grace = min(self.timeout, GRACE_S[signal.Signals(number)])
+                        why = f"was sent {signal.Signals(number).name} {grace:g} s ago"
+                        at = time.monotonic() + max(grace - DIAGNOSIS_S, grace / 2)
+                        self._deadlines.append((at, why, number))
+            for limit in list(self._deadlines):
+                if limit[0] < time.monotonic():
+                    self._end(limit)
+
+    def _end(self, limit: tuple[float, str, int]) -> None:
+        """Ends the process as it stands. Whatever may block is left to threads that end with it."""
+        _, why, number = limit
+        where, others = self.where(), ["nothing is known of the other ranks"]
+        _for_seconds(DIAGNOSIS_S, lambda: others.append(self.diagnose() or "no other rank is missing"))
+        if self._ended.is_set() or limit not in self._deadlines:
+            return  # the main thread has come through meanwhile
+        again = "run again" if self.saved is None else f"run again to continue after step {self.saved}, which is saved"
+        line = f"error: {self.name} {why} and still is in {where}; {others[-1]}; {again}"
+        _for_seconds(1.0, lambda: print(f"\n{line}", file=sys.stderr, flush=True))
+        kill_workers()
+        os._exit({0: 2, signal.SIGINT: 130}.get(number) or int(str(self.ending().code)))
+
+
+def _for_seconds(seconds: float, act: Callable[[], object]) -> None:
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(seconds)
