@@ -126,7 +126,8 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
                 hints[flag] = f"{hints.get(flag, flag)} {found}"
         hint = f"; did you mean {' '.join(hints.values())}?" if hints else ""
         lacking = " and ".join(repr(name) for _, name, _ in missing)
-        raise ClipDataError(f"{url} has no column {lacking}; it has {one_line(', '.join(names))}{hint}")
+        known = one_line(", ".join(names).replace("\t", "\\t"))
+        raise ClipDataError(f"{url} has no column {lacking}; it has {known}{hint}")
     for _, name, _ in wanted:
         if list(names).count(name) > 1:
             raise ClipDataError(f"{url} has {list(names).count(name)} columns {name!r}: rename or remove all but one")

@@ -209,9 +209,8 @@ def _uneven(url: str, number: int, fields: list[str], header: list[str], advice:
 
 
 def _check_record(url: str, number: int, fields: list[str], width: int, place: int) -> None:
-    """ClipDataError when a quoted field has swallowed records: two of a record's lines are records of their own.
-
-    A record has `width` fields with a URL at `place`; no caption of several lines looks like that but by design.
+    """ClipDataError when a quoted field has swallowed records: a line that is not the one with the record's own URL is
+    a record of its own, with `width` fields and a URL at `place`. No caption looks like that but by design.
     """
     mark = "://" if place >= len(fields) or "://" in fields[place] else ""
     fields = ['"' + field.replace('"', '""') + '"' if "\n" in field or "," in field else field for field in fields]
@@ -221,7 +220,8 @@ def _check_record(url: str, number: int, fields: list[str], width: int, place: i
         return any(len(found) == width and mark in found[place] for found in read)
 
     lines = ",".join(fields).split("\n")
-    if sum(map(alone, lines)) > 1:
+    own = ",".join(fields[:place]).count("\n")
+    if any(alone(line) for index, line in enumerate(lines) if index != own):
         raise ClipDataError(
             f"{url}, line {number}: a quoted field goes on to line {number + len(lines) - 1} and takes in other rows: "
             "close its quote, or write it twice where it is meant (RFC 4180); .jsonl can hold such a text"
