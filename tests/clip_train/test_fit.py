@@ -108,6 +108,9 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     ]
     assert load_file(run / "config.json") == to_dict(config)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000008", "step-00000010"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in run.rglob("*") if path.is_file()} == {0o666 & ~umask}
 
     steps = steps_of(run)
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))

@@ -1,17 +1,14 @@
 """The command `clip-models`. Each sub-command is a module of clip_models.commands, loaded when it is asked for."""
 
-import contextlib
 import difflib
-import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from clip_core import ClipError
 from clip_models.errors import ClipModelsError
+from clip_models.flags import parse
 
 COMMANDS = {
     "list": "architectures and their pretrained tags",
@@ -55,26 +52,7 @@ def _main(args: list[str]) -> int | None:
         hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
         raise ClipModelsError(f"clip-models has no command {name!r}; {hint}")
     command = import_module(f"clip_models.commands.{name}")
-    return command.run(_parse(command.Config, name, rest))
-
-
-def _parse(form: type, name: str, args: list[str]) -> Any:
-    """The flags as a Config; what tyro prints about a wrong one becomes a ClipModelsError of one line."""
-    import tyro
-
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(
-                form, prog=f"clip-models {name}", description=COMMANDS[name], args=args,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )  # fmt: skip
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-    title, _, body = printed.getvalue().strip().partition("\n")
-    words = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", body or title).partition("For full helptext")[0].split()
-    raise ClipModelsError(f"{' '.join(words)} ('clip-models {name} --help' lists the flags)")
+    return command.run(parse(command.Config, f"clip-models {name}", COMMANDS[name], rest))
 
 
 def _overview() -> str:

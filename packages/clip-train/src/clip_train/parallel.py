@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -120,6 +121,9 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
         how = "it was told to stop" if isinstance(error, SystemExit) else str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and (lost := peers.lost()):
             how = f"rank {launch.rank} cannot go on: {lost}"
+            if watch.wanted:
+                print(f"warning: {how}", file=sys.stderr)
+                raise watch.ending() from error
             raise RankLost(how) from error
         raise
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from clip_train.launch import Launch
 BEAT_S = 2.0  # between two signs of life
 ASKING_S = 8.0  # for questions to the store, which a stopped rank 0 leaves without an answer
 SHOWN = 4  # ranks that a message names
+_visits = itertools.count()  # a process may join several times, and the store may outlive each of them
 
 
 class Peers:
@@ -28,6 +30,7 @@ class Peers:
         """Waits until all ranks have come; RankLost names the missing ones."""
         self._launch, self._where, self._timeout = launch, where, timeout
         self._deadline = time.monotonic() + timeout
+        self._prefix = f"clip-train {next(_visits)}"
         self._place = f"MASTER_ADDR:MASTER_PORT = {launch.host}:{launch.port}"
         # Under torchrun its agent keeps the store.
         self.store = self._connect(launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
@@ -55,7 +58,7 @@ class Peers:
         saying.start()
         saying.join(1)
 
-    def _connect(self, serve: bool) -> dist.TCPStore:
+    def _connect(self, serve: bool) -> dist.Store:
         launch = self._launch
         while not serve:
             try:
@@ -69,7 +72,7 @@ class Peers:
                     ) from error
                 time.sleep(0.2)
         try:
-            return dist.TCPStore(
+            store = dist.TCPStore(
                 launch.host,
                 launch.port,
                 is_master=serve,
@@ -77,6 +80,7 @@ class Peers:
                 wait_for_workers=False,
                 multi_tenant=True,
             )
+            return dist.PrefixStore(self._prefix, store)
         except RuntimeError as error:
             reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).partition("\n")[0]
             raise RankLost(f"rank {launch.rank} cannot meet the others at {self._place}: {reason}") from error

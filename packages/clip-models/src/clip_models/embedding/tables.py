@@ -31,7 +31,7 @@ def from_tables(files: Sequence[tuple[AbstractFileSystem, str]], config: EmbedCo
     for fs, name in files:
         try:
             with fs.open(name, "rb") as file:
-                table = pq.ParquetFile(file, buffer_size=_BUFFER)
+                table = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
                 yield from _rows(table, fs, name, config, needs, start)
                 start += table.metadata.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -60,7 +60,9 @@ def _rows(
             yield from (Sample(key=f"{os.path.basename(name)}#{number}") for number in range(row, stop))
             row = stop
             continue
-        for batch in table.iter_batches(_ROWS, row_groups=[group], columns=list(dict.fromkeys(wanted))):
+        # Without threads: one of Arrow's that still holds the file when Python ends aborts the process.
+        columns_wanted = list(dict.fromkeys(wanted))
+        for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns_wanted, use_threads=False):
             columns = {column: _values(batch.column(column), column == text) for column in batch.schema.names}
             for index in range(batch.num_rows):
                 value = columns[key][index] if key else None
