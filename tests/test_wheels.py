@@ -4,6 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,37 @@ def wheels(tmp_path_factory) -> Path:
     for package in PACKAGES:
         run("uv", "build", "--quiet", "--wheel", "--package", package, "--out-dir", str(folder), cwd=ROOT)
     return folder
+
+
+def siblings_of(requirements: list[str]) -> list[str]:
+    names = [requirement.partition("==")[0].partition("[")[0].partition(" ")[0] for requirement in requirements]
+    return [requirement for requirement, name in zip(requirements, names, strict=True) if name in PACKAGES]
+
+
+def test_siblings_are_pinned_to_the_one_version():
+    # The packages are tested together: a wheel that took another version of a sibling would be untested.
+    projects = [
+        tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"] for name in PACKAGES
+    ]
+    (version,) = {project["version"] for project in projects}
+    for project in projects:
+        names = [requirement.partition("==")[0] for requirement in siblings_of(project["dependencies"])]
+        assert siblings_of(project["dependencies"]) == [f"{name}=={version}" for name in names], project["name"]
+
+
+@pytest.mark.slow
+def test_wheels_carry_their_metadata(wheels):
+    for package in PACKAGES:
+        (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+            metadata = HeaderParser().parsestr(archive.read(name).decode())
+        required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+        assert {line.partition("==")[2] for line in siblings_of(required)} <= {metadata["Version"]}
+        assert len(siblings_of(required)) >= (package != "clip-core")
+        assert len(metadata.get_all("Project-URL")) == 4
+        assert "Typing :: Typed" in metadata.get_all("Classifier")
+        assert metadata["Keywords"].startswith("clip,")
 
 
 @pytest.mark.slow

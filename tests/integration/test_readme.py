@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -146,10 +147,26 @@ def test_a_unit_fetched_again_on_a_ray_cluster_has_the_same_bytes(place):
     assert verify("s3://my-bucket/dataset", deep=True) == []
 
 
+@pytest.mark.slow
+def test_the_first_block_needs_python_alone(tmp_path):
+    """uv of the package index, with nothing else on the PATH, runs the two commands in this checkout."""
+    install, *commands = COMMANDS[:3]
+    assert commands == ["uv run pipelines/end_to_end.py", "uv run pytest"]
+    venv.create(tmp_path / "python", with_pip=True, symlinks=True)
+    # The environment of this test stands for the one that uv would make, which takes minutes: .ci/run does that.
+    ours = {"PATH": str(tmp_path / "python/bin"), "UV_PROJECT_ENVIRONMENT": sys.prefix, "UV_NO_SYNC": "1"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")} | ours
+    run(shlex.split(install), tmp_path, environment)
+    assert "--input.rows" in run([*shlex.split(commands[0]), "--help"], ROOT, environment)
+    assert "pytest" in run([*shlex.split(commands[1]), "--version"], ROOT, environment)
+
+
 def test_every_command_names_something_that_exists():
     for line in COMMANDS:
         words = shlex.split(line)
-        if words[0] == "sbatch":
+        if words[0] == "pip":
+            assert words == ["pip", "install", "uv"]
+        elif words[0] == "sbatch":
             assert (ROOT / words[1]).is_file()
         elif words[2].endswith(".py"):
             assert (ROOT / words[2]).is_file()

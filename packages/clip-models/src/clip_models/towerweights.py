@@ -49,7 +49,7 @@ def load_default_tower(model: Any, tower: str) -> None:
     if tower == "text" and isinstance(spec.text, HFTextConfig):
         transformers = require("transformers", "hf", f"the text tower of {spec.name}")
         name = spec.text.model_name
-        donor = _fetch(lambda: transformers.AutoModel.from_pretrained(name), name)
+        donor = _fetch(lambda: transformers.AutoModel.from_pretrained(name, trust_remote_code=False), name)
         if donor.config.is_encoder_decoder:
             donor = donor.get_encoder()
         _take_over(model.text.transformer, donor, name)

@@ -158,14 +158,16 @@ def _load(name: str, cache_dir: str | os.PathLike[str] | None) -> Any:
     source = name if on_hub else str(path)
     if on_hub and not _is_cached(name, cache_dir):
         _fetch(name, cache_dir)
+    # Without trust_remote_code=False the library asks on the terminal whether to run Python files beside the settings.
+    options = {"local_files_only": True, "cache_dir": cache_dir, "trust_remote_code": False}
     try:
         try:
-            loaded = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, cache_dir=cache_dir)
+            loaded = transformers.AutoTokenizer.from_pretrained(source, **options)
         except Exception:
             if not on_hub:
                 raise
             _fetch(name, cache_dir)  # another program may have fetched a part of it
-            loaded = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True, cache_dir=cache_dir)
+            loaded = transformers.AutoTokenizer.from_pretrained(source, **options)
     except ClipModelsError:
         raise
     except Exception as error:  # whatever the library's parsers raise
