@@ -226,9 +226,10 @@ class LocalExecutor:
         worker.process.join(ENDING_SECONDS)
         if worker.process.is_alive():
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(ENDING_SECONDS)
         code = worker.process.exitcode or 0
-        worker.process.close()
+        with contextlib.suppress(ValueError):  # it waits for storage, and ends when that answers
+            worker.process.close()
         if worker.stuck:
             return worker.stuck
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
