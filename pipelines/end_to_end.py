@@ -28,7 +28,7 @@ from clip_train import ClipTrainError, FitConfig
 @dataclass(frozen=True, kw_only=True)
 class EndToEnd:
     output: str
-    """folder of the run; `{output}` in any string of the recipe stands for it"""
+    """folder of the run; `{output}` in any string stands for it, `{fit.run}` and `{evaluate.out}` for those fields"""
     input: InputConfig = field(default_factory=InputConfig)
     """where the table of URLs comes from"""
     plan: PlanConfig
@@ -55,6 +55,12 @@ def main() -> None:
         args = [str(Path(__file__).parent / "recipes" / "quickstart.toml"), *args]
     config = parse(EndToEnd, args, prog="end_to_end.py", description=__doc__)
     config = substitute(config, output=config.output)
+    config = substitute(config, **{"fit.run": config.fit.run, "evaluate.out": config.evaluate.out})
+    if config.evaluate.model != f"{config.fit.run}/model.safetensors":
+        raise ClipEvalError(
+            f"evaluate.model = {config.evaluate.model!r} is not the model that is trained here: write "
+            "'{fit.run}/model.safetensors', or evaluate the other one with pipelines/evaluate.py"
+        )
 
     from clip_data.acquire import AcquireTask
     from clip_data.demo import serve, write_input

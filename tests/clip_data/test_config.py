@@ -221,11 +221,18 @@ def test_tables_and_lists_of_tables_can_be_given_by_flags_alone(recipe):
         (["--tasks.0.rood", "b"], r"unknown flag --tasks.0.rood; did you mean --tasks.0.root\?"),
         (["--tasks.1.root", "b"], "--tasks.1.root: there are 0 tasks, the next one is --tasks.0"),
         (["--extra.batch-size", "3", "--task.root", "a", "--tasks", "[]"], "missing key extra.root"),
+        (["--tasks.0.root", "b", "--tasks", "[]"], "--tasks.0.root and --tasks set the same value: give one of them"),
+        (["--tasks", "[]", "--tasks.0.batch-size=2"], "--tasks and --tasks.0.batch-size set the same value"),
     ],
 )
 def test_wrong_tables_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
         job(*args)
+
+
+def test_a_key_that_a_json_recipe_has_twice_is_refused(recipe):
+    with pytest.raises(ConfigError, match=r"run\.json is not valid JSON: the key 'lr' is there twice"):
+        run([recipe('{"out": "a", "optim": {"lr": 1, "lr": 2}}', "run.json")])
 
 
 def test_a_scalar_where_the_flags_need_a_table(recipe):

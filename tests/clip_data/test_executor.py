@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_data import executor
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, LocalExecutor, make_executor
@@ -44,6 +45,26 @@ def test_a_unit_that_always_kills_is_named_after_the_others_are_done(tmp_path):
         done.extend(unit for unit, _ in executor.run(Deadly(str(tmp_path), 99), UNITS))
     assert sorted(unit.ordinal for unit in done) == [0, 1, 3, 4, 5]
     assert len(list(tmp_path.glob("00000002-*"))) == 2
+
+
+def test_a_stopped_worker_is_replaced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "STOPPED_SECONDS", 0.2)
+    with LocalExecutor(ExecutorConfig(workers=2, retries=1)) as local:
+        answers = dict(local.run(Deadly(str(tmp_path), 1, signal.SIGSTOP), UNITS))
+    assert sorted(answers, key=lambda unit: unit.ordinal) == UNITS
+    (warning,) = caplog.messages
+    assert "unit 00000002: a stop by a signal; killed" in warning
+    assert not _alive(int(warning.split()[2].rstrip(",")))
+
+
+def test_a_unit_that_takes_too_long_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
+    with (
+        LocalExecutor(ExecutorConfig(retries=0, timeout=0.5)) as local,
+        pytest.raises(ClipDataError, match=r"unit 00000002 .* 1 times, .* no answer within 0\.5 s \(timeout\)"),
+    ):
+        list(local.run(Deadly(str(tmp_path), 9, signal.SIGSTOP), UNITS[2:3]))
 
 
 def test_errors_of_a_task_name_the_unit():
@@ -106,7 +127,12 @@ def test_workers_do_not_outlive_a_killed_driver(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"workers": -1}, "workers = -1"), ({"retries": -2}, "retries = -2"), ({"ray_address": "h:1"}, "kind = 'ray'")],
+    [
+        ({"workers": -1}, "workers = -1"),
+        ({"retries": -2}, "retries = -2"),
+        ({"timeout": 0.0}, "timeout = 0.0"),
+        ({"ray_address": "h:1"}, "kind = 'ray'"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ClipDataError, match=message):

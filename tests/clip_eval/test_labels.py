@@ -11,8 +11,8 @@ import pytest
 
 from clip_data.dataset import sidecar_name
 from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features
-from clip_eval.labels import OTHER, UNLABELLED, Labels, read_labels
-from clip_eval.tasks import zero_shot
+from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
+from clip_eval.tasks import prompts_of, zero_shot
 from tests.support.datasets import make_dataset
 from tests.support.evals import picture, tiny_model
 
@@ -117,6 +117,9 @@ BAD_LABELS = [
         {"classes": ("hot dog", "cat")},
         "'hot_dog' .* 'hot dog' differ only in case or spelling",
     ),
+    (["don’t", "cat"], None, {"classes": ("don't", "cat")}, "'don’t' .* differ only in case or spelling"),
+    (["t–shirt", "cat"], None, {"classes": ("t-shirt", "cat")}, "'t–shirt' .* differ only in case or spelling"),
+    (["dog\0", "cat"], None, {"classes": ("dog", "cat")}, "differ only in case or spelling"),
     (["STRASSE", "a"], None, {"classes": ("straße", "a")}, "'STRASSE' .* 'straße' differ"),
     (["cow"], None, {"classes": ("dog", "cat")}, "belongs to one of the 2 classes; the labels are cow"),
     (["dog"], None, {"classes": ("dog", "")}, r"the name of the class at position 1 \(id 1\) is empty"),
@@ -166,8 +169,9 @@ def test_rows_of_a_file_have_ids_and_prompts_and_their_gaps_are_other_classes(tm
         ("a.jsonl", '{"name": "dog"}\n{"nme": "cat"}\n', "line 2: unknown key nme; did you mean name"),
         ("a.jsonl", '{"name": "dog", "id": "n02"}\n', "line 1: id = 'n02' must be an integer"),
         ("a.jsonl", "[]\n", "line 1: the file must be a table"),
-        ("a.jsonl", "dog\n", "a.jsonl is damaged: .* one class a line"),
+        ("a.jsonl", "dog\n", "a.jsonl, line 1 is damaged: .* one class a line"),
         ("a.jsonl", '{"name": "dog", "id": 1}\n{"name": "cat"}\n', "'dog' and 'cat' both have the id 1"),
+        ("a.jsonl", '{"name": "dog"}\n{"id": 1, "name": "cat", "id": 2}\n', "line 2 is damaged: the key 'id' is there"),
         ("a.jsonl", '{"name": "dog", "id": -1}\n', "'dog' has the id -1: ids start at 0"),
         ("a.jsonl", '{"name": "dog", "prompts": [" "]}\n', "a prompt of the class at position 0"),
     ],
@@ -248,6 +252,11 @@ def outcome_of(file: str, truth: list[int]) -> list[tuple[int, int]]:
     assert outcome.metrics[0].value == (result.predicted == truth).mean()
     assert outcome.counts["same_prompts"] == len(prompts) - len(np.unique(classifier, axis=0))
     return list(zip(result.rank.tolist(), result.predicted.tolist(), strict=True))
+
+
+def test_a_name_with_braces_is_put_in_as_it_is():
+    row = ClassRow(id=0, name="set {}")
+    assert prompts_of(row, ("a {c}", "one {} and {}")) == ["a set {}", "one set {} and set {}"]
 
 
 def test_prompts_of_their_own_tell_two_cranes_apart(tmp_path):

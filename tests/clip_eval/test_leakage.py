@@ -9,7 +9,8 @@ import pytest
 from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
 from clip_eval import EvalConfig, TaskConfig, evaluate
-from tests.support.evals import color_dataset, tiny_model
+from clip_models import create_model, save_model
+from tests.support.evals import SPEC, color_dataset, tiny_model
 
 KEPT = 21  # of the 24 rows
 
@@ -63,6 +64,48 @@ def test_training_samples_that_are_gone_are_a_warning(place, capsys):
     assert "warning: cannot check whether the model was trained on the tasks' samples" in capsys.readouterr().err
 
 
-def test_a_model_without_a_run_is_evaluated_on_anything(place):
+def test_a_model_without_a_run_is_evaluated_on_anything(place, capsys):
     shutil.move(place / "run/model.safetensors", place / "model.safetensors")
     assert evaluate(config(place, "", "model.safetensors"))
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "model"),
+    [
+        ("run", "model.safetensors"),
+        ("run", "checkpoints/step-00000004/model.safetensors"),
+        ("run/checkpoints/step-00000004", "model.safetensors"),
+        ("run/checkpoints", "../model.safetensors"),
+    ],
+)
+def test_the_run_is_found_from_every_folder(place, monkeypatch, folder, model):
+    monkeypatch.chdir(place / folder)
+    with pytest.raises(ClipDataError, match="are training samples too"):
+        evaluate(replace(config(place, ""), model=model))
+
+
+@pytest.mark.parametrize("model", ["run/model.safetensors", "run/checkpoints/step-00000004/model.safetensors"])
+def test_the_run_is_found_in_a_folder_named_checkpoints_and_through_a_link(place, model):
+    (place / "checkpoints").mkdir()
+    (place / "run").rename(place / "checkpoints/run")
+    (place / "linked.safetensors").symlink_to(place / "checkpoints" / model)
+    for name in (f"checkpoints/{model}", "linked.safetensors"):
+        with pytest.raises(ClipDataError, match="are training samples too"):
+            evaluate(config(place, "", name))
+
+
+def test_the_samples_of_the_run_before_count_too(place):
+    sources = [{"root": str(place / "data"), "selection": "second"}]
+    written = {"model": {"pretrained": str(place / "run/model.safetensors")}, "data": {"sources": sources}}
+    (place / "tuned").mkdir()
+    (place / "tuned/config.json").write_text(json.dumps(written))
+    shutil.copy(place / "run/model.safetensors", place / "tuned")
+    with pytest.raises(ClipDataError, match=r"^11 of the 11 samples of task 'captions'"):
+        evaluate(config(place, "first", "tuned/model.safetensors"))
+
+
+def test_weights_of_a_run_that_is_not_around_them_are_a_warning(place, capsys):
+    save_model(place / "copy.safetensors", create_model(SPEC, seed=0), SPEC, {"clip_train.config": "0" * 32})
+    assert evaluate(config(place, "", "copy.safetensors"))
+    assert "warning: cannot check whether" in capsys.readouterr().err

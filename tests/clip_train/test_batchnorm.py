@@ -57,3 +57,17 @@ def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training):
         assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
         for name in alone.keys() - set(gradients):
             np.testing.assert_allclose(rank[name], alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def on_unequal_ranks() -> list[float]:
+    with join_world("cpu") as world:
+        layer = torch.nn.BatchNorm1d(1, affine=False, track_running_stats=False).eval()
+        world.wrap(torch.nn.Sequential(layer, torch.nn.Linear(1, 1)))
+        values = torch.tensor([[-1.0], [1.0]])
+        if world.leads:  # as in validation, where a batch is one rank's alone
+            return layer(values).flatten().tolist()
+    return []
+
+
+def test_a_layer_in_eval_mode_needs_no_other_rank():
+    assert run_ranks(2, on_unequal_ranks)[0] == pytest.approx([-1, 1], abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clip_train.checkpoint import Checkpoints
+from clip_train.checkpoint import Checkpoints, _digest
 from clip_train.config import OptimConfig
 from clip_train.errors import ClipTrainError
 from clip_train.optim import make_optimizer
@@ -120,6 +120,7 @@ DAMAGE = [
     lambda folder: (folder / "state.json").unlink(),
     lambda folder: edit_state(folder, stream={"step": 4}),
     lambda folder: edit_state(folder, files={}),
+    lambda folder: edit_state(folder, format=99),
     replace_by_a_file,
     copy_the_older_one,
 ]
@@ -190,7 +191,8 @@ def test_a_checkpoint_of_another_config_or_format_is_refused(tmp_path):
     run.save(1)
     with pytest.raises(ClipTrainError, match="another config"):
         Run(tmp_path, fingerprint="two").resume()
-    edit_state(run.checkpoints.path(1), format=99)
+    state = json.loads((run.checkpoints.path(1) / "state.json").read_text())
+    edit_state(run.checkpoints.path(1), format=99, sha256=_digest({**state, "format": 99}))
     with pytest.raises(ClipTrainError, match="format 99"):
         run.resume()
 

@@ -30,6 +30,8 @@ def test_a_minimal_recipe_resolves():
         ({"train": {"steps": 0}}, "none of them"),
         ({"train": {"steps": -1}}, "train.steps = -1"),
         ({"train": {"batch_size": 0}}, "train.batch_size = 0"),
+        ({"train": {"seed": 2**63}}, "train.seed = 9223372036854775808 must be at most"),
+        ({"train": {"threads": 100_000}}, "train.threads = 100000"),
         ({"data": {"sources": []}}, "data.sources is empty"),
         ({"data": {"sources": [{"root": "far", "weight": -1.0}]}}, "far is -1.0"),
         ({"data": {"scale": [0.5, 1.5]}}, "data.scale = (0.5, 1.5)"),

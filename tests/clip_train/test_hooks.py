@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip_train.hooks import Logging
+from clip_train.errors import ClipTrainError
+from clip_train.hooks import Logging, Saving, Validation
 from clip_train.loop import Step
 from clip_train.runfolder import RunLog
 
@@ -71,3 +72,53 @@ def test_the_slowest_rank_is_the_one_that_all_wait_for(tmp_path):
     rows = lines(tmp_path)
     assert rows[1]["loader_wait_s"] == pytest.approx((sum(WAITS[1:10]) + 2) / 9)
     assert rows[-1]["wait_s"] == pytest.approx(sum(WAITS) + 2 * len(rows))
+
+
+class Pair:
+    """Two ranks that have met the same."""
+
+    size, rank = 2, 0
+    watch = SimpleNamespace(wanted=False, saved=None)
+
+    def gather(self, value):
+        return [value, value]
+
+    def any(self, flag):
+        return flag
+
+
+def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_path):
+    saved = []
+    stream = SimpleNamespace(stats={"corrupt": 0}, corrupt_uids=[], state_dict=dict)
+    loop = SimpleNamespace(
+        steps=9, start=4, metrics={"corrupt": 3}, task=SimpleNamespace(model=None, report=dict), optimizer=None
+    )
+    checkpoints = SimpleNamespace(save=lambda *state: saved.append(dict(state[-1])))
+    with RunLog(tmp_path, 4) as log:
+        hooks = [
+            Logging(log=log, world=Pair(), every=8, batch_size=4, samples=40, stream=stream),
+            Saving(checkpoints=checkpoints, every=5, stream=stream, log=log, world=Pair()),
+        ]
+        for hook in hooks:
+            hook.on_start(loop)
+        for step, corrupt in ((5, 1), (6, 1), (7, 1), (8, 2), (9, 2)):
+            stream.stats["corrupt"] = corrupt
+            for hook in hooks:
+                hook.on_step(loop, Step(step=step, losses={"loss": 1.0}, lr=1, grad_norm=1, wait_s=0, seconds=1))
+    assert [row["corrupt"] for row in lines(tmp_path)] == [7, 7]
+    assert [metrics["corrupt"] for metrics in saved] == [5, 7]  # after steps 5 and 9
+
+
+def test_held_out_samples_that_every_rank_reads_are_counted_once():
+    class Batches(list):
+        stats = {"samples": 6, "corrupt": 2}  # noqa: RUF012
+        corrupt_uids = ["a", "b"]  # noqa: RUF012
+
+    loop = SimpleNamespace(
+        steps=1, metrics={}, task=SimpleNamespace(prepare=lambda batch: batch, evaluate=lambda batch: 1.0)
+    )
+    hook = Validation(
+        batches=Batches([{"text": ["x"] * 3}] * 2), batch_size=3, every=0, max_corrupt=0.2, world=Pair(), log=None
+    )
+    with pytest.raises(ClipTrainError, match=r"^2 of the 8 held-out samples .* among them a, b:"):
+        hook.on_step(loop, SimpleNamespace(step=1))

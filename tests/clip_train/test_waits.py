@@ -59,6 +59,13 @@ def test_a_rank_that_never_joins_is_named(endless, tmp_path):
     assert "train.timeout" in line
 
 
+def test_a_host_that_is_not_known_is_named(endless, tmp_path):
+    environment = {**rank_environment(0, 2, free_port()), "MASTER_ADDR": "no-such-host.invalid"}
+    errors = start(within(endless, 2), tmp_path, environment).communicate(timeout=60)[1]
+    assert errors.startswith("error: rank 0 cannot meet the others at MASTER_ADDR:MASTER_PORT = no-such-host.invalid:")
+    assert errors.count("\n") == 1
+
+
 def test_rank_0_that_never_joins_is_named(endless, tmp_path):
     (process,) = start_ranks(within(endless, 2), tmp_path, (1,))
     code, line = ended(process)

@@ -34,6 +34,18 @@ def test_a_recipe_that_does_not_fit(tmp_path, recipe, words):
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--evaluate.model", "other.safetensors"], ["evaluate.model = 'other.safetensors'", "pipelines/evaluate.py"]),
+        (["--fit.run", "elsewhere", "--fit.train.steps=-1"], ["train.steps = -1"]),  # the evaluation follows the run
+    ],
+)
+def test_the_model_that_is_trained_is_the_one_that_is_evaluated(tmp_path, flags, words):
+    assert refused(run("end_to_end.py", "--output", "run", *flags, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_recipe_that_is_not_there(tmp_path):
     assert refused(run("end_to_end.py", tmp_path / "none.toml"), "none.toml", "No such file")
 

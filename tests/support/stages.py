@@ -14,17 +14,18 @@ UNITS = [Unit(ordinal=i, source="list.parquet", row_group=0, row_start=i * 10, r
 
 @dataclass(frozen=True)
 class Deadly:
-    """Kills its own process `times` times on unit 2; otherwise answers. Leaves one mark per attempt."""
+    """Kills or stops its own process `times` times on unit 2; otherwise answers. Leaves one mark per attempt."""
 
     folder: str
     times: int
+    signal: int = signal.SIGKILL
 
     def __call__(self, unit: Unit) -> dict:
         marks = Path(self.folder)
         attempt = len(list(marks.glob(f"{unit.name}-*")))
         (marks / f"{unit.name}-{attempt}").touch()
         if unit.ordinal == 2 and attempt < self.times:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
         return {"unit": unit.name, "pid": os.getpid()}
 
 

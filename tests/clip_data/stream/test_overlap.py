@@ -61,7 +61,8 @@ def test_the_same_sample_in_another_dataset_is_found(root, tmp_path):
 
 def test_a_sample_that_was_taken_down_is_not_in_training(root, tmp_path):
     dataset = stream_dataset(tmp_path / "b")
-    select(dataset, SelectConfig(name="last", where="number >= 80"))
     rows = [row for unit in dataset.units for row in dataset.sidecar(unit).to_pylist()]
-    dataset.take_down([row["uid"].hex() for row in rows if row["number"] >= 80], reason="asked")
-    check(manifest(tmp_path / "b", ""), manifest(root, "last"))
+    # From 86 on: of the unit with the rows 80 to 87 a part stays.
+    dataset.take_down([row["uid"].hex() for row in rows if row["number"] >= 86], reason="asked")
+    with pytest.raises(ClipDataError, match=f"^{kept(80, 86)} of the {kept(80, 90)} samples"):
+        check(manifest(tmp_path / "b", ""), manifest(root, "last"))

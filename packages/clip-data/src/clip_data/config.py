@@ -63,11 +63,11 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
         raise ConfigError(f"{file}: 'extends' goes round in a circle: {' -> '.join(map(str, (*_seen, file)))}")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        data = load_json(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         advice = "name a .toml file, or the config.json of a run"
         raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}; {advice}") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{file} is not valid {'JSON' if file.suffix == '.json' else 'TOML'}: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold a table, not {_short(data)}")
@@ -81,6 +81,19 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
     for parent in parents:
         merged = merge(merged, load_file(file.parent / parent, (*_seen, file.resolve())))
     return merge(merged, data)
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text; ValueError also for an object that has a key twice, of which Python keeps the last."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        return table
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

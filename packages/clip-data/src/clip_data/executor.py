@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ from typing import Any, Literal, Protocol, Self
 
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
+from clip_data.stream.worker import state_of
 
 Task = Callable[[Unit], dict[str, Any]]
 """Picklable; does one unit, writes its files and then its commit record, and returns that record."""
@@ -28,6 +31,10 @@ Task = Callable[[Unit], dict[str, Any]]
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 ENDING_SECONDS = 10.0  # what an idle worker may take to end before it is killed
+POLL_SECONDS = 1.0  # between looks at workers that give no answer
+STOPPED_SECONDS = 5.0  # until a worker that someone has stopped is replaced
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,12 @@ class ExecutorConfig:
     """address of a running Ray cluster; empty: $RAY_ADDRESS if set, else a Ray of its own on this machine"""
     retries: int = 3
     """how often a unit is tried again after its worker died; an error that a unit raises is not retried"""
+    timeout: float = 21_600.0
+    """seconds that one unit may take: its worker is then killed (local), or the run ends (ray), with the unit named"""
 
     def __post_init__(self) -> None:
+        if self.timeout <= 0:
+            raise ClipDataError(f"timeout = {self.timeout} must be above 0")
         for name in ("workers", "retries"):
             if getattr(self, name) < 0:
                 raise ClipDataError(f"{name} = {getattr(self, name)} must not be negative")
@@ -131,7 +142,9 @@ class LocalExecutor:
     def __init__(self, config: ExecutorConfig) -> None:
         self.workers = config.workers or len(os.sched_getaffinity(0))
         self.retries = config.retries
+        self.timeout = config.timeout
         self._running: dict[Connection, _Worker] = {}
+        self._looked = 0.0
 
     def run(self, task: Task, units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
         payload = pickle.dumps(task)
@@ -147,7 +160,8 @@ class LocalExecutor:
                     worker.give(waiting.popleft())
                 if all(worker.unit is None for worker in self._running.values()):
                     break
-                for ready in wait(list(self._running)):
+                self._kill_stuck()
+                for ready in wait(list(self._running), POLL_SECONDS):
                     assert isinstance(ready, Connection)
                     worker = self._running[ready]
                     unit, outcome = worker.unit, worker.take()
@@ -171,6 +185,26 @@ class LocalExecutor:
         finally:
             self.close()
 
+    def _kill_stuck(self) -> None:
+        """Kills workers that someone has stopped, or whose unit takes too long: they read as dead afterwards."""
+        now = time.monotonic()
+        # Not more than was looked at: all of us may have been stopped, as by Ctrl-Z, and go on together.
+        passed, self._looked = min(now - self._looked, 2 * POLL_SECONDS), now
+        for worker in self._running.values():
+            if worker.unit is None or worker.stuck:
+                continue
+            worker.busy += passed
+            worker.stopped = worker.stopped + passed if state_of(worker.process.pid) == "stopped" else 0.0
+            if worker.stopped > STOPPED_SECONDS:
+                worker.stuck = "a stop by a signal"
+            elif worker.busy > self.timeout:
+                worker.stuck = f"no answer within {self.timeout:g} s (timeout)"
+            if worker.stuck:
+                log.warning(
+                    "worker process %d, unit %s: %s; killed", worker.process.pid, worker.unit.name, worker.stuck
+                )
+                worker.process.kill()
+
     def close(self) -> None:
         for worker in self._running.values():
             if worker.unit is None:
@@ -192,9 +226,12 @@ class LocalExecutor:
         worker.process.join(ENDING_SECONDS)
         if worker.process.is_alive():
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(ENDING_SECONDS)
         code = worker.process.exitcode or 0
-        worker.process.close()
+        with contextlib.suppress(ValueError):  # it waits for storage, and ends when that answers
+            worker.process.close()
+        if worker.stuck:
+            return worker.stuck
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def __enter__(self) -> Self:
@@ -213,12 +250,14 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.unit: Unit | None = None
+        self.busy = self.stopped = 0.0  # seconds, since it has its unit and since it was seen running
+        self.stuck = ""  # why it was killed
         self.process: SpawnProcess = context.Process(target=_serve, args=(payload, theirs), name="clip-data-worker")
         self.process.start()
         theirs.close()  # the worker has the only other end: its death reads as an end of file
 
     def give(self, unit: Unit) -> None:
-        self.unit = unit
+        self.unit, self.busy = unit, 0.0
         with contextlib.suppress(OSError):  # it died while idle: reading from it says so
             self.connection.send(unit)
 

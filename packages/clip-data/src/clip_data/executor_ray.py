@@ -22,6 +22,7 @@ from clip_data.executor import ExecutorConfig, Outcome, Task, attempt, dead_unit
 GREETING_SECONDS = 10.0  # what a Ray node may take to answer a new connection
 HTTP2_SETTINGS = b"\x04"  # type of the first frame that either side sends; it follows 3 bytes of length
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
+SHOWN = 3  # units that a message names
 IN_FLIGHT_PER_CPU = 2  # enough that no CPU waits for the driver, few enough that the driver holds almost nothing
 
 
@@ -33,6 +34,7 @@ class RayExecutor:
 
     def __init__(self, config: ExecutorConfig) -> None:
         self.retries = config.retries
+        self.timeout = config.timeout
         self._own = not ray.is_initialized()
         if self._own:
             _connect(config)
@@ -52,7 +54,13 @@ class RayExecutor:
                     flying[remote.remote(shared, unit)] = unit
                 if not flying:
                     break
-                ready, _ = ray.wait(list(flying), num_returns=1)
+                ready, _ = ray.wait(list(flying), num_returns=1, timeout=self.timeout)
+                if not ready:
+                    names = ", ".join(unit.name for unit in list(flying.values())[:SHOWN])
+                    raise ClipDataError(
+                        f"of {len(flying)} units under way ({names}, …) none was done within {self.timeout:g} s "
+                        "(timeout): look at the cluster's tasks, and run again"
+                    )
                 for reference in ready:
                     unit = flying.pop(reference)
                     try:

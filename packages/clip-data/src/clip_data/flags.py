@@ -49,12 +49,15 @@ def print_help(cls: type, default: Any, prog: str, description: str) -> None:
 
 def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
     """Sets in `data`, a recipe's content for `cls`, what the flags among `words` say. Raises ConfigError."""
-    given: set[str] = set()
+    given: dict[str, str] = {}
     for flag, values in _flags(words):
         name = flag.removeprefix("--").replace("-", "_")
         if name in given:
             raise ConfigError(f"{flag} is given twice: give it once")
-        given.add(name)
+        for other, as_written in given.items():  # --tasks and --tasks.0.root
+            if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}."):
+                raise ConfigError(f"{as_written} and {flag} set the same value: give one of them")
+        given[name] = flag
         _put(cls, data, name, flag, values)
 
 

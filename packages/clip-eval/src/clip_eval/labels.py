@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clip_data.config import from_dict
+from clip_data.config import from_dict, load_json
 from clip_data.dataset import Dataset, sidecar_name
+from clip_data.errors import ClipDataError
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store
 
@@ -98,27 +98,36 @@ def plain(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
+# Unicode's categories: every dash and `_` is a space; quotation marks, control and format characters are nothing.
+_LOOSE = {"Pd": " ", "Pc": " ", "Pi": "", "Pf": "", "Cc": "", "Cf": ""}
+_QUOTES = "'\"`ʼ"
+
+
 def _loose(name: str) -> str:
-    """Equal for names that people take for the same: without case, compatibility forms, `_`, `-` and format marks."""
-    folded = unicodedata.normalize("NFKC", name.replace("_", " ").replace("-", " ")).casefold()
-    return plain("".join(c for c in unicodedata.normalize("NFKC", folded) if unicodedata.category(c) != "Cf"))
+    """Equal for names that people take for the same: without case, compatibility forms, dashes and quotation marks."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain(name)).casefold())
+    return plain("".join("" if c in _QUOTES else _LOOSE.get(unicodedata.category(c), c) for c in folded))
 
 
 def _from_file(file: str) -> list[ClassRow]:
     if not file.endswith((".txt", ".jsonl")):
         raise ClipEvalError(f"classes_file {file!r} must end with .txt (a name a line) or .jsonl (id, name, prompts)")
     store, name = file_in_store(file)
+    where = file
     try:
         lines = store.read_bytes(name).decode("utf-8-sig").removesuffix("\n").split("\n")
         if file.endswith(".txt"):
             return [ClassRow(id=position, name=line) for position, line in enumerate(lines)]
         rows = []
         for position, line in enumerate(lines):
-            row, where = json.loads(line), f"{file}, line {position + 1}"
+            where = f"{file}, line {position + 1}"
+            row = load_json(line)
             rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
         return rows
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ClipEvalError(f"{file} is damaged: {error}; it holds one class a line") from error
+    except ClipDataError:
+        raise
+    except ValueError as error:
+        raise ClipEvalError(f"{where} is damaged: {error}; the file holds one class a line") from error
 
 
 def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, str | int | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_data.config import from_dict
@@ -15,17 +16,44 @@ if TYPE_CHECKING:
     from clip_eval.tasks import TaskConfig
 
 
-def training_sources(model: str) -> list[Source]:
-    """What a model was trained on, by the config.json of the run whose folder it lies in; none for another file."""
+def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
+    """What a model was trained on, by the config.json of the run whose folder it lies in; none for another file.
+
+    What the model was started from counts too. Warns on stderr when a run has written the file, but is not around it.
+    """
     from clip_data.stream import Source
 
-    # run/model.safetensors or run/checkpoints/step-…/model.safetensors
-    folder = (model.rpartition("/")[0] or ".").partition("/checkpoints/")[0]
-    store = Store(folder)
-    data = store.read_json("config.json").get("data") if store.exists("config.json") else None
-    if not isinstance(data, dict) or "sources" not in data:
+    file = Path(model).resolve()
+    if file in seen or not file.is_file():
         return []
-    return [from_dict(Source, source, f"{folder}/config.json") for source in data["sources"]]
+    # run/model.safetensors or run/checkpoints/step-…/model.safetensors, which may be linked to from anywhere
+    for place in (Path(model).absolute(), file):
+        for folder in (place.parent, place.parents[2]) if len(place.parents) > 2 else (place.parent,):
+            store = Store(folder)
+            config = store.read_json("config.json") if store.exists("config.json") else None
+            data = config.get("data") if isinstance(config, dict) else None
+            if not isinstance(data, dict) or "sources" not in data:
+                continue
+            before = (config.get("model") or {}).get("pretrained") or ""
+            sources = [from_dict(Source, source, f"{folder}/config.json") for source in data["sources"]]
+            return [*sources, *training_sources(before, seen=[*seen, file])]
+    if "clip_train.config" in _metadata(file):
+        print(
+            f"warning: cannot check whether {model} was trained on the tasks' samples: a training run has written it, "
+            "whose config.json is not beside it",
+            file=sys.stderr,
+        )
+    return []
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return tensors.metadata() or {}
+    except SafetensorError:
+        return {}  # weights in another format
 
 
 def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Source]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -13,7 +15,7 @@ import numpy as np
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, ImageFeatures
 from clip_eval.intervals import bootstrap_macro, wilson
-from clip_eval.labels import OTHER, UNLABELLED, Labels
+from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels
 from clip_eval.metrics import (
     Retrieval,
     classify,
@@ -27,6 +29,7 @@ from clip_eval.metrics import (
 RECALL_AT = (1, 5, 10)
 EXAMPLES = 8
 CLASSIFIED = 14
+_PLACE = re.compile(r"\{c?\}")  # of the class name in a template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class TaskConfig:
         if not self.templates:
             raise ClipEvalError(f'task {self.name!r} needs at least one template, such as "a photo of a {{}}."')
         for template in self.templates:
-            if "{}" not in template and "{c}" not in template:
+            if not _PLACE.search(template):
                 raise ClipEvalError(f"task {self.name!r}: the template {template!r} has no {{}} for the class name")
 
 
@@ -125,6 +128,11 @@ def proportion(name: str, hits: np.ndarray, chance: float) -> Metric:
     )
 
 
+def prompts_of(row: ClassRow, templates: Sequence[str]) -> list[str]:
+    """The prompts of a class: its own templates, or the given ones, with its name, which may hold braces itself."""
+    return [_PLACE.sub(lambda _: row.name, template) for template in row.prompts or templates]
+
+
 def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder, labels: Labels) -> Outcome:
     """top1, top5 (with more than 5 classes) and mean_per_class_recall.
 
@@ -135,10 +143,7 @@ def zero_shot(task: TaskConfig, images: ImageFeatures, embedder: Embedder, label
     if not len(kept):
         raise ClipEvalError(f"task {task.name!r}: none of the samples of its classes can be read")
     truth = given[kept]
-    prompts = [
-        [template.replace("{c}", row.name).replace("{}", row.name) for template in row.prompts or task.templates]
-        for row in labels.classes
-    ]
+    prompts = [prompts_of(row, task.templates) for row in labels.classes]
     texts = embedder.texts(list(chain.from_iterable(prompts)), precision=task.precision, batch_size=task.batch_size)
     classifier = zero_shot_classifier(texts.features, [len(of_class) for of_class in prompts])
     result = classify(images.features[kept], classifier, truth)

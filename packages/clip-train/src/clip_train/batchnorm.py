@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +21,13 @@ def synchronise_batch_norms(module: nn.Module) -> None:
     """
     for child in module.modules():
         if isinstance(child, _BatchNorm):
-            child.forward = _synchronised(child.forward)  # type: ignore[method-assign]
+            child.forward = _synchronised(child, child.forward)  # type: ignore[method-assign]
 
 
-def _synchronised(forward: Any) -> Any:
+def _synchronised(layer: _BatchNorm, forward: Any) -> Any:
     def call(*args: Any, **options: Any) -> Any:
-        with _Synchronised():
+        # In eval mode a layer without running statistics takes those of its batch, which is this rank's alone.
+        with _Synchronised() if layer.training else nullcontext():
             return forward(*args, **options)
 
     return call

@@ -162,10 +162,10 @@ class Checkpoints:
     def _verify(self, path: Path, step: int) -> dict[str, Any]:
         """The state of an intact checkpoint; raises what a damaged one makes go wrong, and ClipTrainError."""
         state = json.loads((path / "state.json").read_text())
-        if state["format"] != FORMAT:
-            raise ClipTrainError(f"the checkpoint {path} has format {state['format']!r}; this version reads {FORMAT}")
         if state["sha256"] != _digest(state):
             raise ValueError("state.json is not what was saved")
+        if state["format"] != FORMAT:
+            raise ClipTrainError(f"the checkpoint {path} has format {state['format']!r}; this version reads {FORMAT}")
         for name in _FILES:
             if _describe(path / name) != state["files"][name]:
                 raise ValueError(f"{name} is not what was saved")

@@ -173,6 +173,9 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, least in at_least:
         if value < least:
             raise ClipTrainError(f"{name} = {value} must be at least {least}")
+    for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
+        if value > ceiling:
+            raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")
     for name, value in (("optim.lr", optim.lr), ("optim.eps", optim.eps), ("train.timeout", train.timeout)):
         if value <= 0:
             raise ClipTrainError(f"{name} = {value} must be above 0")

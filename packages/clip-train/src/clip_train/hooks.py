@@ -40,8 +40,10 @@ class Logging(Hook):
     _wait: float = 0.0
     _waited: float = 0.0
     _corrupt: float = 0
+    _corrupt_before: float = 0
 
     def on_start(self, loop: Loop) -> None:
+        self._corrupt = self._corrupt_before = loop.metrics.get("corrupt", 0)
         self._began = time.perf_counter() - loop.metrics.get("time_s", 0.0)
         self._waited = loop.metrics.get("wait_s", 0.0)
         if self.log:
@@ -67,7 +69,7 @@ class Logging(Hook):
                 self._bar.update()
             return
         ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait))
-        corrupt = sum(count for count, _, _ in ranks)
+        corrupt = self._corrupt_before + sum(count for count, _, _ in ranks)
         wait = max(seconds for _, _, seconds in ranks)  # the others wait for the slowest rank
         self._waited += wait
         loop.metrics["wait_s"] = self._waited
@@ -157,7 +159,9 @@ class Validation(Hook):
         stats = self.batches.stats
         mine = (stats["samples"] + stats["corrupt"], stats["corrupt"], self.batches.corrupt_uids[:3])
         gathered = self.world.gather((losses, mine))
-        check_corrupt([counts for _, counts in gathered], self.max_corrupt, "held-out samples", "data.max_corrupt")
+        # Every rank has read all of them: their counts are the same, and no sum.
+        worst = max((counts for _, counts in gathered), key=lambda counts: counts[1])
+        check_corrupt([worst], self.max_corrupt, "held-out samples", "data.max_corrupt")
         everywhere = {number: loss for part, _ in gathered for number, loss in part.items()}
         if not everywhere:
             raise ClipTrainError(
@@ -182,6 +186,10 @@ class Saving(Hook):
     stream: SampleStream
     log: RunLog | None
     world: World
+    _corrupt_before: float = 0
+
+    def on_start(self, loop: Loop) -> None:
+        self._corrupt_before = loop.metrics.get("corrupt", 0)
 
     def on_step(self, loop: Loop, step: Step) -> None:
         watch = self.world.watch
@@ -190,6 +198,7 @@ class Saving(Hook):
             return
         if self.log:
             self.log.sync()
+        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self.stream.stats["corrupt"]))
         self.checkpoints.save(step.step, loop.task.model, loop.optimizer, self.stream.state_dict(), loop.metrics)
         watch.saved = step.step
         if self.log:  # after the save: a run that has this line has had a checkpoint

@@ -72,8 +72,9 @@ class Peers:
                     ) from error
                 time.sleep(0.2)
         try:
+            socket.getaddrinfo(launch.host, launch.port)
             store = dist.TCPStore(
-                launch.host,
+                "localhost" if serve else launch.host,
                 launch.port,
                 is_master=serve,
                 timeout=timedelta(seconds=self._timeout),
@@ -81,7 +82,7 @@ class Peers:
                 multi_tenant=True,
             )
             return dist.PrefixStore(self._prefix, store)
-        except RuntimeError as error:
+        except (RuntimeError, socket.gaierror) as error:
             reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).partition("\n")[0]
             raise RankLost(f"rank {launch.rank} cannot meet the others at {self._place}: {reason}") from error
 

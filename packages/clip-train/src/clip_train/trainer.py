@@ -57,7 +57,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             world,
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec),
+            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
         )
         resumed = checkpoints.resume(model, optimizer)
         if resumed is None:
@@ -182,8 +182,13 @@ def _treatment(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
 
 
 def _export(config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float]) -> FitResult:
-    save_model(folder.model, model, model.spec, {"clip_train.config": config.fingerprint()})
+    save_model(folder.model, model, model.spec, _made_by(config))
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
+
+
+def _made_by(config: FitConfig) -> dict[str, str]:
+    """Metadata by which weights are known as those of a training run."""
+    return {"clip_train.config": config.fingerprint()}
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class Worker:
         restarts, asked = 0, time.monotonic()
         while True:
             if not self.connection.poll(POLL_S):
-                state, waited = state_of(self.process), time.monotonic() - asked
+                state, waited = state_of(self.process.pid), time.monotonic() - asked
                 if waited < (STOPPED_S if state == "stopped" else timeout / (RESTARTS + 1)):
                     continue
                 how = f"gave no batch within {waited:.0f} s and was {state}"
@@ -130,7 +130,7 @@ class Worker:
             log.warning(
                 "process %d of the stream is killed but does not end: it is %s",
                 self.process.pid,
-                state_of(self.process),
+                state_of(self.process.pid),
             )
 
 

@@ -55,10 +55,10 @@ def kill_workers() -> None:
         process.kill()
 
 
-def state_of(process: subprocess.Popen[bytes]) -> str:
-    """What a worker is at, in the words of its operating system."""
+def state_of(pid: int | None) -> str:
+    """What a process is at, in the words of its operating system."""
     try:
-        with open(f"/proc/{process.pid}/stat") as file:
+        with open(f"/proc/{pid}/stat") as file:
             return STATES.get(file.read().rpartition(")")[2].split()[0], "in an unknown state")
     except OSError:
         return "in an unknown state"
