@@ -20,9 +20,8 @@ from clip_data.executor import ExecutorConfig
 from clip_data.plan import PlanConfig
 from clip_data.select import SelectConfig
 from clip_data.store import Store
-from clip_eval import ClipEvalError, EvalConfig, ReportConfig
-from clip_models import ClipModelsError
-from clip_train import ClipTrainError, FitConfig
+from clip_eval import EvalConfig, ReportConfig
+from clip_train import FitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +100,4 @@ def stage(run: Store, name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_cli(main, ClipModelsError, ClipTrainError, ClipEvalError)
+    run_cli(main)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from clip_data.config import parse, run_cli
 from clip_data.executor import ExecutorConfig
-from clip_models.errors import ClipModelsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, ClipModelsError)
+    run_cli(main)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from clip_core import ClipError
 from clip_data.config import (
     ConfigError,
     claim,
@@ -290,7 +291,7 @@ def test_an_output_folder_belongs_to_one_config(tmp_path):
         claim(Store(tmp_path / "foreign"), Run(out="a"))
 
 
-class OtherError(ValueError):
+class OtherError(ClipError):
     pass
 
 
@@ -311,7 +312,7 @@ def test_entry_points_end_with_one_line_and_a_code(result, code, line, capsys):
         return result
 
     with pytest.raises(SystemExit) as stop:
-        run_cli(main, OtherError)
+        run_cli(main)
     assert (stop.value.code, capsys.readouterr().err) == (code, line)
 
 

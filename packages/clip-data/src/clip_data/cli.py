@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from clip_core.suggest import did_you_mean
 from clip_data.config import parse, run_cli
 from clip_data.errors import ClipDataError
 from clip_data.store import Store
@@ -34,8 +34,7 @@ def _main(args: list[str]) -> int:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"the commands are {', '.join(COMMANDS)}")
         raise ClipDataError(f"clip-data has no command {name!r}; {hint}")
     command = import_module(f"clip_data.commands.{name}")
     config: Any = parse(command.Config, rest, prog=f"clip-data {name}", description=COMMANDS[name])

@@ -6,7 +6,6 @@ Precedence: defaults < recipe (which may `extends` others) < flags.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -20,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from clip_core import ClipError
+from clip_core.suggest import did_you_mean
 from clip_data.errors import ClipDataError
 
 if TYPE_CHECKING:
@@ -179,13 +180,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "…"
 
 
-def run_cli(main: Callable[[], int | None], *families: type[Exception]) -> None:
-    """Runs an entry point: an error of the given families (ClipDataError always) is one line and exit code 2."""
-    expected: tuple[type[Exception], ...] = (ClipDataError, *families)
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Runs an entry point: a ClipError is one line and exit code 2."""
     code: int | str | None
     try:
         code = main()
-    except expected as error:
+    except ClipError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -210,7 +210,8 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
     values = {}
     for key, value in data.items():
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, prefix, fields)}")
+            hint = did_you_mean(key, fields, f"valid keys: {', '.join(fields)}", cutoff=0.5, spell=prefix.__add__)
+            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
         values[key] = convert(hints[key], value, where, prefix + key)
     missing = _missing(cls, data, prefix)
     if missing:
@@ -236,11 +237,6 @@ def _missing(cls: Any, data: Mapping[str, Any], prefix: str) -> list[str]:
         elif required and field.name not in data:
             found.append(name)
     return found
-
-
-def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else f"; valid keys: {', '.join(fields)}"
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:

@@ -19,6 +19,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from clip_core import ClipError
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 
@@ -95,7 +96,7 @@ class Outcome:
         if self.error is None:
             assert self.answer is not None
             return self.answer
-        if isinstance(self.error, ClipDataError):
+        if isinstance(self.error, ClipError):
             raise ClipDataError(f"unit {unit.name}: {self.error}") from self.error
         self.error.add_note(f"in unit {unit.name} ({unit.rows} rows of {unit.source}); in the worker:\n{self.trace}")
         raise self.error

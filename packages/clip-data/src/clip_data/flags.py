@@ -6,7 +6,6 @@ This is the one module that knows tyro, which prints the help.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import tomllib
@@ -15,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from clip_core.suggest import nearest
 from clip_data.config import ConfigError, convert, to_dict
 
 
@@ -178,5 +178,5 @@ def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
     if inside:
         return f"{name} is a table, whose fields are {', '.join(inside)}"
     last = name.rpartition(".")[2]
-    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or difflib.get_close_matches(name, leaves, n=1)
+    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or nearest(name, leaves)
     return f"did you mean {' or '.join(spelled[leaf] for leaf in close)}?" if close else "look for it in the help"

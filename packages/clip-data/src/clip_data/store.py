@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_core import ClipError
 from clip_data.errors import ClipDataError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Store:
             # Of the object stores' own errors only S3's are known, and boto is not imported to name them.
             foreign = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
             # A ValueError is what boto makes of a setting that it cannot read, such as an endpoint without http://.
-            wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipDataError))
+            wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipError))
             if foreign or wrong or isinstance(error, OSError):
                 where = f"{self.url}/{name}".rstrip("/")
                 raise ClipDataError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error

@@ -6,7 +6,6 @@ import sys
 
 from clip_data.config import parse, run_cli
 from clip_eval.errors import ClipEvalError
-from clip_models.errors import ClipModelsError
 
 USAGE = """usage: clip-eval COMMAND [recipe.toml] [--flags]
 
@@ -18,7 +17,7 @@ clip-eval COMMAND --help lists the flags.
 
 
 def main() -> None:
-    run_cli(lambda: run(sys.argv[1:]), ClipEvalError, ClipModelsError)
+    run_cli(lambda: run(sys.argv[1:]))
 
 
 def run(args: list[str]) -> int:

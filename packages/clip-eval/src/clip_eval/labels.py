@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_core.suggest import did_you_mean
 from clip_data.config import from_dict
 from clip_data.dataset import Dataset, sidecar_name
 from clip_eval.errors import ClipEvalError
@@ -128,8 +128,7 @@ def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, st
     dataset = Dataset.open(part.source.root)
     known = dataset.sidecar(part.units[0]).column_names
     if column not in known:
-        close = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+        hint = did_you_mean(column, known, f"it has {', '.join(known)}", cutoff=0.5, spell=repr)
         raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
     for unit in part.units:
         table = dataset.sidecar(unit, ["key", column])
@@ -221,6 +220,5 @@ def _no_match(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> 
         return f"{said}; the labels are the ids {', '.join(map(str, labels[:8]))}"
     if all(map(_is_number, labels)):
         return f"{said}; the labels are strings of digits ({labels[0]!r}): store them as integers if they are ids"
-    close = difflib.get_close_matches(classes[0].name, labels, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r} for {classes[0].name!r}?" if close else f"the labels are {', '.join(labels[:8])}"
-    return f"{said}; {hint}"
+    name, shown = classes[0].name, f"the labels are {', '.join(labels[:8])}"
+    return f"{said}; {did_you_mean(name, labels, shown, cutoff=0.4, spell=lambda label: f'{label!r} for {name!r}')}"

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clip_core import ClipError
 from clip_data.config import from_dict
-from clip_data.errors import ClipDataError
 from clip_data.store import Store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
         return
     try:
         training = build_manifest(sources)
-    except ClipDataError as error:
+    except ClipError as error:
         print(f"warning: cannot check whether the model was trained on the tasks' samples: {error}", file=sys.stderr)
         return
     for task in checked.values():

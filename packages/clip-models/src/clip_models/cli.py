@@ -1,12 +1,12 @@
 """The command `clip-models`. Each sub-command is a module of clip_models.commands, loaded when it is asked for."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from clip_core import ClipError
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.flags import parse
 
@@ -48,8 +48,7 @@ def _main(args: list[str]) -> int | None:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, COMMANDS, f"the commands are {', '.join(COMMANDS)}")
         raise ClipModelsError(f"clip-models has no command {name!r}; {hint}")
     command = import_module(f"clip_models.commands.{name}")
     return command.run(parse(command.Config, f"clip-models {name}", COMMANDS[name], rest))

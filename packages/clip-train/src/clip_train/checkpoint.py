@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clip_core.files import sha256_of, sync
 from clip_models.errors import ClipModelsError
 from clip_models.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
-from clip_train.files import sha256_of, sync
 from clip_train.parallel import World
 
 FORMAT = 2

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from clip_core import ClipError
 from clip_data.config import parse, run_cli
-from clip_data.errors import ClipDataError
-from clip_models.errors import ClipModelsError
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError, RankLost, Requeue, Stopped
 from clip_train.fitting import fit
@@ -25,7 +24,7 @@ Exit codes: 0 done, 2 an error that one line names, 75 stopped by SIGTERM or SIG
 
 def main() -> None:
     """The console script, and `python -m clip_train` for torchrun."""
-    run_cli(_main, ClipTrainError, ClipModelsError)
+    run_cli(_main)
 
 
 def _main() -> int:
@@ -39,7 +38,7 @@ def _main() -> int:
     try:
         config = parse(FitConfig, rest, prog="clip-train fit", description="Trains a dual encoder.")
         result = fit(config)
-    except (ClipDataError, ClipTrainError, ClipModelsError) as error:
+    except ClipError as error:
         if leads or isinstance(error, RankLost):
             raise
         return 2  # rank 0 says what was wrong

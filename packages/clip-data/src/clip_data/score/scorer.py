@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from clip_core.suggest import did_you_mean
 from clip_data.errors import ClipDataError
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ SCORERS: dict[str, Callable[[], Scorer]] = {"caption": _caption, "image": _image
 def get_scorer(name: str) -> Scorer:
     """The built-in scorer of that name; ClipDataError with the nearest name when there is none."""
     if name not in SCORERS:
-        close = difflib.get_close_matches(name, SCORERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCORERS)}"
+        hint = did_you_mean(name, SCORERS, f"there are {', '.join(SCORERS)}", spell=repr)
         raise ClipDataError(f"there is no scorer {name!r}; {hint}")
     return SCORERS[name]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, Unit, column_name, sidecar_name
 from clip_data.errors import ClipDataError
 
@@ -53,8 +53,7 @@ def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
         raise ClipDataError(f"column {name!r} is in several sets: write {forms}")
     if not owners:
         known = catalog[set_name] if set_name else {column for columns in catalog.values() for column in columns}
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else "see the schema of the sidecar and of each column set"
+        hint = did_you_mean(name, known, "see the schema of the sidecar and of each column set", cutoff=0.5, spell=repr)
         full = f"{set_name}.{name}" if set_name else name
         raise ClipDataError(f"there is no column {full!r} in the sets {_list(catalog)}; {hint}")
     return owners[0], name

@@ -6,7 +6,6 @@ carried but not applied: pictures travel as uint8 and are normalised on the devi
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps
 
 from clip_core import MAX_PIXELS, ImageError, ImageMode
 from clip_core.images import decoding, load_image
+from clip_core.suggest import did_you_mean
 from clip_data.errors import ClipDataError
 from clip_data.stream.order import words
 
@@ -198,6 +198,5 @@ def _one_of(key: str, value: Any, valid: Sequence[str]) -> None:
 def _known(data: Mapping[str, Any], valid: set[str], where: str) -> None:
     for key in data:
         if key not in valid:
-            close = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"valid keys: {', '.join(sorted(valid))}"
+            hint = did_you_mean(key, valid, f"valid keys: {', '.join(sorted(valid))}", cutoff=0.5)
             raise ClipDataError(f"{where}: unknown key {key!r}; {hint}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from clip_core import ClipError
 from clip_data.dataset import Dataset
-from clip_data.errors import ClipDataError
 from clip_data.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.report.evaluation import evaluation_section, metric_name
@@ -120,7 +120,7 @@ def _dataset(config: ReportConfig, absent: list[str]) -> Dataset | None:
 def _pictures_of(root: str) -> Pictures | None:
     try:
         return Pictures(Dataset.open(root))
-    except ClipDataError:
+    except ClipError:
         return None  # results outlive their data; the section says so
 
 
