@@ -13,13 +13,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clip_core.cli import parse, run_cli
+from clip_core.config import substitute
+from clip_core.store import Store, claim
 from clip_data.acquire import AcquireConfig
-from clip_data.config import claim, parse, run_cli, substitute
 from clip_data.demo import InputConfig
 from clip_data.executor import ExecutorConfig
 from clip_data.plan import PlanConfig
 from clip_data.select import SelectConfig
-from clip_data.store import Store
 from clip_eval import EvalConfig, ReportConfig
 from clip_train import FitConfig
 

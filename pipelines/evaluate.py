@@ -6,7 +6,7 @@ uv run pipelines/evaluate.py my_evaluation.toml --evaluate.model runs/mine/train
 import sys
 from dataclasses import dataclass
 
-from clip_data.config import parse, run_cli
+from clip_core.cli import parse, run_cli
 from clip_eval import EvalConfig, ReportConfig
 
 

@@ -7,7 +7,7 @@ uv run pipelines/filter_shards.py --dataset runs/mine --name similar --where "cl
 import sys
 from dataclasses import dataclass, field
 
-from clip_data.config import parse, run_cli
+from clip_core.cli import parse, run_cli
 from clip_data.executor import ExecutorConfig
 
 

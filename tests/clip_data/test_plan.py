@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core.store import Store
 from clip_data import sources, text_tables
 from clip_data.acquire.shard import sidecar_schema
 from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset
 from clip_data.errors import ClipDataError
 from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan, read_unit_rows
-from clip_data.store import Store
 
 
 def table(rows: int, start: int = 0, **extra) -> pa.Table:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from clip_core import ClipError
+from clip_core.registry import Registry
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 
@@ -35,8 +36,9 @@ ENDING_SECONDS = 10.0  # what an idle worker may take to end before it is killed
 class ExecutorConfig:
     """Where the units of a stage run."""
 
-    kind: Literal["local", "ray"] = "local"
-    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray if no address is given"""
+    kind: str = "local"
+    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray if no address is given;
+    package.module:Class: one of your own"""
     workers: int = 0
     """units worked on at the same time; 0: one per CPU"""
     ray_address: str = ""
@@ -45,6 +47,7 @@ class ExecutorConfig:
     """how often a unit is tried again after its worker died; an error that a unit raises is not retried"""
 
     def __post_init__(self) -> None:
+        EXECUTORS.check(self.kind)
         for name in ("workers", "retries"):
             if getattr(self, name) < 0:
                 raise ClipDataError(f"{name} = {getattr(self, name)} must not be negative")
@@ -74,13 +77,14 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+EXECUTORS: Registry[Callable[[ExecutorConfig], Executor]] = Registry(
+    "executor", {"local": "clip_data.executor:LocalExecutor", "ray": "clip_data.executor_ray:RayExecutor"}
+)
+
+
 def make_executor(config: ExecutorConfig) -> Executor:
     """The executor that the config describes."""
-    if config.kind == "ray":
-        from clip_data.executor_ray import RayExecutor
-
-        return RayExecutor(config)
-    return LocalExecutor(config)
+    return EXECUTORS.get(config.kind)(config)
 
 
 @dataclass(frozen=True)

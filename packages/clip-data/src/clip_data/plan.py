@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clip_core.config import to_dict
+from clip_core.store import Store
 from clip_data import sources
-from clip_data.config import to_dict
 from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, check_free
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 from clip_data.text_tables import convert
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from clip_core import ClipError
+from clip_core.store import Store
 from clip_core.suggest import nearest
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 from clip_core import ClipError
+from clip_core.store import Store
 from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
-from clip_data.store import Store
+from clip_data.tables import read_table
 from clip_data.uid import uid
 
 BLOCK = 1 << 20
@@ -87,7 +88,7 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
             yield from (Problem(file, what, remedy) for file, what in _shard_problems(dataset, unit, record["counts"]))
         elif stage.startswith("score-"):
             file = column_name(stage.removeprefix("score-"), unit)
-            rows = dataset.store.read_table(file).num_rows
+            rows = read_table(dataset.store, file).num_rows
             if rows != unit.rows:
                 yield Problem(file, f"{rows} rows instead of {unit.rows}", remedy)
     except ClipError as error:
@@ -165,7 +166,7 @@ def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], 
             what = "the file is missing" if unit.name in kept else "selection.json does not name it"
         elif deep:
             try:
-                rows = dataset.store.read_table(f"{folder}/{file}", ["row"])["row"].to_pylist()
+                rows = read_table(dataset.store, f"{folder}/{file}", ["row"])["row"].to_pylist()
                 what = _rows_problem(rows, kept[unit.name], dataset.sidecar(unit, ["status"])["status"].to_pylist())
             except ClipError as error:
                 what = f"it or its sidecar cannot be read: {error}"

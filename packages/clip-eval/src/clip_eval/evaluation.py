@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clip_data.config import fingerprint, resolved, to_dict
-from clip_data.store import Store
+from clip_core.config import fingerprint, resolved, to_dict
+from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.labels import Labels, read_labels

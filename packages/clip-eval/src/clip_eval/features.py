@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_core.config import fingerprint
 from clip_core.files import sha256_of
-from clip_data.config import fingerprint
-from clip_data.store import Store
+from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.scores import normalize
 

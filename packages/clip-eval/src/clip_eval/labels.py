@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clip_core.config import from_dict
 from clip_core.suggest import did_you_mean
-from clip_data.config import from_dict
 from clip_data.dataset import Dataset, sidecar_name
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_core import ClipError
-from clip_data.config import from_dict
-from clip_data.store import Store
+from clip_core.config import from_dict
+from clip_core.store import Store
 
 if TYPE_CHECKING:
     from clip_data.stream import Source

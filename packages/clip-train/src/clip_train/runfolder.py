@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_core import ClipError
+from clip_core.config import difference, from_dict, resolved
 from clip_core.files import sha256_of
-from clip_data.config import difference, from_dict, resolved
-from clip_data.store import Store
+from clip_core.store import Store
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
 

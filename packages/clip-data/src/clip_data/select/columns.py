@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, Unit, column_name, sidecar_name
 from clip_data.errors import ClipDataError
+from clip_data.tables import read_table
 
 Column = tuple[str, str]  # (name of the set, name of the column)
 Catalog = Mapping[str, Mapping[str, pa.DataType]]  # columns of each set
@@ -75,7 +76,7 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
     for owner in sorted({owner for owner, _ in wanted}):
         file = sidecar_name(unit) if owner == SIDECAR else column_name(owner, unit)
         names = sorted(name for other, name in wanted if other == owner)
-        table = dataset.store.read_table(file, names)
+        table = read_table(dataset.store, file, names)
         if table.num_rows != unit.rows:
             raise ClipDataError(f"{dataset.root}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
         found |= {(owner, name): table[name] for name in names}

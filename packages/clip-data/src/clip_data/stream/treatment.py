@@ -7,7 +7,7 @@ carried but not applied: pictures travel as uint8 and are normalised on the devi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clip_core import MAX_PIXELS, ImageError, ImageMode
+from clip_core.geometry import CROP_TRIES, FILTERS, RESIZE_MODES, fit_image, random_crop
 from clip_core.images import decoding, load_image
 from clip_core.suggest import did_you_mean
 from clip_data.errors import ClipDataError
 from clip_data.stream.order import words
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # what shards hold; Pillow's other decoders never see a payload
-INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZE_MODES = ("shortest", "longest", "squash")
 DEFAULT_AUGMENT = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.0}
 DEFAULTS = {
     "mode": "RGB",
@@ -34,7 +33,6 @@ DEFAULTS = {
     "image_mode": "standard",
     "augment": None,
 }
-TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to the centre
 
 
 class CorruptSample(Exception):
@@ -79,64 +77,31 @@ class Treatment:
             raise CorruptSample(str(error)) from error
 
     def _evaluate(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        if self.resize_mode == "squash":
-            return self._resize(image, self.width, self.height)
-        if self.resize_mode == "longest":
-            ratio = max(height / self.height, width / self.width)
-            return self._pad(self._resize(image, round(width / ratio), round(height / ratio)))
-        if self.height == self.width:
-            short, long = sorted((width, height))
-            other = int(self.height * long / short)
-            width, height = (self.height, other) if width <= height else (other, self.height)
-        else:
-            ratio = min(height / self.height, width / self.width)
-            width, height = round(width / ratio), round(height / ratio)
-        return self._crop(self._resize(image, width, height))
+        size = (self.height, self.width)
+        return fit_image(image, size, self.resize_mode, self.interpolation, self.fill_color).convert("RGB")
 
     def _train(self, image: Image.Image, key: Sequence[object]) -> Image.Image:
         assert self.augment is not None
-        draws = ((words(1 + 4 * TRIES, "augment", *key) >> np.uint64(11)) * 2.0**-53).tolist()  # uniform in [0, 1)
+        draws = ((words(1 + 4 * CROP_TRIES, "augment", *key) >> np.uint64(11)) * 2.0**-53).tolist()  # in [0, 1)
         box = crop_box(image.width, image.height, self.augment, draws[1:])
-        image = self._resize(image.crop(box), self.width, self.height)
+        image = image.crop(box).resize((self.width, self.height), FILTERS[self.interpolation]).convert("RGB")
         return ImageOps.mirror(image) if draws[0] < self.augment.hflip else image
-
-    def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Resizes, then converts what is not RGB yet: in OpenCLIP's order, for image_mode openclip."""
-        size = (max(1, width), max(1, height))
-        if image.size != size:
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-    def _crop(self, image: Image.Image) -> Image.Image:
-        left = round((image.width - self.width) / 2)
-        top = round((image.height - self.height) / 2)
-        return image.crop((left, top, left + self.width, top + self.height))
-
-    def _pad(self, image: Image.Image) -> Image.Image:
-        canvas = Image.new("RGB", (self.width, self.height), (self.fill_color,) * 3)
-        canvas.paste(image, ((self.width - image.width) // 2, (self.height - image.height) // 2))
-        return canvas
 
 
 def crop_box(width: int, height: int, augment: Augment, draws: Sequence[float]) -> tuple[int, int, int, int]:
-    """torchvision's random resized crop as (left, top, right, bottom), from 4 uniform draws for each of 10 tries."""
+    """A random crop as (left, top, right, bottom), from 4 uniform draws for each of 10 tries."""
     low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
-    for start in range(0, 4 * TRIES, 4):
-        area, aspect, down, right = draws[start : start + 4]
-        target = width * height * (augment.scale[0] + (augment.scale[1] - augment.scale[0]) * area)
-        ratio = math.exp(low + (high - low) * aspect)
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int((height - h + 1) * down), int((width - w + 1) * right)
-            return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < augment.ratio[0]:
-        h = round(width / augment.ratio[0])
-    elif width / height > augment.ratio[1]:
-        w = round(height * augment.ratio[1])
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    tries = iter(zip(*[iter(draws)] * 4, strict=True))
+    places: Iterator[float] = iter(())
+
+    def draw() -> tuple[float, float]:
+        nonlocal places
+        area, aspect, *rest = next(tries)
+        places = iter(rest)
+        share = augment.scale[0] + (augment.scale[1] - augment.scale[0]) * area
+        return share, math.exp(low + (high - low) * aspect)
+
+    return random_crop(width, height, augment.ratio, draw, lambda count: int(count * next(places)))
 
 
 def parse_treatment(data: Mapping[str, Any]) -> Treatment:
@@ -147,7 +112,7 @@ def parse_treatment(data: Mapping[str, Any]) -> Treatment:
     if not isinstance(size, Sequence) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise ClipDataError(f"treatment: size = {size!r} must be [height, width] in pixels")
     _one_of("mode", values["mode"], ("RGB",))
-    _one_of("interpolation", values["interpolation"], tuple(INTERPOLATIONS))
+    _one_of("interpolation", values["interpolation"], tuple(FILTERS))
     _one_of("resize_mode", values["resize_mode"], RESIZE_MODES)
     _one_of("image_mode", values["image_mode"], get_args(ImageMode))
     for key in ("mean", "std"):

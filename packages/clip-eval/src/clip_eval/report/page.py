@@ -8,8 +8,8 @@ from functools import cache
 from importlib.resources import files
 
 from clip_core import ClipError
+from clip_core.store import Store
 from clip_data.dataset import Dataset
-from clip_data.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.report.evaluation import evaluation_section, metric_name
 from clip_eval.report.funnel import Stage, funnel_section, read_funnel
