@@ -30,7 +30,7 @@ def test_a_plan_is_written_once_and_opened_again(tmp_path):
 
 def test_another_run_s_data_is_refused_and_kept(tmp_path):
     Dataset.create(str(tmp_path), UNITS, DESCRIPTION)
-    with pytest.raises(ClipDataError, match=r"another run's data: config.rows is 7 there and 9 now; choose another"):
+    with pytest.raises(ClipError, match=r"another dataset: config.rows is 7 there and 9 now; choose another"):
         Dataset.create(str(tmp_path), UNITS[:1], {**DESCRIPTION, "config": {"rows": 9}})
     assert Dataset.open(str(tmp_path)).units == UNITS
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core import ClipError
 from clip_core.store import Store
 from clip_data import sources, text_tables
 from clip_data.acquire.shard import sidecar_schema
@@ -156,7 +157,7 @@ def test_a_foreign_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "in.csv").write_bytes(lines("csv"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("\\begin{document}")
-    with pytest.raises(ClipDataError, match="is not empty and holds no dataset"):
+    with pytest.raises(ClipError, match="is not empty and holds no dataset"):
         plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "in.csv"),)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 

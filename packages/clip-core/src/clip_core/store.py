@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from clip_core.config import ConfigError, difference, resolved
+from clip_core.config import ConfigError, difference, resolved, to_dict
 from clip_core.errors import ClipError
 from clip_core.files import sync
 
@@ -167,42 +167,61 @@ class Store:
         temporary = Path(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
         with self.trying("write", name):
             os.makedirs(folder, exist_ok=True)
-            try:
-                with open(temporary, "xb") as file:
-                    yield file
-                self.publish(temporary, name)
-            finally:
-                temporary.unlink(missing_ok=True)
+            file = open(temporary, "xb")  # noqa: SIM115 -- closed below; what the block raises is not this file's error
+        try:
+            with file:
+                yield file
+            self.publish(temporary, name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        if self.local:
+        with self.trying("write", name):
+            if not self.local:
+                self.fs.pipe_file(self.full(name), data)
+                return
             with self.writing(name) as file:
                 file.write(data)
-        else:
-            with self.trying("write", name):
-                self.fs.pipe_file(self.full(name), data)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def claim(store: Store, config: Any, *, free: Sequence[str] = ()) -> None:
-    """Makes an output folder belong to one config: writes `config.json`, or checks the one that is there.
+    """Makes an output folder belong to one config: writes `config.json`, or checks it as `is_claimed` does."""
+    is_claimed(store, config, free=free)
+    store.write_json("config.json", resolved(config))
 
-    `free` names top-level keys that may change between runs into the same folder. Raises ConfigError when the folder
-    holds another run's data, or files of something else.
+
+def is_claimed(
+    store: Store,
+    config: Any,
+    name: str = "config.json",
+    *,
+    what: str = "run",
+    free: Sequence[str] = (),
+    own: Sequence[str] = (),
+) -> bool:
+    """Whether a folder belongs to a config, which its file `name` holds; False when the folder is new.
+
+    `free` names top-level keys that may differ, `own` the entries that a new folder may have. Raises ConfigError when
+    the folder belongs to another `what`, or holds files of something else.
     """
-    wanted = resolved(config)
-    if store.exists("config.json"):
-        found = store.read_json("config.json")
+    if store.exists(name):
+        found, wanted = store.read_json(name), to_dict(config)
+        if not isinstance(found, dict):
+            raise ConfigError(f"{store.url}/{name} is damaged: it holds no table; choose another output folder")
         kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, wanted))
         if kept != asked:
             raise ConfigError(
-                f"{store.url} holds another run: {difference(kept, asked)}; choose another output folder, or remove it"
+                f"{store.url} holds another {what}: {difference(kept, asked)}; "
+                "choose another output folder, or remove this one"
             )
-    elif store.list():
-        raise ConfigError(f"{store.url} is not empty and holds no run (no config.json): choose another output folder")
-    store.write_json("config.json", wanted)
+        return True
+    if other := [entry for entry in store.list() if entry not in own]:
+        found = f"it has {other[0]!r}, no {name}"
+        raise ConfigError(f"{store.url} is not empty and holds no {what} ({found}): choose another output folder")
+    return False
 
 
 def _reason(error: Exception, writing: bool) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config import difference, fingerprint
-from clip_core.store import Store
+from clip_core.store import Store, is_claimed
 from clip_data.errors import ClipDataError
 from clip_data.tables import read_table, write_table
 
@@ -89,15 +89,8 @@ class Dataset:
         store = Store(root)
         wanted = {"format": FORMAT, **description}
         wanted["fingerprint"] = fingerprint(wanted)
-        if store.exists("dataset.json"):
-            dataset = cls.open(root)
-            if dataset.description != wanted:
-                raise ClipDataError(
-                    f"{root} holds another run's data: {difference(dataset.description, wanted)}; "
-                    "choose another output folder, or remove this one"
-                )
-            return dataset
-        check_free(root)
+        if is_planned(store, wanted):
+            return cls.open(root)
         write_table(store, "units.parquet", pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
         store.write_json("dataset.json", wanted)  # last: the folder is a dataset from here on
         return cls(root, store, wanted)
@@ -179,7 +172,7 @@ class Dataset:
         return {uid for name in names for uid in read_table(self.store, name, ["uid"])["uid"].to_pylist()}
 
 
-def check_free(root: str) -> None:
-    """ClipDataError unless a new dataset can be planned at `root`: nothing there, or what a killed plan left."""
-    if not set(Store(root).list()) <= {"units.parquet", "sources"}:
-        raise ClipDataError(f"{root} is not empty and holds no dataset: choose another output folder")
+def is_planned(store: Store, description: Mapping[str, Any]) -> bool:
+    """Whether this very dataset is planned there. Raises ConfigError for another one, or files of something else."""
+    # A plan that was killed has left some of its own files.
+    return is_claimed(store, description, "dataset.json", what="dataset", own=("units.parquet", "sources"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clip_core.config import to_dict
 from clip_core.store import Store
 from clip_data import sources
-from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, check_free
+from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, is_planned
 from clip_data.errors import ClipDataError
 from clip_data.text_tables import convert
 
@@ -80,7 +80,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
         dataset = Dataset.create(root, [], description)  # refuses other settings
         _check_same_sources(root, planned["sources"], entries)
         return dataset
-    check_free(root)  # before conversions are written into it
+    is_planned(store, description)  # it is not; files of something else are refused before conversions are written
     for number, entry in enumerate(entries):
         if sources.table_format(entry["url"]) != "parquet":
             name = f"sources/{number:05d}.parquet"
@@ -180,6 +180,6 @@ def _check_same_sources(root: str, planned: Sequence[Mapping[str, Any]], now: Se
         if before.get(url) != after.get(url):
             what = "is new" if url not in before else "is gone" if url not in after else "has changed"
             raise ClipDataError(
-                f"{root} holds another run's data: the source {url} {what} since it was planned; "
+                f"{root} holds another dataset: the source {url} {what} since it was planned; "
                 "choose another output folder, or remove this one"
             )
