@@ -7,7 +7,7 @@ from clip_data.demo import InputConfig, serve, write_input
 
 
 def test_scenes_are_written_once(tmp_path):
-    config = InputConfig(kind="scenes", rows=200, seed=1)
+    config = InputConfig(kind="scenes", rows=200)
     write_input(config, str(tmp_path))
     first = (tmp_path / "urls.parquet").read_bytes()
     write_input(config, str(tmp_path))
@@ -16,7 +16,7 @@ def test_scenes_are_written_once(tmp_path):
 
 def test_the_table_lies_where_the_url_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = InputConfig(kind="scenes", rows=200, seed=1)
+    config = InputConfig(kind="scenes", rows=200)
     write_input(config, str(tmp_path / "local"))
     write_input(config, "memory://bucket/input")
     assert Store("memory://bucket/input").read_bytes("urls.parquet") == (tmp_path / "local/urls.parquet").read_bytes()
