@@ -6,7 +6,6 @@ from collections.abc import Callable
 from PIL import Image, ImageOps
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZE_MODES = ("shortest", "longest", "squash")
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to the centre
 MOST_PIXELS = 1 << 25  # of a resized image before its centre is cut out
 
