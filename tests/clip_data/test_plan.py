@@ -141,14 +141,14 @@ def test_the_same_arguments_open_the_plan_and_others_are_refused(tmp_path):
     config = PlanConfig(urls=(str(tmp_path / "*.parquet"),))
     first = plan(root, config)
     assert plan(root, config).description == first.description
-    with pytest.raises(ClipDataError, match=r"config\.rows_per_unit is 10000 there and 5 now"):
+    with pytest.raises(ClipError, match=r"config\.rows_per_unit is 10000 there and 5 now"):
         plan(root, PlanConfig(urls=config.urls, rows_per_unit=5))
     write(tmp_path / "b.parquet", 10)
-    with pytest.raises(ClipDataError, match=r"b.parquet is new since it was planned"):
+    with pytest.raises(ClipError, match=r"b.parquet is new since it was planned"):
         plan(root, config)
     (tmp_path / "b.parquet").unlink()
     write(Path(source), 11)
-    with pytest.raises(ClipDataError, match=r"a.parquet has changed since it was planned"):
+    with pytest.raises(ClipError, match=r"a.parquet has changed since it was planned"):
         plan(root, config)
     assert len(Dataset.open(root).units) == 1
 

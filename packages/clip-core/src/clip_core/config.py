@@ -192,12 +192,10 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
             raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
-        if len(value) == len(args):
-            return tuple(
-                convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
-            )
+        each = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(each) == len(value):
+            pairs = enumerate(zip(each, value, strict=True))
+            return tuple(convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in pairs)
     if origin is dict and isinstance(value, Mapping):
         return {str(name): convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):

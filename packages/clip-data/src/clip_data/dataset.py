@@ -82,7 +82,7 @@ class Dataset:
         """Writes a new dataset's plan, or opens the one that is there if it is the same plan.
 
         `description` (sources with fingerprints, options of the plan) is kept in dataset.json; a folder whose
-        description differs holds another run's data and is refused.
+        description differs holds another dataset and is refused (ConfigError).
         """
         import pyarrow as pa
 

@@ -63,7 +63,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
     """Plans the dataset at `root`, or opens it if it holds this very plan already.
 
     Parquet sources stay where they are: only their footers are read. Text sources are converted once, to
-    `<root>/sources/<n>.parquet`. Raises ClipDataError for sources that do not fit, and for a folder with another plan.
+    `<root>/sources/<n>.parquet`. Raises ClipError for sources that do not fit, and for a folder with another plan.
     """
     urls = [url for pattern in config.urls for url in sources.find(pattern)]
     twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None

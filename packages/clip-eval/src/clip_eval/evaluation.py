@@ -35,8 +35,8 @@ class EvalConfig:
 def evaluate(config: EvalConfig) -> list[Row]:
     """The result rows of all tasks, in their order; also written to `config.out`.
 
-    A task whose rows are there with the same fingerprint is not computed again. Raises ClipEvalError, ClipDataError or
-    ClipModelsError, before anything is written, when the model, a dataset, a selection or a column is missing, or when
+    A task whose rows are there with the same fingerprint is not computed again. Raises ClipError, before
+    anything is written, when the model, a dataset, a selection or a column is missing, or when
     the model was trained on samples of a task.
     """
     _check(config)
