@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config import fingerprint, resolved, to_dict
 from clip_core.store import Store
+from clip_eval.config import EvalConfig, TaskConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.labels import Labels, read_labels
 from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, read_results, write_results
-from clip_eval.tasks import Outcome, TaskConfig, retrieval, zero_shot
+from clip_eval.tasks import Outcome, retrieval, zero_shot
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What is evaluated, on what, and where the results go."""
-
-    model: str = ""
-    """The model.safetensors of a training run; it brings its architecture, preprocessing and tokenizer."""
-    out: str = ""
-    """Folder of results.jsonl, details/, features/ and config.json; belongs to one model."""
-    tasks: tuple[TaskConfig, ...] = ()
-    """The benchmarks; [[tasks]] in a recipe."""
 
 
 def evaluate(config: EvalConfig) -> list[Row]:

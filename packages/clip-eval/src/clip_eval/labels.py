@@ -18,7 +18,7 @@ from clip_eval.results import file_in_store
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_eval.tasks import TaskConfig
+    from clip_eval.config import TaskConfig
 
 UNLABELLED, OTHER = -1, -2
 WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"

@@ -12,7 +12,7 @@ from clip_core.store import Store
 
 if TYPE_CHECKING:
     from clip_data.stream import Source
-    from clip_eval.tasks import TaskConfig
+    from clip_eval.config import TaskConfig
 
 
 def training_sources(model: str) -> list[Source]:
