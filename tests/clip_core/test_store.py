@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_core import ClipError
-from clip_core.store import Store
+from clip_core.config import ConfigError
+from clip_core.store import Store, is_claimed
 from clip_data.tables import read_table, table_bytes, write_table
 from tests.support.pipeline import free_port
 
@@ -137,6 +138,36 @@ def test_a_disk_that_takes_no_more_is_one_line_for_every_writer(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert store.list("a") == []
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+def test_a_file_that_is_written_piece_by_piece_appears_when_it_is_complete(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with store.writing("a/x") as file:
+        file.write(b"one")
+        assert store.list("a") == []
+        file.write(b"two")
+    assert store.read_bytes("a/x") == b"onetwo"
+    # An error of the block is not the file's: it is neither translated nor does it leave anything behind.
+    with pytest.raises(PermissionError, match="of another file"), store.writing("a/x") as file:  # noqa: PT012
+        file.write(b"half")
+        raise PermissionError("of another file")
+    assert store.read_bytes("a/x") == b"onetwo"
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_folder_belongs_to_one_config(store):
+    own = ("plan.parquet",)
+    store.write_bytes("plan.parquet", b"")
+    assert not is_claimed(store, {"seed": 1}, "owner.json", what="thing", own=own)
+    with pytest.raises(ConfigError, match=r"is not empty and holds no thing \(it has 'plan.parquet', no owner.json\)"):
+        is_claimed(store, {"seed": 1}, "owner.json", what="thing")
+    store.write_json("owner.json", {"seed": 1, "speed": 2, "fingerprint": "of these"})
+    assert is_claimed(store, {"seed": 1, "speed": 3}, "owner.json", free=("speed",))
+    with pytest.raises(ConfigError, match=r"holds another thing: seed is 1 there and 2 now; choose another output"):
+        is_claimed(store, {"seed": 2, "speed": 2}, "owner.json", what="thing")
+    store.write_json("owner.json", ["not", "a", "table"])
+    with pytest.raises(ConfigError, match=r"owner.json is damaged: it holds no table"):
+        is_claimed(store, {"seed": 1}, "owner.json")
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
