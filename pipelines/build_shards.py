@@ -6,8 +6,8 @@ uv run pipelines/build_shards.py --urls my.parquet --output s3://bucket/dataset
 import sys
 from dataclasses import dataclass, field
 
+from clip_core.cli import parse, run_cli
 from clip_data.acquire import AcquireConfig
-from clip_data.config import parse, run_cli
 from clip_data.executor import ExecutorConfig
 
 

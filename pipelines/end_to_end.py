@@ -13,16 +13,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clip_core.cli import parse, run_cli
+from clip_core.config import substitute
+from clip_core.store import Store, claim
 from clip_data.acquire import AcquireConfig
-from clip_data.config import claim, parse, run_cli, substitute
 from clip_data.demo import InputConfig
 from clip_data.executor import ExecutorConfig
 from clip_data.plan import PlanConfig
 from clip_data.select import SelectConfig
-from clip_data.store import Store
 from clip_eval import ClipEvalError, EvalConfig, ReportConfig
-from clip_models import ClipModelsError
-from clip_train import ClipTrainError, FitConfig
+from clip_train import FitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,4 +107,4 @@ def stage(run: Store, name: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_cli(main, ClipModelsError, ClipTrainError, ClipEvalError)
+    run_cli(main)

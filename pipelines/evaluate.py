@@ -6,9 +6,8 @@ uv run pipelines/evaluate.py my_evaluation.toml --evaluate.model runs/mine/train
 import sys
 from dataclasses import dataclass
 
-from clip_data.config import parse, run_cli
-from clip_eval import ClipEvalError, EvalConfig, ReportConfig
-from clip_models import ClipModelsError
+from clip_core.cli import parse, run_cli
+from clip_eval import EvalConfig, ReportConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, ClipModelsError, ClipEvalError)
+    run_cli(main)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
-from clip_data.config import parse, run_cli
+from clip_core.cli import parse, run_cli
 from clip_data.executor import ExecutorConfig
 
 

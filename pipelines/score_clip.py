@@ -7,9 +7,8 @@ uv run pipelines/filter_shards.py --dataset runs/mine --name similar --where "cl
 import sys
 from dataclasses import dataclass, field
 
-from clip_data.config import parse, run_cli
+from clip_core.cli import parse, run_cli
 from clip_data.executor import ExecutorConfig
-from clip_models.errors import ClipModelsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main, ClipModelsError)
+    run_cli(main)

@@ -210,5 +210,5 @@ def test_the_public_names_are_there():
 
     assert all(hasattr(clip_data, name) for name in clip_data.__all__)
     assert set(clip_data.__all__) <= set(dir(clip_data))
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="No clip_data attribute nonsense"):
         clip_data.nonsense  # noqa: B018

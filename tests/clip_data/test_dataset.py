@@ -3,8 +3,10 @@
 import pyarrow as pa
 import pytest
 
+from clip_core import ClipError
 from clip_data.dataset import Dataset, Unit, column_name, shard_name, sidecar_name
 from clip_data.errors import ClipDataError
+from clip_data.tables import write_table
 
 UNITS = [Unit(ordinal=i, source="a.parquet", row_group=i, row_start=5, rows=7) for i in range(3)]
 DESCRIPTION = {"sources": [{"url": "a.parquet", "rows": 21}], "columns": {"url": "url"}, "config": {"rows": 7}}
@@ -28,7 +30,7 @@ def test_a_plan_is_written_once_and_opened_again(tmp_path):
 
 def test_another_run_s_data_is_refused_and_kept(tmp_path):
     Dataset.create(str(tmp_path), UNITS, DESCRIPTION)
-    with pytest.raises(ClipDataError, match=r"another run's data: config.rows is 7 there and 9 now; choose another"):
+    with pytest.raises(ClipError, match=r"another dataset: config.rows is 7 there and 9 now; choose another"):
         Dataset.create(str(tmp_path), UNITS[:1], {**DESCRIPTION, "config": {"rows": 9}})
     assert Dataset.open(str(tmp_path)).units == UNITS
 
@@ -40,13 +42,13 @@ def test_a_plan_killed_half_way_is_planned_again(tmp_path):
 
 
 def test_folders_that_hold_no_dataset(tmp_path):
-    with pytest.raises(ClipDataError, match="holds no dataset"):
+    with pytest.raises(ClipError, match="holds no dataset"):
         Dataset.open(str(tmp_path))
     (tmp_path / "dataset.json").write_text('{"format": 99}')
-    with pytest.raises(ClipDataError, match="dataset format 99; this version reads 1"):
+    with pytest.raises(ClipError, match="dataset format 99; this version reads 1"):
         Dataset.open(str(tmp_path))
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(ClipDataError, match=r"dataset.json is damaged"):
+    with pytest.raises(ClipError, match=r"dataset.json is damaged"):
         Dataset.open(str(tmp_path))
 
 
@@ -78,8 +80,8 @@ def test_tombstones_are_only_ever_added(tmp_path):
 
 def test_selections_count_when_they_are_finished(tmp_path):
     dataset = Dataset.create(str(tmp_path), UNITS, DESCRIPTION)
-    dataset.store.write_table("selections/train/00000000.parquet", pa.table({"row": pa.array([0], pa.int32())}))
-    dataset.store.write_table("columns/caption/00000000.parquet", pa.table({"words": [1]}))
+    write_table(dataset.store, "selections/train/00000000.parquet", pa.table({"row": pa.array([0], pa.int32())}))
+    write_table(dataset.store, "columns/caption/00000000.parquet", pa.table({"words": [1]}))
     assert dataset.selections() == []
     dataset.store.write_json("selections/train/selection.json", {})
     assert dataset.selections() == ["train"]

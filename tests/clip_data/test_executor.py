@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import pytest
 
+from clip_core import ClipError
 from clip_data import executor
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
@@ -151,3 +153,15 @@ def _wait_for(condition, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.05)
+
+
+def test_an_executor_is_chosen_by_name_or_by_module(monkeypatch):
+    module = types.ModuleType("my_executors")
+    module.Inline = lambda config: ("inline", config.workers)
+    monkeypatch.setitem(sys.modules, "my_executors", module)
+    assert isinstance(make_executor(ExecutorConfig(workers=1)), LocalExecutor)
+    assert make_executor(ExecutorConfig(kind="my_executors:Inline", workers=3)) == ("inline", 3)
+    with pytest.raises(ClipError, match="there is no executor 'rya'; did you mean 'ray'"):
+        ExecutorConfig(kind="rya")
+    with pytest.raises(ClipError, match="executor 'my_executors:Outline' cannot be imported"):
+        make_executor(ExecutorConfig(kind="my_executors:Outline"))

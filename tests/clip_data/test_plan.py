@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core import ClipError
+from clip_core.store import Store
 from clip_data import sources, text_tables
 from clip_data.acquire.shard import sidecar_schema
 from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset
 from clip_data.errors import ClipDataError
 from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan, read_unit_rows
-from clip_data.store import Store
 
 
 def table(rows: int, start: int = 0, **extra) -> pa.Table:
@@ -140,14 +141,14 @@ def test_the_same_arguments_open_the_plan_and_others_are_refused(tmp_path):
     config = PlanConfig(urls=(str(tmp_path / "*.parquet"),))
     first = plan(root, config)
     assert plan(root, config).description == first.description
-    with pytest.raises(ClipDataError, match=r"config\.rows_per_unit is 10000 there and 5 now"):
+    with pytest.raises(ClipError, match=r"config\.rows_per_unit is 10000 there and 5 now"):
         plan(root, PlanConfig(urls=config.urls, rows_per_unit=5))
     write(tmp_path / "b.parquet", 10)
-    with pytest.raises(ClipDataError, match=r"b.parquet is new since it was planned"):
+    with pytest.raises(ClipError, match=r"b.parquet is new since it was planned"):
         plan(root, config)
     (tmp_path / "b.parquet").unlink()
     write(Path(source), 11)
-    with pytest.raises(ClipDataError, match=r"a.parquet has changed since it was planned"):
+    with pytest.raises(ClipError, match=r"a.parquet has changed since it was planned"):
         plan(root, config)
     assert len(Dataset.open(root).units) == 1
 
@@ -156,7 +157,7 @@ def test_a_foreign_folder_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "in.csv").write_bytes(lines("csv"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("\\begin{document}")
-    with pytest.raises(ClipDataError, match="is not empty and holds no dataset"):
+    with pytest.raises(ClipError, match="is not empty and holds no dataset"):
         plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "in.csv"),)))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 

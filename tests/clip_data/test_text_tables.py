@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core.store import Store
 from clip_data import text_tables
 from clip_data.cli import main
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 from clip_data.text_tables import convert
 
 TEXTS = ("url", "caption")
@@ -292,7 +292,7 @@ def test_missing_columns_are_found_without_regard_to_case(tmp_path, capsys, name
 
 MEASURE = """
     import resource, sys
-    from clip_data.store import Store
+    from clip_core.store import Store
     from clip_data.text_tables import convert
     def peak(name):
         convert(f"{sys.argv[1]}/{name}", Store(sys.argv[1]), "x.parquet", ("url", "caption"), ("n",), 1000)

@@ -74,7 +74,7 @@ def test_run_prints_a_table_and_writes_rows(recipe):
         (["run", "RECIPE", "--model", "nothing.safetensors"], "cannot read the model 'nothing.safetensors'"),
         (["run", "missing.toml"], "cannot read the recipe missing.toml"),
         (["run", "BAD"], "unknown key tasks"),
-        (["walk"], "unknown command 'walk'"),
+        (["walk"], "clip-eval has no command 'walk'; the commands are run, report"),
         (["report", "--out", "x.html"], "nothing to report on"),
         (["report", "--out", "x.html", "--dataset", "nowhere"], "nothing to report on (dataset nowhere)"),
     ],

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from clip_data.dataset import sidecar_name
+from clip_data.tables import write_table
 from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features
 from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
 from clip_eval.tasks import prompts_of, zero_shot
@@ -28,7 +29,7 @@ def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None)
         table = dataset.sidecar(unit)
         values = pa.array(labels[unit.row_start : unit.row_start + unit.rows], kind)
         table = table.set_column(table.column_names.index("label"), "label", values)
-        dataset.store.write_table(sidecar_name(unit), table)
+        write_table(dataset.store, sidecar_name(unit), table)
     return str(folder / "data")
 
 
@@ -141,7 +142,7 @@ def test_units_may_not_mix_names_and_ids(tmp_path):
     dataset = Dataset.open(root)
     table = dataset.sidecar(dataset.units[1])
     place = table.column_names.index("label")
-    dataset.store.write_table(sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
+    write_table(dataset.store, sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
     with pytest.raises(ClipEvalError, match=r"both integers and strings: .*7 .row 0 of .*'a' .row 0 of"):
         read_labels(TaskConfig(name="t", root=root, classes=("a", "b")), build_manifest([Source(root=root)]))
 
@@ -268,7 +269,7 @@ def test_prompts_of_their_own_tell_two_cranes_apart(tmp_path):
 
 
 def test_texts_with_the_same_tokens_have_the_same_features(tmp_path):
-    from clip_data.store import Store
+    from clip_core.store import Store
 
     model = str(tiny_model(tmp_path / "model.safetensors"))
     texts = ["a dog", *(f"thing {i}" for i in range(20)), "A DOG", "a  dog"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from clip_core.files import sha256_of
 from clip_models import ClipModelsError, download, hub
-from clip_models.download import download_pretrained_from_url, partial_of, sha256_of
+from clip_models.download import download_pretrained_from_url, partial_of
 from clip_models.pretrained import find_tag
 from tests.support.hub import Hub
 

@@ -44,5 +44,5 @@ def test_every_public_name_resolves():
         value = getattr(clip_models, name)
         assert name.isupper() or value.__name__ == name
     assert set(clip_models.__all__) <= set(dir(clip_models))
-    with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
+    with pytest.raises(AttributeError, match="No clip_models attribute create_modle"):
         _ = clip_models.create_modle

@@ -62,12 +62,12 @@ def test_a_file_is_recognised_by_the_hubs_folder_or_by_its_name_and_hash(tmp_pat
     (tmp_path / "ViT-B-32.pt").write_bytes(b"trained by somebody else under the same name")
     assert identify(tmp_path / "ViT-B-32.pt") is None
     real = find_tag("ViT-B-32", "openai").sha256
-    monkeypatch.setattr("clip_models.download.sha256_of", lambda path: real)
+    monkeypatch.setattr("clip_models.pretrained.sha256_of", lambda path: real)
     assert identify(tmp_path / "ViT-B-32.pt").quick_gelu
 
 
 def test_the_hash_function_is_sha256(tmp_path):
-    from clip_models.download import sha256_of
+    from clip_core.files import sha256_of
 
     (tmp_path / "x").write_bytes(b"abc" * 1000)
     assert sha256_of(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()

@@ -14,6 +14,7 @@ import clip_models
 from clip_data.executor import ExecutorConfig, make_executor
 from clip_data.run import run_stage
 from clip_data.score import ScoreTask
+from clip_data.tables import read_table
 from clip_models import ClipModelsError
 from clip_models.scorer import ClipScorer
 from tests.support import embeddings
@@ -72,7 +73,7 @@ def test_scores_of_a_dataset(tmp_path, weights):
     found = [
         value
         for unit in dataset.units
-        for value in dataset.store.read_table(f"columns/clip/{unit.name}.parquet")["clip_similarity"].to_pylist()
+        for value in read_table(dataset.store, f"columns/clip/{unit.name}.parquet")["clip_similarity"].to_pylist()
     ]
     assert [row for row, value in enumerate(found) if value is None] == [1, 3]
     kept = [row for row in range(7) if row not in (1, 3)]

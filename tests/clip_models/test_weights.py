@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import clip_models
+from clip_core import ClipError
 from clip_models import (
-    ClipModelsError,
     CLIPTextConfig,
     HFTextConfig,
     ModelSpec,
@@ -49,7 +49,7 @@ def assert_same_weights(a, b):
 
 def refusal(call) -> str:
     """The one line that `call` is refused with."""
-    with pytest.raises(ClipModelsError) as caught:
+    with pytest.raises(ClipError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from clip_data.config import difference, from_dict
+from clip_core.config import difference, from_dict
 from clip_train.config import FitConfig, resolve, total_steps
 from clip_train.errors import ClipTrainError
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clip_data.config import load_file, to_dict
+from clip_core.config import load_file, to_dict
 from clip_data.dataset import Dataset
 from clip_data.select import SelectConfig, select
 from clip_data.stream import build_manifest

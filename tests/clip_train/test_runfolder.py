@@ -110,7 +110,7 @@ def test_a_resumed_log_has_each_step_once(tmp_path):
 
 
 def test_the_config_of_a_run_can_be_run_again(tmp_path):
-    from clip_data.config import parse
+    from clip_core.cli import parse
 
     config = dataclasses.replace(config_in(tmp_path), model=ModelConfig(name="ViT-B-32"))
     RunFolder(config).write_config()

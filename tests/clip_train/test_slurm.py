@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_data.config import to_dict
+from clip_core.config import to_dict
 from clip_train import (
     CheckpointConfig,
     DataConfig,

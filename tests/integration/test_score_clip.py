@@ -5,6 +5,7 @@ import json
 import pytest
 
 from clip_data.select import SelectConfig, select
+from clip_data.tables import read_table
 from tests.support import embeddings
 from tests.support.datasets import make_dataset, picture
 from tests.support.pipeline import digests, run
@@ -24,7 +25,7 @@ def test_similarities_can_be_selected_on(dataset, tmp_path):
     values = [
         value
         for unit in dataset.units
-        for value in dataset.store.read_table(f"columns/clip/{unit.name}.parquet")["clip_similarity"].to_pylist()
+        for value in read_table(dataset.store, f"columns/clip/{unit.name}.parquet")["clip_similarity"].to_pylist()
     ]
     middle = sorted(values)[6]
     made = select(dataset, SelectConfig(name="near", where=f"clip_similarity >= {middle:.9f}"))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from clip_data.acquire.shard import sidecar_schema
 from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
+from clip_data.tables import write_table
 from clip_data.uid import uid
 
 SIDECAR_SCHEMA = sidecar_schema()
@@ -84,7 +85,7 @@ def _write_unit(
             counts[code] = counts.get(code, 0) + 1
     schema = pa.schema([*SIDECAR_SCHEMA, *extra.items()])
     dataset.store.write_bytes(shard_name(unit), shard.getvalue())
-    dataset.store.write_table(sidecar_name(unit), pa.Table.from_pylist(rows, schema=schema))
+    write_table(dataset.store, sidecar_name(unit), pa.Table.from_pylist(rows, schema=schema))
     files = {}
     for name in (shard_name(unit), sidecar_name(unit)):
         data = dataset.store.read_bytes(name)

@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_data.config import fingerprint
+from clip_core.config import fingerprint
 from clip_data.dataset import Dataset, Unit
 
 UNITS = [Unit(ordinal=i, source="list.parquet", row_group=0, row_start=i * 10, rows=10) for i in range(6)]

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clip_core import ClipError
 from clip_data.acquire import AcquireConfig, AcquireTask, Code, guard
-from clip_data.errors import ClipDataError
 from clip_data.plan import PlanConfig, plan
 from tests.support.hostile_server import HostileServer, closed_port, deaf_port
 from tests.support.pictures import encode, noise
@@ -123,7 +123,7 @@ def test_trouble_of_this_machine_is_not_blamed_on_the_url(tmp_path, monkeypatch,
     monkeypatch.setattr("clip_data.acquire.fetch.socket_factory", broken)
     pq.write_table(pa.table({"url": ["http://127.0.0.1:1/"], "caption": ["a"]}), tmp_path / "list.parquet")
     dataset = plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "list.parquet"),)))
-    with pytest.raises(ClipDataError, match="exhausted"):
+    with pytest.raises(ClipError, match="exhausted"):
         AcquireTask(dataset.root, AcquireConfig(allow_private=True))(dataset.units[0])
     assert not dataset.committed("acquire")
     assert dataset.store.list("shards") == []

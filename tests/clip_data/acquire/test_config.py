@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from clip_core.config import from_dict, to_dict
 from clip_data.acquire import AcquireConfig
-from clip_data.config import from_dict, to_dict
 from clip_data.errors import ClipDataError
 
 

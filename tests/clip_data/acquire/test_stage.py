@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core import ClipError
+from clip_core.config import fingerprint
 from clip_data.acquire import AcquireConfig, AcquireTask, Code
 from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
-from clip_data.config import fingerprint
 from clip_data.dataset import shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan
@@ -215,7 +216,7 @@ def test_trouble_of_this_machine_is_no_row_s_fault(tmp_path, server, monkeypatch
 
     monkeypatch.setattr("clip_data.acquire.image.treat", fail)
     dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(90, 90))), "caption": "a"}] * 5)
-    with pytest.raises((MemoryError, ClipDataError), match=r"short|no files|ours"):
+    with pytest.raises((MemoryError, ClipError), match=r"short|no files|ours"):
         acquire(dataset)
     leaves_nothing(dataset)
 
@@ -235,7 +236,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, serv
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(ClipDataError, match=rf"^cannot write in {dataset.root}: File too large; .*another folder$"):
+        with pytest.raises(ClipError, match=rf"^cannot write in {dataset.root}: File too large; .*another folder$"):
             acquire(dataset)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,9 +1,9 @@
 import pytest
 
-from clip_data.config import from_dict
+from clip_core import ClipError
+from clip_core.config import from_dict
+from clip_core.store import Store
 from clip_data.demo import InputConfig, serve, write_input
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
 
 
 def test_scenes_are_written_once(tmp_path):
@@ -25,7 +25,7 @@ def test_the_table_lies_where_the_url_says(tmp_path, monkeypatch):
 
 def test_a_folder_of_another_seed_is_refused(tmp_path):
     write_input(InputConfig(kind="scenes", rows=200, seed=1), str(tmp_path))
-    with pytest.raises(ClipDataError, match="another run: seed is 1 there and 2 now"):
+    with pytest.raises(ClipError, match="another run: seed is 1 there and 2 now"):
         write_input(InputConfig(kind="scenes", rows=200, seed=2), str(tmp_path))
 
 
@@ -39,5 +39,5 @@ def test_a_table_that_is_there_needs_nothing(tmp_path):
 
 @pytest.mark.parametrize(("key", "value"), [("port", 70000), ("kind", "scene"), ("kind", "folder")])
 def test_bad_values_are_named(key, value):
-    with pytest.raises(ClipDataError, match=key if key == "port" else f"{value}|input.folder"):
+    with pytest.raises(ClipError, match=key if key == "port" else f"{value}|input.folder"):
         from_dict(InputConfig, {key: value})

@@ -6,6 +6,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core import ClipError
 from clip_data.demo import KINDS, kind_counts, scene, write_table
 from clip_data.demo.kinds import MIN_ROWS
 from clip_data.errors import ClipDataError
@@ -93,7 +94,7 @@ def test_too_few_rows_is_an_error(tmp_path):
 
 def test_unwritable_table_is_an_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ClipDataError, match=r"file"):
+    with pytest.raises(ClipError, match=r"file"):
         write_table(tmp_path / "file" / "urls.parquet", rows=200)
-    with pytest.raises(ClipDataError, match="is a folder"):
+    with pytest.raises(ClipError, match="is a folder"):
         write_table(tmp_path, rows=200)

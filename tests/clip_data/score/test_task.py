@@ -1,8 +1,11 @@
 """clip_data.score.task: the score stage on small dataset folders."""
 
+import functools
 import hashlib
 import math
 import pickle
+import sys
+import types
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clip_core import ClipError
 from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.score import SCORERS, ScoreTask
+from clip_data.tables import read_table
 from tests.support.datasets import make_dataset, picture
 
 SAMPLES = [
@@ -62,7 +67,7 @@ def test_columns_stand_beside_the_rows_with_nulls_where_rejected(tmp_path, name)
         assert record == dataset.record(task.stage, unit)
         assert record["fingerprint"] == dataset.open_stage(task.stage, task.config)
         assert sum(record["counts"].values()) == record["rows"] == unit.rows
-        columns = dataset.store.read_table(f"columns/{name}/{unit.name}.parquet")
+        columns = read_table(dataset.store, f"columns/{name}/{unit.name}.parquet")
         accepted = [status == "success" for status in dataset.sidecar(unit)["status"].to_pylist()]
         for column in columns.columns:
             assert column.is_valid().to_pylist() == accepted
@@ -70,12 +75,24 @@ def test_columns_stand_beside_the_rows_with_nulls_where_rejected(tmp_path, name)
     assert dataset.pending(task.stage) == []
 
 
+def test_a_scorer_of_one_s_own_is_named_by_its_module(tmp_path, monkeypatch):
+    module = types.ModuleType("my_scorers")
+    module.Twice = functools.partial(MeanScorer, 2.0)
+    monkeypatch.setitem(sys.modules, "my_scorers", module)
+    dataset = make_dataset(tmp_path / "d", SAMPLES)
+    task = ScoreTask(dataset.root, "my_scorers:Twice")
+    assert task.stage == "score-mean"
+    assert task(dataset.units[0])["counts"]["success"] == 5
+    with pytest.raises(ClipError, match="scorer 'my_scorers:Thrice' cannot be imported"):
+        ScoreTask(dataset.root, "my_scorers:Thrice")
+
+
 def test_rows_are_those_of_their_own_pictures(tmp_path):
     dataset = make_dataset(tmp_path / "d", SAMPLES, rows_per_unit=6)
     task = ScoreTask(dataset.root, MeanScorer(2.0))
     for unit in dataset.units:
         task(unit)
-        means = dataset.store.read_table(f"columns/mean/{unit.name}.parquet")["mean"].to_pylist()
+        means = read_table(dataset.store, f"columns/mean/{unit.name}.parquet")["mean"].to_pylist()
         for row, mean in enumerate(means):
             image = SAMPLES[unit.row_start + row]["image"]
             if image is None:
@@ -88,7 +105,7 @@ def test_more_pictures_than_a_batch(tmp_path):
     samples = [{"caption": "x", "image": picture(row, (16 + row, 16))} for row in range(150)]
     dataset = make_dataset(tmp_path / "d", samples, rows_per_unit=150)
     ScoreTask(dataset.root, "image")(dataset.units[0])
-    ratios = dataset.store.read_table("columns/image/00000000.parquet")["aspect_ratio"].to_pylist()
+    ratios = read_table(dataset.store, "columns/image/00000000.parquet")["aspect_ratio"].to_pylist()
     assert ratios == pytest.approx([(16 + row) / 16 for row in range(150)])
 
 
@@ -110,7 +127,7 @@ def test_a_unit_without_any_success_has_columns_of_nulls(tmp_path):
     dataset = make_dataset(tmp_path / "d", [{"caption": "x", "image": None}] * 3)
     for name in SCORERS:
         assert ScoreTask(dataset.root, name)(dataset.units[0])["counts"] == {"success": 0, "rejected_upstream": 3}
-        assert dataset.store.read_table(f"columns/{name}/00000000.parquet").num_rows == 3
+        assert read_table(dataset.store, f"columns/{name}/00000000.parquet").num_rows == 3
 
 
 def test_a_stored_picture_that_does_not_decode_is_counted(tmp_path):
@@ -118,7 +135,7 @@ def test_a_stored_picture_that_does_not_decode_is_counted(tmp_path):
     dataset = make_dataset(tmp_path / "d", samples)
     counts = ScoreTask(dataset.root, "image")(dataset.units[0])["counts"]
     assert counts == {"success": 3, "rejected_upstream": 1, "decode_error": 1}
-    columns = dataset.store.read_table("columns/image/00000000.parquet")
+    columns = read_table(dataset.store, "columns/image/00000000.parquet")
     assert columns["phash"].is_valid().to_pylist() == [True, False, True, True, False]
 
 
@@ -133,7 +150,7 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path, damage):
         shard.write_bytes(bytes(len(data)))
     else:
         shard.unlink()
-    with pytest.raises(ClipDataError, match=r"shards/00000000\.tar (is damaged|does not exist)"):
+    with pytest.raises(ClipError, match=r"shards/00000000\.tar (is damaged|does not exist)"):
         ScoreTask(dataset.root, "image")(dataset.units[0])
     assert dataset.committed("score-image") == set()
     assert not (tmp_path / "d/columns").exists()
@@ -147,7 +164,7 @@ def test_a_unit_that_is_not_acquired_is_refused(tmp_path):
 
 
 def test_unknown_or_impossible_scorers_are_refused(tmp_path):
-    with pytest.raises(ClipDataError, match="no scorer 'captoin'; did you mean 'caption'"):
+    with pytest.raises(ClipError, match="no scorer 'captoin'; did you mean 'caption'"):
         ScoreTask(str(tmp_path), "captoin")
     reserved = type("Reserved", (MeanScorer,), {"name": "sidecar"})
     with pytest.raises(ClipDataError, match="cannot be named 'sidecar'"):

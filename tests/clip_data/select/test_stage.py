@@ -8,12 +8,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clip_data.config import from_dict
+from clip_core import ClipError
+from clip_core.config import from_dict
 from clip_data.dataset import Dataset
 from clip_data.errors import ClipDataError
 from clip_data.score import ScoreTask
 from clip_data.select import SelectConfig, load_selection, select
 from clip_data.select.columns import uid_fraction
+from clip_data.tables import read_table, write_table
 from tests.support.datasets import jpeg, make_dataset, picture
 
 PICTURE = picture(0)
@@ -78,7 +80,7 @@ def test_every_dropped_row_is_counted_under_its_first_reason(dataset):
     }
     assert dataset.store.read_json("selections/clean/selection.json") == done
     assert dataset.selections() == ["clean"]
-    table = dataset.store.read_table("selections/clean/00000002.parquet")
+    table = read_table(dataset.store, "selections/clean/00000002.parquet")
     assert table.schema == pa.schema([("row", pa.int32())])
     assert dataset.store.list() == sorted(
         ["columns", "commits", "dataset.json", "selections", "shards", "tombstones", "units.parquet"]
@@ -208,7 +210,7 @@ def test_dedup_by_phash_needs_the_image_scorer(tmp_path):
     ],
 )
 def test_impossible_configs_are_refused(data, message):
-    with pytest.raises(ClipDataError, match=message):
+    with pytest.raises(ClipError, match=message):
         from_dict(SelectConfig, data)
 
 
@@ -225,7 +227,7 @@ def test_damaged_selections_are_named(dataset, tmp_path):
     select(dataset, FULL)
     selection = load_selection(dataset, "clean")
     for rows in ([0], [2, 0], [0, 4]):
-        dataset.store.write_table("selections/clean/00000000.parquet", pa.table({"row": pa.array(rows, pa.int32())}))
+        write_table(dataset.store, "selections/clean/00000000.parquet", pa.table({"row": pa.array(rows, pa.int32())}))
         with pytest.raises(ClipDataError, match=r"selections/clean/00000000\.parquet is damaged"):
             selection.rows(dataset.units[0])
     description = json.loads((tmp_path / "d/selections/clean/selection.json").read_text())
@@ -235,8 +237,8 @@ def test_damaged_selections_are_named(dataset, tmp_path):
 
 
 def test_columns_of_another_length_are_damage(dataset):
-    table = dataset.store.read_table("columns/caption/00000001.parquet")
-    dataset.store.write_table("columns/caption/00000001.parquet", table.slice(1))
+    table = read_table(dataset.store, "columns/caption/00000001.parquet")
+    write_table(dataset.store, "columns/caption/00000001.parquet", table.slice(1))
     with pytest.raises(ClipDataError, match=r"columns/caption/00000001\.parquet is damaged: 3 rows instead of 4"):
         select(dataset, SelectConfig(name="x", where="words >= 1"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_data.errors import ClipDataError
+from clip_core.config import ConfigError
 from clip_data.stream.treatment import Augment, CorruptSample, crop_box, parse_treatment
 from tests.support.datasets import jpeg
 from tests.support.streams import picture
@@ -145,28 +145,28 @@ def test_an_absurdly_large_picture_is_refused_before_it_is_decoded(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sise": 3}, "unknown key 'sise'; did you mean size?"),
-        ({"colour_space": 3}, "unknown key 'colour_space'; valid keys: augment"),
-        ({"size": 16}, "size = 16 must be [height, width]"),
-        ({"size": [16, 0]}, "size = [16, 0]"),
-        ({"mode": "L"}, "mode = 'L' must be one of RGB"),
-        ({"interpolation": "nearest"}, "interpolation = 'nearest' must be one of bicubic, bilinear"),
-        ({"resize_mode": "shortst"}, "resize_mode = 'shortst' must be one of shortest, longest, squash"),
-        ({"mean": [0.5, 0.5]}, "mean = [0.5, 0.5] must be three numbers"),
+        ({"sise": 3}, "treatment: unknown key sise; did you mean size?"),
+        ({"colour_space": 3}, "unknown key colour_space; valid keys: size, mode"),
+        ({"size": 16}, "size = 16 must be a list of 2 values"),
+        ({"size": [16, 0]}, "size = [16, 0] must be [height, width] in pixels"),
+        ({"mode": "L"}, "mode = 'L' must be one of 'RGB'"),
+        ({"interpolation": "nearest"}, "interpolation = 'nearest' must be one of 'bicubic', 'bilinear'"),
+        ({"resize_mode": "shortst"}, "resize_mode = 'shortst' must be one of 'shortest', 'longest', 'squash'"),
+        ({"mean": [0.5, 0.5]}, "mean = [0.5, 0.5] must be a list of 3 values"),
         ({"fill_color": 300}, "fill_color = 300 must be"),
-        ({"image_mode": "clip"}, "image_mode = 'clip' must be one of standard, openclip"),
-        ({"augment": True}, "augment = True must be null or a table of scale, ratio, hflip"),
-        ({"augment": {"flip": 1.0}}, "treatment.augment: unknown key 'flip'; did you mean hflip?"),
+        ({"image_mode": "clip"}, "image_mode = 'clip' must be one of 'standard', 'openclip'"),
+        ({"augment": True}, "augment must be a table, not True"),
+        ({"augment": {"flip": 1.0}}, "unknown key augment.flip; did you mean augment.hflip?"),
         ({"augment": {"scale": [0.9, 1.1]}}, "scale = [0.9, 1.1] must be [low, high] with 0 < low ≤ high ≤ 1.0"),
-        ({"augment": {"ratio": [2, 1]}}, "ratio = [2, 1] must be [low, high]"),
-        ({"augment": {"hflip": 2}}, "hflip = 2 must be a probability"),
+        ({"augment": {"ratio": [2, 1]}}, "ratio = [2.0, 1.0] must be [low, high]"),
+        ({"augment": {"hflip": 2}}, "hflip = 2.0 must be a probability"),
     ],
 )
 def test_a_treatment_that_is_wrong_names_the_key_and_the_value(change, message):
-    with pytest.raises(ClipDataError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         parse_treatment({"size": [16, 16], **change})
 
 
 def test_a_treatment_needs_a_size():
-    with pytest.raises(ClipDataError, match="size = None must be"):
+    with pytest.raises(ConfigError, match="treatment: missing key size"):
         parse_treatment({"mode": "RGB"})

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from clip_core.store import Store
 from clip_data.dataset import Dataset
 from clip_data.select import SelectConfig, select
-from clip_data.store import Store
 from clip_eval import ClipEvalError, EvalConfig, ReportConfig, TaskConfig, evaluate, write_report
 from clip_eval.report.funnel import read_funnel
 from clip_eval.report.training import read_run, time_section

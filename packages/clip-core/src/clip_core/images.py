@@ -16,8 +16,8 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image
 
-from clip_core import MAX_PIXELS, ImageMode
 from clip_core.errors import ClipError, ImageError
+from clip_core.settings import MAX_PIXELS, ImageMode
 
 # Formats that are decoded in this process. Pillow has others, which start programs (EPS) or guess.
 FORMATS = (

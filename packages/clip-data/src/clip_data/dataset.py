@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from clip_data.config import difference, fingerprint
+from clip_core.config import difference, fingerprint
+from clip_core.store import Store, is_claimed
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_data.tables import read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,30 +82,23 @@ class Dataset:
         """Writes a new dataset's plan, or opens the one that is there if it is the same plan.
 
         `description` (sources with fingerprints, options of the plan) is kept in dataset.json; a folder whose
-        description differs holds another run's data and is refused.
+        description differs holds another dataset and is refused (ConfigError).
         """
         import pyarrow as pa
 
         store = Store(root)
         wanted = {"format": FORMAT, **description}
         wanted["fingerprint"] = fingerprint(wanted)
-        if store.exists("dataset.json"):
-            dataset = cls.open(root)
-            if dataset.description != wanted:
-                raise ClipDataError(
-                    f"{root} holds another run's data: {difference(dataset.description, wanted)}; "
-                    "choose another output folder, or remove this one"
-                )
-            return dataset
-        check_free(root)
-        store.write_table("units.parquet", pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
+        if is_planned(store, wanted):
+            return cls.open(root)
+        write_table(store, "units.parquet", pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
         store.write_json("dataset.json", wanted)  # last: the folder is a dataset from here on
         return cls(root, store, wanted)
 
     @cached_property
     def units(self) -> list[Unit]:
         """All units in the order of their ordinals."""
-        return [Unit(**row) for row in self.store.read_table("units.parquet").to_pylist()]
+        return [Unit(**row) for row in read_table(self.store, "units.parquet").to_pylist()]
 
     # -- the ledger ------------------------------------------------------------------------------------------------
 
@@ -143,7 +137,7 @@ class Dataset:
 
     def sidecar(self, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
         """One row per attempted URL of the unit, in source order."""
-        return self.store.read_table(sidecar_name(unit), columns)
+        return read_table(self.store, sidecar_name(unit), columns)
 
     def column_sets(self) -> list[str]:
         """Names of the scorers whose columns stand beside the shards."""
@@ -169,16 +163,16 @@ class Dataset:
         rows = [{"uid": bytes.fromhex(uid), "reason": reason} for uid in names]
         name = f"tombstones/{len(self.store.list('tombstones')):08d}.parquet"
         schema = pa.schema([("uid", pa.binary(16)), ("reason", pa.string())])
-        self.store.write_table(name, pa.Table.from_pylist(rows, schema=schema))
+        write_table(self.store, name, pa.Table.from_pylist(rows, schema=schema))
         return name
 
     def taken_down(self) -> set[bytes]:
         """The 16-byte uids of all tombstones."""
         names = self.store.list("tombstones")
-        return {uid for name in names for uid in self.store.read_table(name, ["uid"])["uid"].to_pylist()}
+        return {uid for name in names for uid in read_table(self.store, name, ["uid"])["uid"].to_pylist()}
 
 
-def check_free(root: str) -> None:
-    """ClipDataError unless a new dataset can be planned at `root`: nothing there, or what a killed plan left."""
-    if not set(Store(root).list()) <= {"units.parquet", "sources"}:
-        raise ClipDataError(f"{root} is not empty and holds no dataset: choose another output folder")
+def is_planned(store: Store, description: Mapping[str, Any]) -> bool:
+    """Whether this very dataset is planned there. Raises ConfigError for another one, or files of something else."""
+    # A plan that was killed has left some of its own files.
+    return is_claimed(store, description, "dataset.json", what="dataset", own=("units.parquet", "sources"))

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
+from clip_core import ClipError
+from clip_core.registry import Registry
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.stream.worker import state_of
@@ -41,8 +43,9 @@ log = logging.getLogger(__name__)
 class ExecutorConfig:
     """Where the units of a stage run."""
 
-    kind: Literal["local", "ray"] = "local"
-    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray if no address is given"""
+    kind: str = "local"
+    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray if no address is given;
+    package.module:Class: one of your own"""
     workers: int = 0
     """units worked on at the same time; 0: one per CPU"""
     ray_address: str = ""
@@ -53,6 +56,7 @@ class ExecutorConfig:
     """seconds that one unit may take: its worker is then killed (local), or the run ends (ray), with the unit named"""
 
     def __post_init__(self) -> None:
+        EXECUTORS.check(self.kind)
         if self.timeout <= 0:
             raise ClipDataError(f"timeout = {self.timeout} must be above 0")
         for name in ("workers", "retries"):
@@ -84,13 +88,14 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+EXECUTORS: Registry[Callable[[ExecutorConfig], Executor]] = Registry(
+    "executor", {"local": "clip_data.executor:LocalExecutor", "ray": "clip_data.executor_ray:RayExecutor"}
+)
+
+
 def make_executor(config: ExecutorConfig) -> Executor:
     """The executor that the config describes."""
-    if config.kind == "ray":
-        from clip_data.executor_ray import RayExecutor
-
-        return RayExecutor(config)
-    return LocalExecutor(config)
+    return EXECUTORS.get(config.kind)(config)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Outcome:
         if self.error is None:
             assert self.answer is not None
             return self.answer
-        if isinstance(self.error, ClipDataError):
+        if isinstance(self.error, ClipError):
             raise ClipDataError(f"unit {unit.name}: {self.error}") from self.error
         self.error.add_note(f"in unit {unit.name} ({unit.rows} rows of {unit.source}); in the worker:\n{self.trace}")
         raise self.error

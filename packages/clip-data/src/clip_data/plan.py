@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from clip_core.config import to_dict
+from clip_core.store import Store
 from clip_data import sources
-from clip_data.config import to_dict
-from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, check_free
+from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, is_planned
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 from clip_data.text_tables import convert
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
     """Plans the dataset at `root`, or opens it if it holds this very plan already.
 
     Parquet sources stay where they are: only their footers are read. Text sources are converted once, to
-    `<root>/sources/<n>.parquet`. Raises ClipDataError for sources that do not fit, and for a folder with another plan.
+    `<root>/sources/<n>.parquet`. Raises ClipError for sources that do not fit, and for a folder with another plan.
     """
     urls = [url for pattern in config.urls for url in sources.find(pattern)]
     twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None
@@ -80,7 +80,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
         dataset = Dataset.create(root, [], description)  # refuses other settings
         _check_same_sources(root, planned["sources"], entries)
         return dataset
-    check_free(root)  # before conversions are written into it
+    is_planned(store, description)  # it is not; files of something else are refused before conversions are written
     for number, entry in enumerate(entries):
         if sources.table_format(entry["url"]) != "parquet":
             name = f"sources/{number:05d}.parquet"
@@ -180,6 +180,6 @@ def _check_same_sources(root: str, planned: Sequence[Mapping[str, Any]], now: Se
         if before.get(url) != after.get(url):
             what = "is new" if url not in before else "is gone" if url not in after else "has changed"
             raise ClipDataError(
-                f"{root} holds another run's data: the source {url} {what} since it was planned; "
+                f"{root} holds another dataset: the source {url} {what} since it was planned; "
                 "choose another output folder, or remove this one"
             )

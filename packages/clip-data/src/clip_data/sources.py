@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import io
@@ -10,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_core import ClipError
+from clip_core.store import Store
+from clip_core.suggest import nearest
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,7 +99,7 @@ def parquet_file(url: str) -> Iterator[pq.ParquetFile]:
     with opened(url) as file:
         try:  # with a buffer: else a whole column chunk is read at a time
             yield pq.ParquetFile(file, buffer_size=READ_BUFFER, pre_buffer=False)
-        except ClipDataError:
+        except ClipError:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ClipDataError(f"{url} is damaged: not a readable parquet file ({one_line(error)})") from error
@@ -120,7 +121,7 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
         free = {name.casefold(): name for name in reversed(names) if name not in (*texts, *extras)}
         hints: dict[str, str] = {}
         for flag, name, usual in missing:
-            close = difflib.get_close_matches(name.casefold(), free, n=1, cutoff=0.75)
+            close = nearest(name.casefold(), free, cutoff=0.75)
             found = next((free.pop(key) for key in (name.casefold(), *close, *usual) if key in free), None)
             if found is not None:
                 hints[flag] = f"{hints.get(flag, flag)} {found}"

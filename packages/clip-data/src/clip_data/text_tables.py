@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_core.store import Store
 from clip_data.errors import ClipDataError
 from clip_data.sources import check_columns, one_line, opened, table_format
-from clip_data.store import Store
 from clip_data.value_types import ColumnType, json_kind, json_number, parse_text, text_kind
 
 if TYPE_CHECKING:

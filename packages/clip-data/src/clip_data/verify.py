@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from clip_core import ClipError
+from clip_core.store import Store
 from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_data.tables import read_table
 from clip_data.uid import uid
 
 BLOCK = 1 << 20
@@ -69,7 +70,7 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         record = dataset.record(stage, unit)
         counted, files = sum(record["counts"].values()), dict(record["files"])
         found = (record["unit"], record["stage"], record["fingerprint"], record["rows"], counted)
-    except (ClipDataError, KeyError, TypeError, AttributeError) as error:
+    except (ClipError, KeyError, TypeError, AttributeError) as error:
         yield Problem(name, f"damaged commit record ({error!r})", remedy)
         return
     if found != (unit.name, stage, fingerprint, unit.rows, unit.rows):
@@ -87,10 +88,10 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
             yield from (Problem(file, what, remedy) for file, what in _shard_problems(dataset, unit, record["counts"]))
         elif stage.startswith("score-"):
             file = column_name(stage.removeprefix("score-"), unit)
-            rows = dataset.store.read_table(file).num_rows
+            rows = read_table(dataset.store, file).num_rows
             if rows != unit.rows:
                 yield Problem(file, f"{rows} rows instead of {unit.rows}", remedy)
-    except ClipDataError as error:
+    except ClipError as error:
         yield Problem(name, f"a file of this record cannot be read: {error}", remedy)
 
 
@@ -152,7 +153,7 @@ def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], 
     remedy = f"delete {folder} and run 'clip-data select' for {name} again"
     try:
         kept = dict(dataset.store.read_json(f"{folder}/selection.json")["units"])
-    except (ClipDataError, KeyError, TypeError, ValueError) as error:
+    except (ClipError, KeyError, TypeError, ValueError) as error:
         yield Problem(f"{folder}/selection.json", f"damaged description ({error!r})", remedy)
         return
     present = {file.rsplit("/", 1)[-1] for file in dataset.store.list(folder)} - {"selection.json"}
@@ -165,9 +166,9 @@ def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], 
             what = "the file is missing" if unit.name in kept else "selection.json does not name it"
         elif deep:
             try:
-                rows = dataset.store.read_table(f"{folder}/{file}", ["row"])["row"].to_pylist()
+                rows = read_table(dataset.store, f"{folder}/{file}", ["row"])["row"].to_pylist()
                 what = _rows_problem(rows, kept[unit.name], dataset.sidecar(unit, ["status"])["status"].to_pylist())
-            except ClipDataError as error:
+            except ClipError as error:
                 what = f"it or its sidecar cannot be read: {error}"
         if what:
             yield Problem(f"{folder}/{file}", what, remedy)

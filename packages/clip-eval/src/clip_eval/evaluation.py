@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clip_data.config import fingerprint, resolved, to_dict
-from clip_data.store import Store
+from clip_core.config import fingerprint, resolved, to_dict
+from clip_core.store import Store
+from clip_eval.config import EvalConfig, TaskConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.labels import Labels, read_labels
 from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, read_results, write_results
-from clip_eval.tasks import Outcome, TaskConfig, retrieval, zero_shot
+from clip_eval.tasks import Outcome, retrieval, zero_shot
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What is evaluated, on what, and where the results go."""
-
-    model: str = ""
-    """The model.safetensors of a training run; it brings its architecture, preprocessing and tokenizer."""
-    out: str = ""
-    """Folder of results.jsonl, details/, features/ and config.json; belongs to one model."""
-    tasks: tuple[TaskConfig, ...] = ()
-    """The benchmarks; [[tasks]] in a recipe."""
-
-
 def evaluate(config: EvalConfig) -> list[Row]:
     """The result rows of all tasks, in their order; also written to `config.out`.
 
-    A task whose rows are there with the same fingerprint is not computed again. Raises ClipEvalError, ClipDataError or
-    ClipModelsError, before anything is written, when the model, a dataset, a selection or a column is missing, or when
+    A task whose rows are there with the same fingerprint is not computed again. Raises ClipError, before
+    anything is written, when the model, a dataset, a selection or a column is missing, or when
     the model was trained on samples of a task.
     """
     _check(config)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clip_data.config import fingerprint
-from clip_data.store import Store
+from clip_core.config import fingerprint
+from clip_core.files import sha256_of
+from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.scores import normalize
 
@@ -84,8 +85,7 @@ class Embedder:
     def model_sha256(self) -> str:
         """Names the weights, the architecture, the preprocessing and the tokenizer."""
         try:
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return sha256_of(self.path)
         except OSError as error:
             raise ClipEvalError(
                 f"cannot read the model {self.path!r}: {error.strerror}; give --model the model.safetensors of a run"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clip_data.config import from_dict, load_json
+from clip_core import ClipError
+from clip_core.config import from_dict, load_json
+from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, sidecar_name
-from clip_data.errors import ClipDataError
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_eval.tasks import TaskConfig
+    from clip_eval.config import TaskConfig
 
 UNLABELLED, OTHER = -1, -2
 WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"
@@ -124,7 +124,7 @@ def _from_file(file: str) -> list[ClassRow]:
             row = load_json(line)
             rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
         return rows
-    except ClipDataError:
+    except ClipError:
         raise
     except ValueError as error:
         raise ClipEvalError(f"{where} is damaged: {error}; the file holds one class a line") from error
@@ -137,8 +137,7 @@ def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, st
     dataset = Dataset.open(part.source.root)
     known = dataset.sidecar(part.units[0]).column_names
     if column not in known:
-        close = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+        hint = did_you_mean(column, known, f"it has {', '.join(known)}", cutoff=0.5, spell=repr)
         raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
     for unit in part.units:
         table = dataset.sidecar(unit, ["key", column])
@@ -230,6 +229,5 @@ def _no_match(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> 
         return f"{said}; the labels are the ids {', '.join(map(str, labels[:8]))}"
     if all(map(_is_number, labels)):
         return f"{said}; the labels are strings of digits ({labels[0]!r}): store them as integers if they are ids"
-    close = difflib.get_close_matches(classes[0].name, labels, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r} for {classes[0].name!r}?" if close else f"the labels are {', '.join(labels[:8])}"
-    return f"{said}; {hint}"
+    name, shown = classes[0].name, f"the labels are {', '.join(labels[:8])}"
+    return f"{said}; {did_you_mean(name, labels, shown, cutoff=0.4, spell=lambda label: f'{label!r} for {name!r}')}"

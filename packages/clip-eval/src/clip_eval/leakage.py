@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clip_data.config import from_dict
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_core import ClipError
+from clip_core.config import from_dict
+from clip_core.store import Store
 
 if TYPE_CHECKING:
     from clip_data.stream import Source
-    from clip_eval.tasks import TaskConfig
+    from clip_eval.config import TaskConfig
 
 
 def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
@@ -30,7 +30,7 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
     for place in (Path(model).absolute(), file):
         for folder in (place.parent, place.parents[2]) if len(place.parents) > 2 else (place.parent,):
             store = Store(folder)
-            config = store.read_json("config.json") if store.exists("config.json") else None
+            config: Any = store.read_json("config.json") if store.exists("config.json") else None
             data = config.get("data") if isinstance(config, dict) else None
             if not isinstance(data, dict) or "sources" not in data:
                 continue
@@ -69,7 +69,7 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
         return
     try:
         training = build_manifest(sources)
-    except ClipDataError as error:
+    except ClipError as error:
         print(f"warning: cannot check whether the model was trained on the tasks' samples: {error}", file=sys.stderr)
         return
     for task in checked.values():

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from clip_data.store import Store
+from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
 
 Row = dict[str, Any]

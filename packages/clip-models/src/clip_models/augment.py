@@ -12,47 +12,31 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-TRIES = 10
+from clip_core.geometry import random_crop
+
 Box = tuple[int, int, int, int]
-"""left, top, width, height"""
+"""left, top, right, bottom"""
 
 
 def draw_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
     """A crop of random area and shape within a picture of width × height, drawn from torch's generator."""
     low, high = torch.log(torch.tensor(ratio)).tolist()
-    for _ in range(TRIES):
-        area = width * height * torch.empty(1).uniform_(*scale).item()
-        shape = torch.exp(torch.empty(1).uniform_(low, high)).item()
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(torch.randint(0, height - h + 1, (1,)).item())
-            left = int(torch.randint(0, width - w + 1, (1,)).item())
-            return left, top, w, h
-    return _central_crop(width, height, ratio)
+
+    def draw() -> tuple[float, float]:
+        area = torch.empty(1).uniform_(*scale).item()
+        return area, torch.exp(torch.empty(1).uniform_(low, high)).item()
+
+    return random_crop(width, height, ratio, draw, lambda places: int(torch.randint(0, places, (1,)).item()))
 
 
 def draw_crop_as_timm(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
     """The same from Python's generator."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(TRIES):
-        area = random.uniform(*scale) * (width * height)
-        shape = math.exp(random.uniform(low, high))
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            top = random.randint(0, height - h)
-            left = random.randint(0, width - w)
-            return left, top, w, h
-    return _central_crop(width, height, ratio)
 
+    def draw() -> tuple[float, float]:
+        return random.uniform(*scale), math.exp(random.uniform(low, high))
 
-def _central_crop(width: int, height: int, ratio: tuple[float, float]) -> Box:
-    """The largest centred crop within `ratio`: what is left when the picture is far from it and no draw fits."""
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return (width - w) // 2, (height - h) // 2, w, h
+    return random_crop(width, height, ratio, draw, random.randrange)
 
 
 def jitter_colors(image: Image.Image, strengths: tuple[float, ...]) -> Image.Image:
@@ -87,7 +71,7 @@ def erase_rectangles(image_CHW: Tensor, probability: float, count: int) -> Tenso
     _, height, width = image_CHW.shape
     count = 1 if count == 1 else random.randint(1, count)
     for _ in range(count):
-        for _ in range(TRIES):
+        for _ in range(10):
             area = random.uniform(0.02, 1 / 3) * (height * width) / count
             shape = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
             h, w = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from clip_core.files import sha256_of
 from clip_models.content import inspect
 from clip_models.errors import ClipModelsError
 
@@ -89,12 +90,6 @@ def fetch(
 def partial_of(path: Path) -> Path:
     """Where the bytes that have arrived lie."""
     return path.with_name(path.name + ".incomplete")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass

@@ -9,7 +9,6 @@ whole of an AugmentationConfig is honoured, not only what its branch looks at; `
 that are not; and a side that would round to nothing keeps one pixel.
 """
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,11 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from clip_core import ImageMode
+from clip_core.geometry import FILTERS, fit_image
 from clip_core.images import decoding, upright_rgb
 from clip_models.augment import draw_crop, draw_crop_as_timm, erase_rectangles, jitter_colors, turn_gray
 from clip_models.errors import ClipModelsError
@@ -28,9 +28,7 @@ from clip_models.specs.augmentation import AugmentationConfig
 from clip_models.specs.plain import require_choice
 from clip_models.specs.treatment import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _RATIO = (3 / 4, 4 / 3)
-_MOST_PIXELS = 1 << 25  # of a resized picture before its centre is cut out
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,9 @@ class EvalTransform:
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The picture before it is normalised: uint8 [H, W, 3]. Raises ImageError if its mode has no form in RGB."""
         config = self.config
-        height, width = config.size
         image = _prepare(image, self.image_mode)
         with decoding("the image"):
-            image = _resize(image, _resized_size(image.width, image.height, config), config)
-            if config.resize_mode != "squash":
-                fill = config.fill_color if config.resize_mode == "longest" else 0
-                image = _center_crop_or_pad(image, width, height, fill)
+            image = fit_image(image, config.size, config.resize_mode, config.interpolation, config.fill_color)
             return np.array(image.convert(config.mode))
 
 
@@ -80,9 +74,8 @@ class TrainTransform:
         image = _prepare(image, self.image_mode)
         config, chance = self.config, self.augmentation
         draw = draw_crop_as_timm if chance.use_timm else draw_crop
-        left, top, width, height = draw(image.width, image.height, chance.scale, chance.ratio or _RATIO)
-        image = image.crop((left, top, left + width, top + height))
-        image = image.resize((config.size[1], config.size[0]), _FILTERS[self._draw_interpolation()])
+        image = image.crop(draw(image.width, image.height, chance.scale, chance.ratio or _RATIO))
+        image = image.resize((config.size[1], config.size[0]), FILTERS[self._draw_interpolation()])
         if chance.hflip > 0 and torch.rand(1).item() < chance.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = image.convert(config.mode)
@@ -184,52 +177,3 @@ def _prepare(image: object, image_mode: ImageMode) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ClipModelsError(f"preprocessing takes a Pillow image, not {type(image).__name__}")
     return image if image_mode == "openclip" else upright_rgb(image)
-
-
-def _resized_size(width: int, height: int, config: PreprocessConfig) -> tuple[int, int]:
-    """(width, height) to resize to, before cropping or padding."""
-    target_h, target_w = config.size
-    if config.resize_mode == "squash":
-        return target_w, target_h
-    if config.resize_mode == "shortest" and target_h == target_w:
-        # Rounds down, as torchvision's Resize; the other cases round to nearest, as OpenCLIP's own.
-        long = int(target_w * max(width, height) / min(width, height))
-        return (target_w, long) if width <= height else (long, target_h)
-    pick = min if config.resize_mode == "shortest" else max
-    ratio = pick(height / target_h, width / target_w)
-    return max(1, round(width / ratio)), max(1, round(height / ratio))
-
-
-def _resize(image: Image.Image, size: tuple[int, int], config: PreprocessConfig) -> Image.Image:
-    """`image` at `size`; of a line of pixels that would become a long band only the middle that is kept afterwards.
-
-    A picture of 1 × 20,000 pixels would need 3 GB on its way to 224 × 224.
-    """
-    if size[0] * size[1] <= _MOST_PIXELS:
-        return image.resize(size, _FILTERS[config.interpolation])
-    target_h, target_w = config.size
-    (left, right), (low_x, high_x) = _middle(image.width, size[0], target_w)
-    (top, bottom), (low_y, high_y) = _middle(image.height, size[1], target_h)
-    part = image.crop((left, top, right, bottom))
-    return part.resize((target_w, target_h), _FILTERS[config.interpolation], (low_x, low_y, high_x, high_y))
-
-
-def _middle(source: int, resized: int, target: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Where the middle `target` of `resized` pixels come from: a part of `source`, and their place within it.
-
-    The part has the reach of the filters to spare; places are relative to it, for Pillow keeps them in 32 bits.
-    """
-    start = round((resized - target) / 2)
-    low, high = start * source / resized, (start + target) * source / resized
-    first = max(0, math.floor(low) - 4)
-    return (first, min(source, math.ceil(high) + 4)), (low - first, high - first)
-
-
-def _center_crop_or_pad(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
-    missing_w, missing_h = max(0, width - image.width), max(0, height - image.height)
-    if missing_w or missing_h:
-        border = (missing_w // 2, missing_h // 2, (missing_w + 1) // 2, (missing_h + 1) // 2)
-        bands = len(image.getbands())
-        image = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

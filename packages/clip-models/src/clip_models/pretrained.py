@@ -6,11 +6,12 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from clip_core.files import sha256_of
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs import PreprocessConfig, get_model_spec, list_models
 
@@ -113,11 +114,10 @@ def get_pretrained_tag(model: str, tag: str) -> PretrainedTag:
     name = get_model_spec(model).name
     tags = list_pretrained_tags_by_model(name)
     others = list_pretrained_models_by_tag(tag)
-    close = get_close_matches(_clean(tag), tags, n=3)
     if others:
         hint = f"architectures that have it: {', '.join(others)}"
-    elif close:
-        hint = f"did you mean {' or '.join(close)}?"
+    elif close := did_you_mean(_clean(tag), tags, most=3):
+        hint = close
     elif tags:
         hint = f"its tags are {', '.join(tags)}"
     else:
@@ -137,8 +137,6 @@ def identify(path: Path) -> PretrainedTag | None:
             return row
     named = [row for row in rows if row.url and os.path.basename(row.url) == path.name]
     if named and named[0].sha256 and path.is_file():
-        from clip_models.download import sha256_of
-
         return named[0] if sha256_of(path).startswith(named[0].sha256) else None
     return named[0] if named else None
 

@@ -8,10 +8,9 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clip_models.download import sha256_of
+from clip_core.files import sha256_of
 from clip_models.errors import ClipModelsError
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _digest(path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: str, size: int, mtime_ns: int) -> str:
-    return sha256_of(Path(path))
+    return sha256_of(path)
 
 
 def _vectors(array_ND: Any, absent: Any) -> pa.Array:

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clip_models.errors import ClipModelsError
+from clip_core import ClipError
+from clip_core.files import sha256_of, sync
 from clip_models.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
-from clip_train.files import sha256_of, sync
 from clip_train.parallel import World
 
 FORMAT = 2
@@ -115,7 +115,7 @@ class Checkpoints:
                 sync(path)
             building.rename(self.path(step))
             sync(self.folder)
-        except (OSError, ClipModelsError) as error:
+        except (OSError, ClipError) as error:
             shutil.rmtree(building, ignore_errors=True)
             raise ClipTrainError(f"cannot save a checkpoint in {self.folder}: {error}") from error
         for old in self.steps()[: -self._keep]:

@@ -1,57 +1,27 @@
-"""The command line: `clip-train fit recipe.toml --optim.lr 1e-3`."""
+"""The command `clip-train`: `clip-train fit recipe.toml --optim.lr 1e-3`."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import NoReturn
 
-import sys
-
-from clip_data.config import parse, run_cli
-from clip_data.errors import ClipDataError
-from clip_models.errors import ClipModelsError
-from clip_train.config import FitConfig
-from clip_train.errors import ClipTrainError, RankLost, Requeue, Stopped
-from clip_train.fitting import fit
+from clip_core import ClipError
+from clip_core.cli import run_commands
+from clip_train.errors import RankLost
 from clip_train.launch import read_launch
 
-_USAGE = """\
-usage: clip-train fit [recipe.toml] [--dotted.flags …]
-
-Trains the model that a recipe describes. The same command again continues a run that was stopped.
+COMMANDS = {"fit": "train the model that a recipe describes"}
+ABOUT = """\
+The same command again continues a run that was stopped.
 Exit codes: 0 done, 2 an error that one line names, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint to continue from,
-143 stopped by them before the first checkpoint.
-
-  clip-train fit --help    every field of a recipe
-"""
+143 stopped by them before the first checkpoint."""
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """The console script, and `python -m clip_train` for torchrun."""
-    run_cli(_main, ClipTrainError, ClipModelsError)
+    run_commands("clip_train", COMMANDS, ABOUT, args, quiet=_rank_0_says_it)
 
 
-def _main() -> int:
-    command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("-h", "--help"):
-        print(_USAGE, end="")
-        return 0
-    if command != "fit":
-        raise ClipTrainError(f"unknown command {command!r}: the one there is, is 'clip-train fit'")
-    leads = read_launch().rank == 0
+def _rank_0_says_it(error: ClipError) -> bool:
     try:
-        config = parse(FitConfig, rest, prog="clip-train fit", description="Trains a dual encoder.")
-        result = fit(config)
-    except (ClipDataError, ClipTrainError, ClipModelsError) as error:
-        if leads or isinstance(error, RankLost):
-            raise
-        return 2  # rank 0 says what was wrong
-    except Requeue as stop:
-        if leads:
-            print(f"stopped by a signal after step {stop.step}, which is saved: run again to continue", file=sys.stderr)
-        raise
-    except Stopped:
-        if leads:
-            print("stopped by a signal before the first checkpoint: run again to start over", file=sys.stderr)
-        raise
-    if leads:
-        held_out = "" if result.val_loss is None else f", held-out loss {result.val_loss:.4f}"
-        print(f"{result.steps} steps, loss {result.loss:.4f}{held_out}: {result.model}")
-    return 0
+        return not isinstance(error, RankLost) and read_launch().rank > 0
+    except ClipError:  # no rank knows that it is not the first
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clip_data.config import fingerprint, to_dict
+from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_train.errors import ClipTrainError
 

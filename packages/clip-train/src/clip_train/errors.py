@@ -1,7 +1,9 @@
 """The exception family of clip-train."""
 
+from clip_core import ClipError
 
-class ClipTrainError(ValueError):
+
+class ClipTrainError(ClipError):
     """A mistake of the user or a broken input: the message names the offending value and the way out."""
 
 

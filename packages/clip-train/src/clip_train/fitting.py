@@ -9,8 +9,8 @@ from clip_train.runfolder import FitResult, RunFolder
 def fit(config: FitConfig) -> FitResult:
     """Trains, or continues a run that was stopped, or returns the result of a finished one.
 
-    Under torchrun every rank calls it. Errors: ClipTrainError, ClipDataError, ClipModelsError; inputs are checked
-    before the first write. SIGTERM and SIGUSR1 save a checkpoint and raise Requeue, which a script lets pass: it ends
+    Under torchrun every rank calls it. Raises ClipError; inputs are checked before the first
+    write. SIGTERM and SIGUSR1 save a checkpoint and raise Requeue, which a script lets pass: it ends
     the process with exit code 75.
     """
     folder = RunFolder(resolve(config))

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_data.config import difference, from_dict, resolved
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_core import ClipError
+from clip_core.config import difference, from_dict, resolved
+from clip_core.files import sha256_of
+from clip_core.store import Store
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
-from clip_train.files import sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class RunFolder:
                 raise ClipTrainError(f"it holds {stored!r}")
             stored.pop("fingerprint", None)
             return from_dict(FitConfig, stored, str(self.path / "config.json"))
-        except (ClipDataError, ClipTrainError) as error:
+        except ClipError as error:
             raise ClipTrainError(
                 f"{self.path / 'config.json'} is no config of a training run: {error}; choose another run folder, or, "
                 "when it was damaged, delete that file: checkpoints name their config themselves"
@@ -134,7 +134,7 @@ class RunFolder:
                 model=str(self.model),
                 model_sha256=done["model_sha256"],
             )
-        except (ClipDataError, KeyError, TypeError) as error:
+        except (ClipError, KeyError, TypeError) as error:
             raise ClipTrainError(f"{self.path / 'done.json'} is damaged ({error}): {again}") from error
         if not self.model.exists() or sha256_of(self.model) != result.model_sha256:
             raise ClipTrainError(f"{self.model} is not the file that the finished run wrote; {again}")

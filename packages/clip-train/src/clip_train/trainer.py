@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clip_data.config import fingerprint
+from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, create_model, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions

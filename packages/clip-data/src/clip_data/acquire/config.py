@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from clip_core import MAX_PIXELS
-from clip_data.config import to_dict
+from clip_core.config import to_dict
 from clip_data.errors import ClipDataError
 
 SPEED_ONLY = ("concurrency", "per_host", "decode_threads")

@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clip_core.files import sha256_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -53,11 +55,9 @@ def verify(path: Path, sha256: str, members: list[tuple[str, int, int]]) -> None
     """Reads a finished shard back. Raises OSError unless it holds exactly `members` (name, offset, length) and bytes
     with the hash that were meant to be written.
     """
-    with path.open("rb") as file:
-        written = hashlib.file_digest(file, "sha256").hexdigest()
     with tarfile.open(path, "r:") as tar:
         found = [(member.name, member.offset_data, member.size) for member in tar]
-    if written != sha256 or found != members:
+    if sha256_of(path) != sha256 or found != members:
         raise OSError(f"{path} does not hold what was written to it: the disk under it is not reliable")
 
 

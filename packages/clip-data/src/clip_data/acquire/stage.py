@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_core.config import fingerprint
 from clip_data.acquire.codes import OUR_OWN
 from clip_data.acquire.config import AcquireConfig
 from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
-from clip_data.config import fingerprint
 from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.plan import read_unit_rows
-from clip_data.store import table_bytes
+from clip_data.tables import table_bytes
 from clip_data.uid import uid
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ class Config(FolderAndExecutor):
     """Which columns are added."""
 
     scorers: tuple[str, ...] = ()
-    """names of the scorers; empty takes all"""
+    """names of the scorers, or package.module:Class for your own; empty takes all that have a name"""
 
 
 def run(config: Config) -> int:

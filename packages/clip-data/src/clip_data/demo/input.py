@@ -6,8 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from clip_data.config import claim
-from clip_data.store import Store
+from clip_core.store import Store, claim
 
 
 @dataclass(frozen=True, kw_only=True)

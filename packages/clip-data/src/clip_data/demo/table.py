@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_core.store import Store
 from clip_data.demo.kinds import kind_counts
 from clip_data.demo.scenes import scene
 from clip_data.errors import ClipDataError
-from clip_data.store import Store
 
 ROW_GROUP = 500
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from clip_data.errors import ClipDataError
+from clip_core.registry import Registry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,25 +48,12 @@ class Scorer(Protocol):
         """A table of `schema` with one row per sample of the batch, in its order."""
 
 
-def _caption() -> Scorer:
-    from clip_data.score.caption import CaptionScorer
-
-    return CaptionScorer()
-
-
-def _image() -> Scorer:
-    from clip_data.score.image import ImageScorer
-
-    return ImageScorer()
-
-
-SCORERS: dict[str, Callable[[], Scorer]] = {"caption": _caption, "image": _image}
+SCORERS: Registry[Callable[[], Scorer]] = Registry(
+    "scorer",
+    {"caption": "clip_data.score.caption:CaptionScorer", "image": "clip_data.score.image:ImageScorer"},
+)
 
 
 def get_scorer(name: str) -> Scorer:
-    """The built-in scorer of that name; ClipDataError with the nearest name when there is none."""
-    if name not in SCORERS:
-        close = difflib.get_close_matches(name, SCORERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(SCORERS)}"
-        raise ClipDataError(f"there is no scorer {name!r}; {hint}")
-    return SCORERS[name]()
+    """The scorer of that name, or of a class named `package.module:Class`; ClipError when there is none."""
+    return SCORERS.get(name)()

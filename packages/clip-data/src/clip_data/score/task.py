@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from clip_core import ImageError
+from clip_core.config import fingerprint
 from clip_core.images import load_image
-from clip_data.config import fingerprint
 from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit, column_name, shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.score.scorer import Batch, Scorer, get_scorer
-from clip_data.store import table_bytes
+from clip_data.tables import table_bytes
 
 IMAGES_PER_BATCH = 64  # 50 MB of decoded pictures at 512 × 512
 RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer

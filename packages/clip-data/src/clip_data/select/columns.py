@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, Unit, column_name, sidecar_name
 from clip_data.errors import ClipDataError
+from clip_data.tables import read_table
 
 Column = tuple[str, str]  # (name of the set, name of the column)
 Catalog = Mapping[str, Mapping[str, pa.DataType]]  # columns of each set
@@ -53,8 +54,7 @@ def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
         raise ClipDataError(f"column {name!r} is in several sets: write {forms}")
     if not owners:
         known = catalog[set_name] if set_name else {column for columns in catalog.values() for column in columns}
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else "see the schema of the sidecar and of each column set"
+        hint = did_you_mean(name, known, "see the schema of the sidecar and of each column set", cutoff=0.5, spell=repr)
         full = f"{set_name}.{name}" if set_name else name
         raise ClipDataError(f"there is no column {full!r} in the sets {_list(catalog)}; {hint}")
     return owners[0], name
@@ -76,7 +76,7 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
     for owner in sorted({owner for owner, _ in wanted}):
         file = sidecar_name(unit) if owner == SIDECAR else column_name(owner, unit)
         names = sorted(name for other, name in wanted if other == owner)
-        table = dataset.store.read_table(file, names)
+        table = read_table(dataset.store, file, names)
         if table.num_rows != unit.rows:
             raise ClipDataError(f"{dataset.root}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
         found |= {(owner, name): table[name] for name in names}

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from clip_core import ClipError
 from clip_data.errors import ClipDataError
 from clip_data.select import values
 from clip_data.select.columns import Catalog, Column, resolve
@@ -210,7 +211,7 @@ class _Compiler:
             raise self.error(node, f"is a function: write {name}(…)")
         try:
             column = resolve(self.catalog, name, set_name)
-        except ClipDataError as error:
+        except ClipError as error:
             raise ClipDataError(f"where: {error}") from error
         self.columns.add(column)
         return _Node(values.kind_of(self.catalog[column[0]][column[1]]), lambda columns: columns[column])

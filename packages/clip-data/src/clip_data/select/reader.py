@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from clip_data.config import fingerprint
+from clip_core.config import fingerprint
+from clip_core.store import Store
 from clip_data.dataset import SUCCESS, Dataset, Unit, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.run import read_records
-from clip_data.store import Store
+from clip_data.tables import read_table
 
 FORMAT = 1
 
@@ -33,10 +34,10 @@ class Selection:
         """int32 [kept]: the rows kept of a unit, ascending."""
         if self.name:
             file = selection_file(self.name, unit)
-            rows = self.store.read_table(file, ["row"])["row"].to_numpy().astype(np.int32)
+            rows = read_table(self.store, file, ["row"])["row"].to_numpy().astype(np.int32)
         else:
             file = sidecar_name(unit)
-            status = self.store.read_table(file, ["status"])["status"]
+            status = read_table(self.store, file, ["status"])["status"]
             rows = np.flatnonzero(pc.equal(status, SUCCESS).to_numpy()).astype(np.int32)
         if len(rows) != self.units[unit.name] or (len(rows) and (rows[-1] >= unit.rows or (np.diff(rows) <= 0).any())):
             raise ClipDataError(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_data.config import fingerprint, to_dict
+from clip_core.config import fingerprint, to_dict
 from clip_data.dataset import SUCCESS, Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.select.columns import SIDECAR, Catalog, Column, read_catalog, read_columns, resolve, stage_of
@@ -25,6 +25,7 @@ from clip_data.select.reader import (
     selection_file,
     stage_records,
 )
+from clip_data.tables import write_table
 
 Counts = dict[str, int]  # dropped rows by reason, in the order of the funnel
 
@@ -158,7 +159,7 @@ def _write(dataset: Dataset, name: str, alive: np.ndarray) -> dict[str, int]:
     kept = {}
     for unit, start in _starts(dataset.units):
         rows = np.flatnonzero(alive[start : start + unit.rows]).astype(np.int32)
-        dataset.store.write_table(selection_file(name, unit), pa.table({"row": rows}))
+        write_table(dataset.store, selection_file(name, unit), pa.table({"row": rows}))
         kept[unit.name] = len(rows)
     return kept
 

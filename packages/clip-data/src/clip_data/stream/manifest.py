@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_data.config import fingerprint
+from clip_core.config import fingerprint
 from clip_data.dataset import Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.select import Selection, load_selection

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from clip_data.dataset import Unit, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Manifest, Part
+from clip_data.tables import read_table
 
 THREADS = 8
 SHOWN = 3
@@ -47,7 +48,7 @@ def _each_unit(manifest: Manifest, what: str, use: Callable[[np.ndarray], np.nda
 
     def read(pair: tuple[Part, Unit]) -> np.ndarray:
         part, unit = pair
-        table = part.selection.store.read_table(sidecar_name(unit), ["uid"])
+        table = read_table(part.selection.store, sidecar_name(unit), ["uid"])
         uids = table["uid"].take(pa.array(part.rows(unit))).combine_chunks()
         # Items of an S16 array lose zeros at their end, all of them alike: equal items are equal uids.
         return use(np.frombuffer(uids.buffers()[1], "S16", len(uids), 16 * uids.offset))

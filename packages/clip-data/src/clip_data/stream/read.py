@@ -17,6 +17,7 @@ import pyarrow as pa
 from clip_data.dataset import shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Part
+from clip_data.tables import read_table
 
 SIDECAR = ("image_offset", "image_length", "uid", "caption")
 MAX_OPEN = 64  # tars held open by a process
@@ -103,7 +104,7 @@ class SourceReader:
     def _load(self, unit: int) -> pa.Table:
         plan = self.part.units[unit]
         rows = self.part.rows(plan)
-        table = self.store.read_table(sidecar_name(plan), self.columns)
+        table = read_table(self.store, sidecar_name(plan), self.columns)
         if table.num_rows != plan.rows:
             raise ClipDataError(f"{self.store.url}/{sidecar_name(plan)} has {table.num_rows} rows, not {plan.rows}")
         return table.select(self.columns).take(rows)

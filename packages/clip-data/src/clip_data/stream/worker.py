@@ -19,6 +19,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from clip_core import ClipError
 from clip_data.errors import ClipDataError
 
 START = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from clip_data.stream.worker import main; main()"
@@ -76,7 +77,7 @@ def main() -> None:
             _serve(connection, memory, plan, parent, low, high)
         except ParentGone:
             raise
-        except ClipDataError as error:
+        except ClipError as error:
             _send(connection, "error", str(error))
         except Exception:
             _send(connection, "bug", traceback.format_exc())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clip_data.store import Store
+from clip_core.store import Store
 from clip_eval.report.html import Html, bars, count, figure, fill, foreign, grid, join, note, percent, section, table
 from clip_eval.report.pictures import Pictures
 from clip_eval.report.svg import heat_map, interval

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from clip_core import ClipError
+from clip_core.store import Store
 from clip_data.dataset import Dataset
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_eval.config import ReportConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.report.evaluation import evaluation_section, metric_name
 from clip_eval.report.funnel import Stage, funnel_section, read_funnel
@@ -20,26 +20,6 @@ from clip_eval.report.training import Run, read_run, time_section, training_sect
 from clip_eval.results import Row, file_in_store, read_results
 
 HEADLINES = ("top1", "image_to_text_recall@1", "text_to_image_recall@1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What the report is about; whatever is not given or not there yet leaves its section out."""
-
-    out: str
-    """The HTML file to write: a path or an fsspec URL."""
-    dataset: str = ""
-    """Folder (or fsspec URL) of a dataset."""
-    selections: tuple[str, ...] = ()
-    """Its selections, in the order of the funnel; samples are shown from the first."""
-    runs: tuple[str, ...] = ()
-    """Folders of training runs."""
-    evaluation: str = ""
-    """Folder of an evaluation."""
-    timings: str = ""
-    """JSON file (or its fsspec URL) with the seconds of each stage."""
-    title: str = "From URLs to an evaluated CLIP model"
-    """Heading of the page."""
 
 
 def write_report(config: ReportConfig) -> str:
@@ -120,7 +100,7 @@ def _dataset(config: ReportConfig, absent: list[str]) -> Dataset | None:
 def _pictures_of(root: str) -> Pictures | None:
     try:
         return Pictures(Dataset.open(root))
-    except ClipDataError:
+    except ClipError:
         return None  # results outlive their data; the section says so
 
 

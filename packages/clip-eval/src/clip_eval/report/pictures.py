@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 from clip_data.dataset import Dataset, shard_name
-from clip_data.errors import ClipDataError
 from clip_eval.report.html import Html, escape, fill, foreign
 
 SIDE = 112  # pixels; drawn at half to full size
@@ -48,7 +47,7 @@ class Pictures:
         try:
             data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
             small = load_image(data)
-        except (ClipDataError, OSError, ValueError):
+        except (OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing, and counted where it is read in earnest
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

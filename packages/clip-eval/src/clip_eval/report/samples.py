@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clip_data.dataset import SUCCESS, Dataset, Unit
+from clip_data.tables import read_table
 from clip_eval.report.funnel import meaning
 from clip_eval.report.html import Html, count, figure, fill, foreign, grid, join, note, section, table
 from clip_eval.report.pictures import Pictures
@@ -52,7 +53,7 @@ def scan(dataset: Dataset) -> Scan:
         for owner in dataset.column_sets():
             file = f"columns/{owner}/{unit.name}.parquet"
             if dataset.store.exists(file):
-                for name, values in _numeric(dataset.store.read_table(file)):
+                for name, values in _numeric(read_table(dataset.store, file)):
                     scores.setdefault(f"{owner}: {name}", []).append(values)
     return Scan(units=units, of=len(finished), rows=rows, scores={n: np.concatenate(v) for n, v in scores.items()})
 
@@ -144,7 +145,7 @@ def _kept(dataset: Dataset, units: Sequence[Unit], name: str) -> set[int]:
     """Rows of the scan that a selection keeps."""
     kept, start = set(), 0
     for unit in units:
-        rows = dataset.store.read_table(f"selections/{name}/{unit.name}.parquet", ["row"])["row"].to_pylist()
+        rows = read_table(dataset.store, f"selections/{name}/{unit.name}.parquet", ["row"])["row"].to_pylist()
         kept |= {start + row for row in rows}
         start += unit.rows
     return kept

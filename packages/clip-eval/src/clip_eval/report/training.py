@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clip_data.store import Store
+from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
 from clip_eval.report.html import Html, bars, count, duration, figure, fill, grid, note, percent, section
 from clip_eval.report.svg import POINTS, Line, lines

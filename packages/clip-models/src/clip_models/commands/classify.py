@@ -1,10 +1,8 @@
 """`clip-models classify`: pictures against labels."""
 
 import json
-from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from dataclasses import dataclass, field
+from typing import Any
 
 from clip_core import ImageMode
 
@@ -15,7 +13,7 @@ DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")
 class Config:
     """The weights of a tag, the default among them, are fetched when they are first used."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    images: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """pictures"""
     labels: tuple[str, ...]
     """what may be seen on them"""

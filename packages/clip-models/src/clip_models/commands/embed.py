@@ -3,10 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
+from dataclasses import dataclass, field
 
 from clip_models.embedding.config import EmbedConfig
 
@@ -15,7 +12,7 @@ from clip_models.embedding.config import EmbedConfig
 class Config(EmbedConfig):
     """Give the same command again to continue a run that was stopped."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: str = field(metadata={"positional": True})
     """a folder of pictures, tars, parquet tables or lists of paths or captions: a path, a URL, or a quoted pattern"""
     output: str
     """folder of the embeddings"""

@@ -1,17 +1,15 @@
 """`clip-models list`: architectures and their pretrained tags."""
 
 import json
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A name of the table goes to --model, a tag of its line to --pretrained."""
 
-    pattern: Annotated[str, tyro.conf.Positional] = ""
+    pattern: str = field(default="", metadata={"positional": True})
     """part of a name, in any case, or a pattern: siglip, "ViT-?-16*" """
     pretrained: bool = False
     """only architectures with tags"""

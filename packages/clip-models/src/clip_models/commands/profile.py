@@ -4,17 +4,15 @@ import csv
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Counts on the meta device: no weights are read and no memory is taken."""
 
-    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    models: tuple[str, ...] = field(default=(), metadata={"positional": True})
     """names of architectures; without any, all of them"""
     format: Literal["table", "csv", "json"] = "table"
     """what is printed"""

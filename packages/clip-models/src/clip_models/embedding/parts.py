@@ -13,12 +13,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from clip_core.store import TEMPORARY, Store
 from clip_models.errors import ClipModelsError
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 UNUSED = "unused.jsonl"
-_TEMPORARY = ".unfinished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,11 @@ class PartFolder:
 
     def __init__(self, root: str, config: Mapping[str, Any], fingerprint: str) -> None:
         self.root = Path(root)
+        self._store = Store(self.root)
         self.fingerprint = fingerprint
         self.config = dict(config)
         self._claim()
-        for left in self.root.rglob(f"*{_TEMPORARY}"):
+        for left in self.root.rglob(f"{TEMPORARY}*"):
             left.unlink()
 
     def _claim(self) -> None:
@@ -72,8 +73,7 @@ class PartFolder:
             ) from error
         path = self.root / MANIFEST
         if not path.exists():
-            own = ("parts", MANIFEST + _TEMPORARY)
-            if other := sorted(entry.name for entry in self.root.iterdir() if entry.name not in own):
+            if other := [entry for entry in self._store.list() if entry != "parts"]:
                 raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
             self.write_manifest({"complete": False})
             return
@@ -90,7 +90,7 @@ class PartFolder:
             )
 
     def write_manifest(self, more: Mapping[str, Any]) -> None:
-        self._write_json(MANIFEST, {"fingerprint": self.fingerprint, "config": self.config, **more})
+        self._store.write_json(MANIFEST, {"fingerprint": self.fingerprint, "config": self.config, **more})
 
     def read_part(self, number: int) -> Part | None:
         """The record of a part; None if it is not done."""
@@ -122,20 +122,13 @@ class PartFolder:
                 name = f"{kind}-{part.number:06}.npy"
                 files[name] = self._write(name, lambda file, array=array: np.save(file, array))
         record = {**part.__dict__, "files": files, "fingerprint": self.fingerprint}
-        self._write_json(f"parts/{part.number:06}.json", record)
+        self._store.write_json(f"parts/{part.number:06}.json", record)
 
     @contextmanager
     def list_unused(self) -> Iterator[UnusedList]:
         """A file of all that is in the source and in no sample, a JSON object a line."""
-        temporary = self.root / (UNUSED + _TEMPORARY)
-        try:
-            with open(temporary, "wb") as file:
-                yield UnusedList(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.root / UNUSED)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._store.writing(UNUSED) as file:
+            yield UnusedList(file)
 
     def write_rejects(self, parts: int) -> None:
         """One file of all rejected samples, a JSON object a line."""
@@ -150,21 +143,10 @@ class PartFolder:
 
         self._write(REJECTS, lines)
 
-    def _write_json(self, name: str, value: Any) -> None:
-        data = json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
-        self._write(name, lambda file: file.write(data))
-
     def _write(self, name: str, write: Any) -> int:
-        """Written beside, made durable, then put into place: a name is there with all of its content or not at all."""
-        path = self.root / name
-        temporary = path.with_name(path.name + _TEMPORARY)
-        with open(temporary, "wb") as file:
+        with self._store.trying("write", name), self._store.writing(name) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, path)
-        return size
+            return file.tell()
 
 
 def read_embeddings(folder: str | os.PathLike[str], what: str = "image") -> tuple[list[str], np.ndarray]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs.families import built_in, hf_text_configs, resolve
 from clip_models.specs.model import ModelSpec
@@ -163,9 +163,8 @@ class _Keys:
         for key, item in self.left.items():
             if key in self.known:
                 raise ClipModelsError(f"{self.where}.{key} {item!r} is not supported{tower}")
-            close = get_close_matches(key, self.known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ClipModelsError(f"unknown key {key!r} in {self.where}{hint}")
+            hint = did_you_mean(key, self.known)
+            raise ClipModelsError(f"unknown key {key!r} in {self.where}{hint and f'; {hint}'}")
 
 
 def _mapping(data: Any, where: str) -> Mapping[str, Any]:

@@ -4,9 +4,9 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 
 
@@ -78,8 +78,7 @@ def _dataclass_from_plain(kind: Any, value: Any, where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for key in value:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
+            hint = did_you_mean(key, known, f"it has {', '.join(known)}")
             raise ClipModelsError(f"unknown key {key!r} in {where}; {hint}")
     missing = [name for name, f in known.items() if _is_required(f) and name not in value]
     if missing:

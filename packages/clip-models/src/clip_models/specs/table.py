@@ -4,10 +4,10 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs.families import built_in, resolve
 from clip_models.specs.model import ModelSpec
@@ -28,8 +28,10 @@ def get_model_spec(name: str) -> ModelSpec:
         return _added[key]
     if key not in built_in() or built_in()[key].get("abstract"):
         folded = {model.lower(): model for model in list_models()}
-        close = [folded[k] for k in get_close_matches(key.lower().replace("_", "-"), folded, n=3)]
-        hint = f"did you mean {' or '.join(close)}?" if close else "'clip-models list' or list_models() names them all"
+        like = key.lower().replace("_", "-")
+        hint = did_you_mean(
+            like, folded, "'clip-models list' or list_models() names them all", most=3, spell=folded.__getitem__
+        )
         raise ClipModelsError(f"unknown model {name!r}; {hint}")
     return ModelSpec.from_dict({"name": key, **resolve(key, built_in())})
 

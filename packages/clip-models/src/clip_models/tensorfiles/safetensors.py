@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clip_core.store import Store
 from clip_models.errors import ClipModelsError, first_line
 
 _DTYPE_NAMES = {
@@ -43,21 +42,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         offset = end
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(struct.pack("<Q", len(head)) + head)
-                for name in order:
-                    file.write(_bytes_of(tensors[name]))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+    store = Store(path.parent)
+    with store.trying("write", path.name), store.writing(path.name) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for name in order:
+            file.write(_bytes_of(tensors[name]))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -6,11 +6,11 @@ Parameter names and shapes are OpenCLIP's: `trunk.` and timm's names, `head.` an
 import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
+from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
 from clip_models.specs import TimmConfig, as_pair
@@ -29,8 +29,7 @@ class TimmTower(FreezesStatistics):
         self.config = config
         timm = require("timm", "timm", f"the image tower {config.model_name}")
         if ":" in config.model_name or not timm.is_model(config.model_name):
-            close = get_close_matches(config.model_name, timm.list_models(), n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() names them all"
+            hint = did_you_mean(config.model_name, timm.list_models(), "timm.list_models() names them all", most=3)
             raise ClipModelsError(f"timm {timm.__version__} has no model {config.model_name!r}; {hint}")
         default = timm.get_pretrained_cfg(config.model_name)
         size = as_pair(config.image_size)

@@ -1,19 +1,16 @@
-"""Files: what they hold, and that they are on the disk."""
-
-from __future__ import annotations
+"""Hashes of local files, and files that survive a loss of power."""
 
 import hashlib
 import os
-from pathlib import Path
 
 
-def sha256_of(path: Path) -> str:
-    """The hex digest of a file."""
-    with path.open("rb") as file:
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
     """Waits until a file, or the entries of a folder, would survive a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:

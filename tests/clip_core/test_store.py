@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_data.errors import ClipDataError
-from clip_data.store import Store, table_bytes
+from clip_core import ClipError
+from clip_core.config import ConfigError
+from clip_core.store import Store, is_claimed
+from clip_data.tables import read_table, table_bytes, write_table
 from tests.support.pipeline import free_port
 
 
@@ -36,14 +38,14 @@ def store(request, tmp_path):
 def test_what_is_written_is_read(store, tmp_path):
     store.write_bytes("a/b/x.bin", b"0123456789")
     store.write_json("a/x.json", {"β": [1, None]})
-    store.write_table("t.parquet", pa.table({"n": [1, 2], "text": ["x", None]}))
+    write_table(store, "t.parquet", pa.table({"n": [1, 2], "text": ["x", None]}))
     made = tmp_path / "made"
     made.write_bytes(b"published")
     store.publish(made, "a/b/y.bin")
     assert store.read_bytes("a/b/x.bin") == b"0123456789"
     assert store.read_range("a/b/x.bin", 3, 4) == b"3456"
     assert store.read_json("a/x.json") == {"β": [1, None]}
-    assert store.read_table("t.parquet", ["text"]).to_pydict() == {"text": ["x", None]}
+    assert read_table(store, "t.parquet", ["text"]).to_pydict() == {"text": ["x", None]}
     assert store.read_bytes("a/b/y.bin") == b"published"
     assert not made.exists()
     assert store.list() == ["a", "t.parquet"]
@@ -63,14 +65,14 @@ def test_staging_is_invisible_and_leaves_nothing(store):
 def test_reading_what_is_missing_or_damaged(store):
     store.write_bytes("bad.json", b'{"half": ')
     store.write_bytes("bad.parquet", b"PAR1")
-    store.write_table("t.parquet", pa.table({"n": [1]}))
+    write_table(store, "t.parquet", pa.table({"n": [1]}))
     for call, message in [
         (lambda: store.read_bytes("none"), "none does not exist"),
         (lambda: store.read_json("bad.json"), "bad.json is damaged: not JSON"),
-        (lambda: store.read_table("bad.parquet"), "bad.parquet is damaged: not a parquet file"),
-        (lambda: store.read_table("t.parquet", ["m"]), "has no column 'm'; it has n"),
+        (lambda: read_table(store, "bad.parquet"), "bad.parquet is damaged: not a parquet file"),
+        (lambda: read_table(store, "t.parquet", ["m"]), "has no column 'm'; it has n"),
     ]:
-        with pytest.raises(ClipDataError, match=message):
+        with pytest.raises(ClipError, match=message):
             call()
 
 
@@ -80,11 +82,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     made = tmp_path / "made"
     made.write_bytes(b"x")
     for call in (lambda: store.write_bytes("x", b""), lambda: store.publish(made, "x"), store.staging().__enter__):
-        with pytest.raises(ClipDataError, match=r"cannot write .*/file/folder.*: Not a directory"):
+        with pytest.raises(ClipError, match=r"cannot write .*/file/folder.*: Not a directory"):
             call()
-    with pytest.raises(ClipDataError, match="cannot list"):
+    with pytest.raises(ClipError, match="cannot list"):
         store.list()
-    with pytest.raises(ClipDataError, match="cannot write"):
+    with pytest.raises(ClipError, match="cannot write"):
         Store("/proc/self").write_bytes("x", b"")
 
 
@@ -97,7 +99,7 @@ def test_an_error_of_the_disk_under_construction_is_one_line(tmp_path, number):
             (folder / "half").write_bytes(b"x")
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(ClipDataError, match=rf"^cannot write in {tmp_path}: {os.strerror(number)}; \w+") as caught:
+    with pytest.raises(ClipError, match=rf"^cannot write in {tmp_path}: {os.strerror(number)}; \w+") as caught:
         build()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -113,7 +115,7 @@ def test_what_a_bucket_s_files_are_built_in_is_named(tmp_path, monkeypatch):
             assert folder.parent == tmp_path
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(ClipDataError, match=f"^cannot write in {tmp_path}: No space left"):
+    with pytest.raises(ClipError, match=f"^cannot write in {tmp_path}: No space left"):
         build()
     assert list(tmp_path.iterdir()) == []
 
@@ -126,16 +128,46 @@ def test_a_disk_that_takes_no_more_is_one_line_for_every_writer(tmp_path):
         for write in (
             lambda: store.write_bytes("a/x", big),
             lambda: store.write_json("a/x", {"x": "y" * 20_000}),
-            lambda: store.write_table("a/x", pa.table({"n": np.random.default_rng(0).random(9000)})),
+            lambda: write_table(store, "a/x", pa.table({"n": np.random.default_rng(0).random(9000)})),
         ):
-            with pytest.raises(ClipDataError, match=rf"cannot write {tmp_path}/a/x: File too large; .*ulimit"):
+            with pytest.raises(ClipError, match=rf"cannot write {tmp_path}/a/x: File too large; .*ulimit"):
                 write()
-        with pytest.raises(ClipDataError, match=f"cannot write in {tmp_path}: .*too large"), store.staging() as folder:
+        with pytest.raises(ClipError, match=f"cannot write in {tmp_path}: .*too large"), store.staging() as folder:
             pq.write_table(pa.table({"n": np.random.default_rng(0).random(9000)}), folder / "x")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert store.list("a") == []
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
+def test_a_file_that_is_written_piece_by_piece_appears_when_it_is_complete(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with store.writing("a/x") as file:
+        file.write(b"one")
+        assert store.list("a") == []
+        file.write(b"two")
+    assert store.read_bytes("a/x") == b"onetwo"
+    # An error of the block is not the file's: it is neither translated nor does it leave anything behind.
+    with pytest.raises(PermissionError, match="of another file"), store.writing("a/x") as file:  # noqa: PT012
+        file.write(b"half")
+        raise PermissionError("of another file")
+    assert store.read_bytes("a/x") == b"onetwo"
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_folder_belongs_to_one_config(store):
+    own = ("plan.parquet",)
+    store.write_bytes("plan.parquet", b"")
+    assert not is_claimed(store, {"seed": 1}, "owner.json", what="thing", own=own)
+    with pytest.raises(ConfigError, match=r"is not empty and holds no thing \(it has 'plan.parquet', no owner.json\)"):
+        is_claimed(store, {"seed": 1}, "owner.json", what="thing")
+    store.write_json("owner.json", {"seed": 1, "speed": 2, "fingerprint": "of these"})
+    assert is_claimed(store, {"seed": 1, "speed": 3}, "owner.json", free=("speed",))
+    with pytest.raises(ConfigError, match=r"holds another thing: seed is 1 there and 2 now; choose another output"):
+        is_claimed(store, {"seed": 2, "speed": 2}, "owner.json", what="thing")
+    store.write_json("owner.json", ["not", "a", "table"])
+    with pytest.raises(ConfigError, match=r"owner.json is damaged: it holds no table"):
+        is_claimed(store, {"seed": 1}, "owner.json")
 
 
 def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
@@ -209,7 +241,7 @@ def test_an_object_store_that_cannot_be_used_is_one_line(s3, monkeypatch, tmp_pa
             lambda: store.write_bytes("x", b""),
             lambda: store.read_bytes("x"),
         ):
-            with pytest.raises(ClipDataError, match=rf"^cannot \w+ {url}.*{message}") as caught:
+            with pytest.raises(ClipError, match=rf"^cannot \w+ {url}.*{message}") as caught:
                 call()
             assert "\n" not in str(caught.value)
     finally:
@@ -224,19 +256,19 @@ def test_a_bucket_that_is_not_there(s3, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     store = Store("s3://bucket/folder")
     assert (store.list(), store.exists("x")) == ([], False)
-    with pytest.raises(ClipDataError, match=r"^cannot write s3://bucket/folder/x: .*bucket does not exist; create it"):
+    with pytest.raises(ClipError, match=r"^cannot write s3://bucket/folder/x: .*bucket does not exist; create it"):
         store.write_bytes("x", b"")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:", "s3:/bucket/folder", "memory:x"])
 def test_a_url_without_a_bucket_is_no_local_folder(url):
-    with pytest.raises(ClipDataError, match=f"^'{url}' names no folder: write"):
+    with pytest.raises(ClipError, match=f"^'{url}' names no folder: write"):
         Store(url)
 
 
 def test_an_unknown_file_system():
-    with pytest.raises(ClipDataError, match="cannot open the folder 'nosuchfs://x'"):
+    with pytest.raises(ClipError, match="cannot open the folder 'nosuchfs://x'"):
         Store("nosuchfs://x")
 
 
@@ -247,7 +279,7 @@ def test_the_same_table_has_the_same_bytes():
 
 WRITER = """
     import sys
-    from clip_data.store import Store
+    from clip_core.store import Store
     store = Store(sys.argv[1])
     blocks = [bytes([i]) * 20_000_000 for i in range(2)]
     store.write_bytes("big", blocks[0])

@@ -1,10 +1,9 @@
-"""A folder on any fsspec file system in which nothing partial ever stands under a final name."""
+"""A folder on any fsspec file system, in which a file gets its final name only when it is complete."""
 
 from __future__ import annotations
 
 import errno
 import glob
-import io
 import json
 import os
 import shutil
@@ -14,12 +13,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from clip_data.errors import ClipDataError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from clip_core.config import ConfigError, difference, resolved, to_dict
+from clip_core.errors import ClipError
+from clip_core.files import sync
 
 CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 WAYS_OUT: dict[int | str, str] = {
@@ -47,15 +45,15 @@ class Store:
         import fsspec
 
         if not os.fspath(url):
-            raise ClipDataError("the name of a folder is empty: give a path or an fsspec URL")
+            raise ClipError("the name of a folder is empty: give a path or an fsspec URL")
         self.url = os.fspath(url).rstrip("/") or "/"
         protocol, colon, rest = self.url.partition(":")
         if colon and not rest.startswith(("//", ":")) and protocol in fsspec.available_protocols():
-            raise ClipDataError(f"{os.fspath(url)!r} names no folder: write {protocol}://bucket/folder")
+            raise ClipError(f"{os.fspath(url)!r} names no folder: write {protocol}://bucket/folder")
         try:
             self.fs, path = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise ClipDataError(f"cannot open the folder {self.url!r}: {error}") from error
+            raise ClipError(f"cannot open the folder {self.url!r}: {error}") from error
         self.path = str(path).rstrip("/")
         self.local = "file" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
@@ -67,7 +65,7 @@ class Store:
         return f"{self.path}/{name}" if name else self.path
 
     @contextmanager
-    def _trying(self, act: str, name: str) -> Iterator[None]:
+    def trying(self, act: str, name: str) -> Iterator[None]:
         """Turns what a disk or an object store may answer into one line; nothing to read stays FileNotFoundError."""
         try:
             yield
@@ -77,28 +75,28 @@ class Store:
             # Of the object stores' own errors only S3's are known, and boto is not imported to name them.
             foreign = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
             # A ValueError is what boto makes of a setting that it cannot read, such as an endpoint without http://.
-            wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipDataError))
+            wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipError))
             if foreign or wrong or isinstance(error, OSError):
                 where = f"{self.url}/{name}".rstrip("/")
-                raise ClipDataError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error
+                raise ClipError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error
             raise
 
     def exists(self, name: str) -> bool:
         if self.local:
             return os.path.exists(self.full(name))
-        with self._trying("read", name):
+        with self.trying("read", name):
             return self.fs.exists(self.full(name))
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        with self._trying("read", name):
+        with self.trying("read", name):
             return int(self.fs.size(self.full(name)))
 
     def list(self, folder: str = "") -> list[str]:
         """Names (sorted, relative to the store) of what stands in a folder; empty when there is no such folder."""
         self.fs.invalidate_cache(self.full(folder))
         try:
-            with self._trying("list", folder):
+            with self.trying("list", folder):
                 entries = self.fs.ls(self.full(folder), detail=False)
         except FileNotFoundError:
             return []
@@ -107,50 +105,31 @@ class Store:
 
     def open(self, name: str) -> IO[bytes]:
         """A seekable file for reading bytes."""
+        with self._reading(name):
+            return open(self.full(name), "rb") if self.local else self.fs.open(self.full(name), "rb")
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
         try:
-            with self._trying("read", name):
-                return open(self.full(name), "rb") if self.local else self.fs.open(self.full(name), "rb")
+            with self.trying("read", name):
+                yield
         except FileNotFoundError as error:
-            raise ClipDataError(f"{self.url}/{name} does not exist") from error
+            raise ClipError(f"{self.url}/{name} does not exist") from error
 
     def read_bytes(self, name: str) -> bytes:
-        with self.open(name) as file, self._trying("read", name):
-            return file.read()
+        with self._reading(name):
+            return self.fs.cat_file(self.full(name))
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`: one ranged read."""
-        if not self.local:
-            with self._trying("read", name):
-                return self.fs.cat_file(self.full(name), start=offset, end=offset + length)
-        with self.open(name) as file, self._trying("read", name):
-            file.seek(offset)
-            return file.read(length)
+        with self._reading(name):
+            return self.fs.cat_file(self.full(name), start=offset, end=offset + length)
 
     def read_json(self, name: str) -> Any:
         try:
             return json.loads(self.read_bytes(name))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ClipDataError(f"{self.url}/{name} is damaged: not JSON ({error})") from error
-
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A parquet file, or some of its columns. Raises ClipDataError when damaged or when a column is missing."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with self.open(name) as file, self._trying("read", name):
-            try:
-                # Arrow's own threads must not hold a Python file: one that drops it last, when the interpreter ends,
-                # aborts ("terminate called without an active exception").
-                parquet = pq.ParquetFile(file, pre_buffer=False)
-                missing = [column for column in columns or () if column not in parquet.schema_arrow.names]
-                if missing:
-                    known = ", ".join(parquet.schema_arrow.names)
-                    raise ClipDataError(f"{self.url}/{name} has no column {missing[0]!r}; it has {known}")
-                return parquet.read(columns=list(columns) if columns is not None else None, use_threads=False)
-            except (pa.ArrowInvalid, OSError) as error:
-                if getattr(error, "errno", None):  # the disk's or the network's, not the file's
-                    raise
-                raise ClipDataError(f"{self.url}/{name} is damaged: not a parquet file ({error})") from error
+            raise ClipError(f"{self.url}/{name} is damaged: not JSON ({error})") from error
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -160,7 +139,7 @@ class Store:
         """
         parent, mine = None, f"{TEMPORARY}{socket.gethostname()}-"
         place = self if self.local else Store(tempfile.gettempdir())
-        with place._trying("write in", ""):
+        with place.trying("write in", ""):
             if self.local:
                 parent = self.path
                 os.makedirs(parent, exist_ok=True)
@@ -171,40 +150,78 @@ class Store:
                 yield Path(folder)
 
     def publish(self, file: str | os.PathLike[str], name: str) -> None:
-        """Makes a finished local file visible under its final name, at once and whole. Consumes the file."""
-        with self._trying("write", name):
-            if not self.local:
+        """Gives a finished local file its final name, at once and whole. Consumes the file."""
+        with self.trying("write", name):
+            if self.local:
+                sync(file)
+                os.makedirs(os.path.dirname(self.full(name)), exist_ok=True)
+                os.replace(file, self.full(name))
+            else:
                 self.fs.put_file(os.fspath(file), self.full(name))
                 os.unlink(file)
-                return
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.makedirs(os.path.dirname(self.full(name)), exist_ok=True)
-            os.replace(file, self.full(name))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A local file to write, which gets its final name when the block ends without an error."""
+        folder = os.path.dirname(self.full(name)) if self.local else tempfile.gettempdir()
+        temporary = Path(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+        with self.trying("write", name):
+            os.makedirs(folder, exist_ok=True)
+            file = open(temporary, "xb")  # noqa: SIM115 -- closed below; what the block raises is not this file's error
+        try:
+            with file:
+                yield file
+            self.publish(temporary, name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        with self._trying("write", name):
+        with self.trying("write", name):
             if not self.local:
                 self.fs.pipe_file(self.full(name), data)
                 return
-            target = self.full(name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            temporary = os.path.join(os.path.dirname(target), f"{TEMPORARY}{uuid.uuid4().hex}")
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            with self.writing(name) as file:
+                file.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        self.write_bytes(name, table_bytes(table))
+
+def claim(store: Store, config: Any, *, free: Sequence[str] = ()) -> None:
+    """Makes an output folder belong to one config: writes `config.json`, or checks it as `is_claimed` does."""
+    is_claimed(store, config, free=free)
+    store.write_json("config.json", resolved(config))
+
+
+def is_claimed(
+    store: Store,
+    config: Any,
+    name: str = "config.json",
+    *,
+    what: str = "run",
+    free: Sequence[str] = (),
+    own: Sequence[str] = (),
+) -> bool:
+    """Whether a folder belongs to a config, which its file `name` holds; False when the folder is new.
+
+    `free` names top-level keys that may differ, `own` the entries that a new folder may have. Raises ConfigError when
+    the folder belongs to another `what`, or holds files of something else.
+    """
+    if store.exists(name):
+        found, wanted = store.read_json(name), to_dict(config)
+        if not isinstance(found, dict):
+            raise ConfigError(f"{store.url}/{name} is damaged: it holds no table; choose another output folder")
+        kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, wanted))
+        if kept != asked:
+            raise ConfigError(
+                f"{store.url} holds another {what}: {difference(kept, asked)}; "
+                "choose another output folder, or remove this one"
+            )
+        return True
+    if other := [entry for entry in store.list() if entry not in own]:
+        found = f"it has {other[0]!r}, no {name}"
+        raise ConfigError(f"{store.url} is not empty and holds no {what} ({found}): choose another output folder")
+    return False
 
 
 def _reason(error: Exception, writing: bool) -> str:
@@ -224,12 +241,3 @@ def _runs(pid: str) -> bool:
     except (ValueError, OSError):
         return True
     return True
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """The table as a parquet file; the same table always gives the same bytes."""
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

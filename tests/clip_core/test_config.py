@@ -6,21 +6,10 @@ from typing import Literal
 
 import pytest
 
-from clip_data.config import (
-    ConfigError,
-    claim,
-    difference,
-    fingerprint,
-    from_dict,
-    load_file,
-    parse,
-    resolved,
-    run_cli,
-    substitute,
-    to_dict,
-)
-from clip_data.errors import ClipDataError
-from clip_data.store import Store
+from clip_core import ClipError
+from clip_core.cli import parse, run_cli
+from clip_core.config import ConfigError, difference, fingerprint, from_dict, load_file, resolved, substitute, to_dict
+from clip_core.store import Store, claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +21,7 @@ class Optim:
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
-            raise ClipDataError(f"lr = {self.lr} must be above 0")
+            raise ClipError(f"lr = {self.lr} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +286,7 @@ def test_an_output_folder_belongs_to_one_config(tmp_path):
         claim(Store(tmp_path / "foreign"), Run(out="a"))
 
 
-class OtherError(ValueError):
+class OtherError(ClipError):
     pass
 
 
@@ -306,7 +295,7 @@ class OtherError(ValueError):
     [
         (None, 0, ""),
         (3, 3, ""),
-        (ClipDataError("no column 'x'"), 2, "error: no column 'x'\n"),
+        (ClipError("no column 'x'"), 2, "error: no column 'x'\n"),
         (OtherError("no model"), 2, "error: no model\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to continue\n"),
     ],
@@ -318,7 +307,7 @@ def test_entry_points_end_with_one_line_and_a_code(result, code, line, capsys):
         return result
 
     with pytest.raises(SystemExit) as stop:
-        run_cli(main, OtherError)
+        run_cli(main)
     assert (stop.value.code, capsys.readouterr().err) == (code, line)
 
 

@@ -1,13 +1,8 @@
-"""Dotted flags: each one is a line of a recipe. `--optim.lr 1e-3` is `lr = 1e-3` in the table `[optim]`.
-
-This is the one module that knows tyro, which prints the help.
-"""
+"""Dotted flags: each one is a line of a recipe. `--optim.lr 1e-3` is `lr = 1e-3` in the table `[optim]`."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import re
 import tomllib
 import types
@@ -15,42 +10,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_data.config import ConfigError, convert, to_dict
+from clip_core.config import ConfigError, convert
+from clip_core.suggest import nearest
 
 
-def print_help(cls: type, default: Any, prog: str, description: str) -> None:
-    """Prints the fields of `cls` as flags, with the values of `default` if it is not None, and exits with 0."""
-    import tyro
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def toml(info: Any) -> Any:
-        if not _is_toml(info.type):
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar=f"'{_example(info.type)}'",
-            instance_from_str=list,
-            is_instance=lambda _: True,
-            str_from_instance=lambda value: [json.dumps(to_dict(value))],
-        )
-
-    with registry:
-        tyro.cli(
-            cls,
-            args=["--help"],
-            prog=f"{prog} [recipe.toml]",
-            description=description,
-            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-            default=tyro.MISSING_NONPROP if default is None else default,
-        )
+def positional(cls: type) -> str:
+    """The field that takes the words without a flag: `field(metadata={"positional": True})`; "" if there is none."""
+    return next((f.name for f in dataclasses.fields(cls) if f.metadata.get("positional")), "")
 
 
 def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
     """Sets in `data`, a recipe's content for `cls`, what the flags among `words` say. Raises ConfigError."""
-    given: dict[str, str] = {}
-    for flag, values in _flags(words):
+    place, leaves = positional(cls), _leaves(cls)
+    first, *flags = _flags(words)
+    free, given = first[1], dict[str, str]()
+    if free and not place:
+        raise ConfigError(f"{free[0]!r} is no flag: flags begin with two dashes and a letter")
+    for flag, values in flags:
         name = flag.removeprefix("--").replace("-", "_")
         if name in given:
             raise ConfigError(f"{flag} is given twice: give it once")
@@ -58,20 +34,25 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
             if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}."):
                 raise ConfigError(f"{as_written} and {flag} set the same value: give one of them")
         given[name] = flag
+        hint = leaves.get(name, tuple[str, ...])
+        if place and get_origin(hint) is not tuple:  # what one value does not take up is free
+            taken = 1 if hint is not bool or [word.lower() for word in values[:1]] in (["true"], ["false"]) else 0
+            free += values[taken:]
+            values = values[:taken]
         _put(cls, data, name, flag, values)
+    if free:
+        _put(cls, data, place, place.upper(), free)
 
 
 def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each flag as it was written, with its values."""
-    found: list[tuple[str, list[str]]] = []
+    """Each flag as it was written, with the words up to the next; before them "" with those that precede all flags."""
+    found: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
         if re.match("--[A-Za-z]", word):
             flag, equals, value = word.partition("=")
             found.append((flag, [value] if equals else []))
-        elif found:
-            found[-1][1].append(word)
         else:
-            raise ConfigError(f"{word!r} is no flag: flags begin with two dashes and a letter")
+            found[-1][1].append(word)
     return found
 
 
@@ -105,12 +86,12 @@ def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[
 def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
     """What a recipe would hold in a field of type `hint`."""
     value: Any
-    if _is_toml(hint):
+    if is_toml(hint):
         text = " ".join(words)
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{flag} takes a value in TOML, such as '{_example(hint)}', not {text!r}") from error
+            raise ConfigError(f"{flag} takes a value in TOML, such as '{example(hint)}', not {text!r}") from error
     elif get_origin(hint) is tuple:
         args = get_args(hint)
         each = [args[0]] * len(words) if args[-1] is Ellipsis else [*args, *[str] * len(words)]
@@ -120,7 +101,8 @@ def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
     elif len(words) == 1:
         value = _scalar(hint, words[0])
     else:
-        found = f"not {', '.join(map(repr, words))}; a recipe comes before the flags" if words else "and has none"
+        recipe = "; a recipe comes before the flags" if flag.startswith("--") else ""
+        found = f"not {', '.join(map(repr, words))}{recipe}" if words else "and has none"
         raise ConfigError(f"{flag} takes one value, {found}")
     try:
         convert(hint, value, "", flag)
@@ -162,11 +144,11 @@ def _item(hint: Any) -> type | None:
     return item if dataclasses.is_dataclass(item) and isinstance(item, type) else None
 
 
-def _is_toml(hint: Any) -> bool:
+def is_toml(hint: Any) -> bool:
     return get_origin(hint) is dict or _item(hint) is not None
 
 
-def _example(hint: Any) -> str:
+def example(hint: Any) -> str:
     """A value in TOML: `[{root = "…"}]`."""
     item = _item(hint)
     names = [f.name for f in dataclasses.fields(item) if f.default is dataclasses.MISSING] if item else ["name"]
@@ -181,5 +163,5 @@ def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
     if inside:
         return f"{name} is a table, whose fields are {', '.join(inside)}"
     last = name.rpartition(".")[2]
-    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or difflib.get_close_matches(name, leaves, n=1)
+    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or nearest(name, leaves)
     return f"did you mean {' or '.join(spelled[leaf] for leaf in close)}?" if close else "look for it in the help"

@@ -6,54 +6,29 @@ Precedence: defaults < recipe (which may `extends` others) < flags.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import os
 import re
-import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from clip_data.errors import ClipDataError
+from clip_core.errors import ClipError
+from clip_core.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from clip_data.store import Store
+    pass
 
 T = TypeVar("T")
 
 
-class ConfigError(ClipDataError):
+class ConfigError(ClipError):
     """A recipe or flag that does not fit the configuration's fields."""
-
-
-def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
-    """Builds `cls` from `[recipe.toml|recipe.json] [--dotted.flags …]`; a flag sets one field of the recipe.
-
-    A resolved `config.json` of an earlier run is accepted like a recipe. Raises ConfigError, of one line, for a key,
-    flag or value that does not fit.
-    """
-    from clip_data.flags import print_help, put_flags
-
-    words = list(args)
-    recipe = words.pop(0) if words and not words[0].startswith("-") else None
-    data = load_file(recipe) if recipe is not None else {}
-    if "--help" in words or "-h" in words:
-        print_help(cls, None if recipe is None else from_dict(cls, data, recipe), prog, description)
-    try:
-        put_flags(cls, data, words)
-    except ConfigError as error:
-        raise ConfigError(f"{prog}: {error} ('{prog} --help' lists the flags)") from error
-    missing = _missing(cls, data, "")
-    if recipe is None and missing:
-        flags = " ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise ConfigError(f"{prog} needs a recipe (a .toml file) or the flags {flags}")
-    return from_dict(cls, data, recipe or prog)
 
 
 def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -168,51 +143,9 @@ def difference(found: Any, wanted: Any, key: str = "") -> str:
     return f"{key or 'it'} is {_short(found)} there and {_short(wanted)} now"
 
 
-def claim(store: Store, config: Any, *, free: Sequence[str] = ()) -> None:
-    """Makes an output folder belong to one config: writes `config.json`, or checks the one that is there.
-
-    `free` names top-level keys that may change between runs into the same folder. Raises ConfigError when the folder
-    holds another run's data, or files of something else.
-    """
-    wanted = resolved(config)
-    if store.exists("config.json"):
-        found = store.read_json("config.json")
-        kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, wanted))
-        if kept != asked:
-            raise ConfigError(
-                f"{store.url} holds another run: {difference(kept, asked)}; choose another output folder, or remove it"
-            )
-    elif store.list():
-        raise ConfigError(f"{store.url} is not empty and holds no run (no config.json): choose another output folder")
-    store.write_json("config.json", wanted)
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "…"
-
-
-def run_cli(main: Callable[[], int | None], *families: type[Exception]) -> None:
-    """Runs an entry point: an error of the given families (ClipDataError always) is one line and exit code 2."""
-    expected: tuple[type[Exception], ...] = (ClipDataError, *families)
-    code: int | str | None
-    try:
-        code = main()
-    except expected as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        code = 0
-    except SystemExit as stop:  # --help
-        code = stop.code
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left: what it did not want goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code or 0)
 
 
 def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
@@ -223,9 +156,10 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
     values = {}
     for key, value in data.items():
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {prefix}{key}{_nearest(key, prefix, fields)}")
+            hint = did_you_mean(key, fields, f"valid keys: {', '.join(fields)}", cutoff=0.5, spell=prefix.__add__)
+            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
         values[key] = convert(hints[key], value, where, prefix + key)
-    missing = _missing(cls, data, prefix)
+    missing = missing_keys(cls, data, prefix)
     if missing:
         raise ConfigError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
     try:
@@ -236,7 +170,7 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _missing(cls: Any, data: Mapping[str, Any], prefix: str) -> list[str]:
+def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Required fields that the data lack; of a table that is absent, its own required fields."""
     hints, found = get_type_hints(cls), []
     for field in dataclasses.fields(cls):
@@ -244,16 +178,11 @@ def _missing(cls: Any, data: Mapping[str, Any], prefix: str) -> list[str]:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         value = data.get(field.name, {} if required else None)
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            inner = _missing(hint, value, name + ".")
+            inner = missing_keys(hint, value, name + ".")
             found += inner or [name] * (field.name not in data and required)
         elif required and field.name not in data:
             found.append(name)
     return found
-
-
-def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else f"; valid keys: {', '.join(fields)}"
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:
@@ -276,12 +205,10 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
             raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(convert(args[0], item, where, f"{key}[{i}]") for i, item in enumerate(value))
-        if len(value) == len(args):
-            return tuple(
-                convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True))
-            )
+        each = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(each) == len(value):
+            pairs = enumerate(zip(each, value, strict=True))
+            return tuple(convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in pairs)
     if origin is dict and isinstance(value, Mapping):
         return {str(name): convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):

@@ -1,0 +1,53 @@
+"""Names of the implementations of one thing: a table of `module:attribute`, each imported when it is asked for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from clip_core.errors import ClipError
+from clip_core.suggest import did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Iterating gives the names. `what`, such as "scorer", is the noun of messages. A user's own implementation is
+    registered with `add`, or needs no name: `package.module:name` stands for it.
+    """
+
+    def __init__(self, what: str, known: Mapping[str, str]) -> None:
+        self._what = what
+        self._known: dict[str, Any] = dict(known)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def add(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers a class or a function in this process. Raises ClipError if the name is taken."""
+
+        def register(item: T) -> T:
+            if self._known.setdefault(name, item) is not item:
+                raise ClipError(f"there is a {self._what} {name!r} already: choose another name")
+            return item
+
+        return register
+
+    def check(self, name: str) -> None:
+        """Raises ClipError, with the nearest name, unless the name is registered or has the form `module:name`."""
+        if name not in self._known and not all(name.partition(":")):
+            hint = did_you_mean(name, self, f"there are {', '.join(self)}", spell=repr)
+            raise ClipError(f"there is no {self._what} {name!r}; {hint}")
+
+    def get(self, name: str) -> T:
+        """The implementation of that name. Raises ClipError if there is none, or a user's own cannot be imported."""
+        self.check(name)
+        target = self._known.get(name, name)
+        if not isinstance(target, str):
+            return target
+        module, _, attribute = target.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in self._known:
+                raise
+            raise ClipError(f"{self._what} {name!r} cannot be imported: {error}; is it on PYTHONPATH?") from error

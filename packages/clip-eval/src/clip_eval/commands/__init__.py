@@ -1,0 +1,1 @@
+"""The sub-commands of `clip-eval`: each module has a dataclass `Config` and a function `run(config)`."""

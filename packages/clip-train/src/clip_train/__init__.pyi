@@ -1,0 +1,13 @@
+from .config import CheckpointConfig as CheckpointConfig
+from .config import DataConfig as DataConfig
+from .config import FitConfig as FitConfig
+from .config import ModelConfig as ModelConfig
+from .config import OptimConfig as OptimConfig
+from .config import Source as Source
+from .config import TrainConfig as TrainConfig
+from .config import ValConfig as ValConfig
+from .errors import ClipTrainError as ClipTrainError
+from .errors import Requeue as Requeue
+from .fitting import fit as fit
+from .loss import contrastive_loss as contrastive_loss
+from .runfolder import FitResult as FitResult
