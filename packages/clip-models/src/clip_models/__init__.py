@@ -8,14 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clip_core import ImageError, load_image
-    from clip_models.classification import LabelScore, classify
-    from clip_models.coca import CoCa
-    from clip_models.convert import from_huggingface, save_huggingface, save_open_clip, to_huggingface
-    from clip_models.download import download_pretrained_from_url
-    from clip_models.embedding.config import EmbedConfig
-    from clip_models.embedding.parts import read_embeddings
-    from clip_models.embedding.run import EmbedSummary, embed
-    from clip_models.encoder import Encoder
     from clip_models.errors import ClipModelsError
     from clip_models.export.exporting import export_model
     from clip_models.export.push import push_to_hub
@@ -28,23 +20,18 @@ if TYPE_CHECKING:
         get_model_tokenize_cfg,
         load_checkpoint,
     )
-    from clip_models.hub import download_pretrained
+    from clip_models.inference.classify import LabelScore, classify
+    from clip_models.inference.embedding.config import EmbedConfig
+    from clip_models.inference.embedding.parts import read_embeddings
+    from clip_models.inference.embedding.run import EmbedSummary, embed
+    from clip_models.inference.encoder import Encoder
+    from clip_models.inference.profiling import Profile, profile
+    from clip_models.inference.quantization import QuantizationReport, quantize
+    from clip_models.inference.scorer import ClipScorer
     from clip_models.model import CLIP, build_model
-    from clip_models.precision import convert_weights_to_lp, get_cast_dtype, get_input_dtype
-    from clip_models.preprocess import image_transform, image_transform_v2, preprocess_eval, preprocess_train
-    from clip_models.pretrained import (
-        PretrainedTag,
-        get_pretrained_cfg,
-        get_pretrained_tag,
-        get_pretrained_url,
-        is_pretrained_cfg,
-        list_pretrained,
-        list_pretrained_models_by_tag,
-        list_pretrained_tags_by_model,
-    )
-    from clip_models.profiling import Profile, profile
-    from clip_models.quantization import QuantizationReport, quantize
-    from clip_models.scorer import ClipScorer
+    from clip_models.model.coca import CoCa
+    from clip_models.model.precision import convert_weights_to_lp, get_cast_dtype, get_input_dtype
+    from clip_models.preprocess.image import image_transform, image_transform_v2, preprocess_eval, preprocess_train
     from clip_models.specs import (
         OPENAI_DATASET_MEAN,
         OPENAI_DATASET_STD,
@@ -66,7 +53,22 @@ if TYPE_CHECKING:
     )
     from clip_models.specs.augmentation import AugmentationConfig
     from clip_models.tokenizers import ClipTokenizer, Tokenizer, decode, get_tokenizer, tokenize
-    from clip_models.weights import describe_source, load_model, save_model
+    from clip_models.weights.convert.folders import save_huggingface, save_open_clip
+    from clip_models.weights.convert.huggingface import to_huggingface
+    from clip_models.weights.download import download_pretrained_from_url
+    from clip_models.weights.hub import download_pretrained
+    from clip_models.weights.load import describe_source, from_huggingface, load_model
+    from clip_models.weights.registry import (
+        PretrainedTag,
+        get_pretrained_cfg,
+        get_pretrained_tag,
+        get_pretrained_url,
+        is_pretrained_cfg,
+        list_pretrained,
+        list_pretrained_models_by_tag,
+        list_pretrained_tags_by_model,
+    )
+    from clip_models.weights.save import save_model
 
 _MODULE_OF = {
     "OPENAI_DATASET_MEAN": "specs",
@@ -75,21 +77,21 @@ _MODULE_OF = {
     "CLIP": "model",
     "CLIPTextConfig": "specs",
     "ClipModelsError": "errors",
-    "ClipScorer": "scorer",
+    "ClipScorer": "inference.scorer",
     "ClipTokenizer": "tokenizers",
-    "CoCa": "coca",
+    "CoCa": "model",
     "DecoderConfig": "specs",
-    "EmbedConfig": "embedding.config",
-    "EmbedSummary": "embedding.run",
-    "Encoder": "encoder",
+    "EmbedConfig": "inference.embedding.config",
+    "EmbedSummary": "inference.embedding.run",
+    "Encoder": "inference.encoder",
     "HFTextConfig": "specs",
-    "LabelScore": "classification",
+    "LabelScore": "inference.classify",
     "ModelSpec": "specs",
     "ModernTextConfig": "specs",
     "PreprocessConfig": "specs",
-    "PretrainedTag": "pretrained",
-    "Profile": "profiling",
-    "QuantizationReport": "quantization",
+    "PretrainedTag": "weights.registry",
+    "Profile": "inference.profiling",
+    "QuantizationReport": "inference.quantization",
     "ResNetConfig": "specs",
     "TimmConfig": "specs",
     "Tokenizer": "tokenizers",
@@ -97,48 +99,48 @@ _MODULE_OF = {
     "ViTConfig": "specs",
     "add_model_config": "specs",
     "build_model": "model",
-    "classify": "classification",
-    "convert_weights_to_lp": "precision",
+    "classify": "inference.classify",
+    "convert_weights_to_lp": "model.precision",
     "create_model": "factory",
     "create_model_and_transforms": "factory",
     "create_model_from_pretrained": "factory",
     "decode": "tokenizers",
-    "describe_source": "weights",
-    "download_pretrained": "hub",
-    "download_pretrained_from_url": "download",
-    "embed": "embedding.run",
+    "describe_source": "weights.load",
+    "download_pretrained": "weights.hub",
+    "download_pretrained_from_url": "weights.download",
+    "embed": "inference.embedding.run",
     "export_model": "export.exporting",
-    "from_huggingface": "convert",
+    "from_huggingface": "weights.load",
     "from_open_clip_config": "specs",
-    "get_cast_dtype": "precision",
-    "get_input_dtype": "precision",
+    "get_cast_dtype": "model.precision",
+    "get_input_dtype": "model.precision",
     "get_model_config": "factory",
     "get_model_preprocess_cfg": "factory",
     "get_model_spec": "specs",
     "get_model_tokenize_cfg": "factory",
-    "get_pretrained_cfg": "pretrained",
-    "get_pretrained_tag": "pretrained",
-    "get_pretrained_url": "pretrained",
+    "get_pretrained_cfg": "weights.registry",
+    "get_pretrained_tag": "weights.registry",
+    "get_pretrained_url": "weights.registry",
     "get_tokenizer": "tokenizers",
-    "image_transform": "preprocess",
-    "image_transform_v2": "preprocess",
-    "is_pretrained_cfg": "pretrained",
+    "image_transform": "preprocess.image",
+    "image_transform_v2": "preprocess.image",
+    "is_pretrained_cfg": "weights.registry",
     "list_models": "specs",
-    "list_pretrained": "pretrained",
-    "list_pretrained_models_by_tag": "pretrained",
-    "list_pretrained_tags_by_model": "pretrained",
+    "list_pretrained": "weights.registry",
+    "list_pretrained_models_by_tag": "weights.registry",
+    "list_pretrained_tags_by_model": "weights.registry",
     "load_checkpoint": "factory",
-    "load_model": "weights",
-    "preprocess_eval": "preprocess",
-    "preprocess_train": "preprocess",
-    "profile": "profiling",
+    "load_model": "weights.load",
+    "preprocess_eval": "preprocess.image",
+    "preprocess_train": "preprocess.image",
+    "profile": "inference.profiling",
     "push_to_hub": "export.push",
-    "quantize": "quantization",
-    "read_embeddings": "embedding.parts",
-    "save_huggingface": "convert",
-    "save_model": "weights",
-    "save_open_clip": "convert",
-    "to_huggingface": "convert",
+    "quantize": "inference.quantization",
+    "read_embeddings": "inference.embedding.parts",
+    "save_huggingface": "weights.convert.folders",
+    "save_model": "weights.save",
+    "save_open_clip": "weights.convert.folders",
+    "to_huggingface": "weights.convert.huggingface",
     "to_open_clip_config": "specs",
     "tokenize": "tokenizers",
 }

@@ -14,16 +14,16 @@ import torch
 
 from clip_core import ImageMode
 from clip_models.errors import ClipModelsError
-from clip_models.hub import download_pretrained
 from clip_models.model import CLIP, build_model
-from clip_models.overrides import forced_parts, override_spec
-from clip_models.precision import apply_precision, require_precision
-from clip_models.preprocess import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
-from clip_models.sources import Source, is_model_source, locate, settle
-from clip_models.specs import ModelSpec, get_model_spec, list_models
+from clip_models.model.precision import apply_precision, require_precision
+from clip_models.preprocess.image import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
+from clip_models.specs import ModelSpec, get_model_spec, list_models, to_open_clip_config
 from clip_models.specs.augmentation import AugmentationConfig
-from clip_models.towerweights import load_default_tower, load_tower
-from clip_models.weights import load_pretrained
+from clip_models.specs.overrides import forced_parts, override_spec
+from clip_models.weights.hub import download_pretrained
+from clip_models.weights.load import load_into, load_pretrained
+from clip_models.weights.locate import Source, is_model_source, locate, settle
+from clip_models.weights.towers import load_default_tower, load_tower
 
 Place = str | os.PathLike[str]
 
@@ -182,15 +182,11 @@ def load_checkpoint(
     """
     if not (strict and weights_only):
         raise ClipModelsError("load_checkpoint takes files whose every tensor fits, and runs no code of them")
-    from clip_models.weights import load_into
-
     load_into(model, checkpoint_path)
 
 
 def get_model_config(model_name: str) -> dict[str, Any] | None:
     """OpenCLIP's `model_cfg` of an architecture, "hf-hub:org/repo" or "local-dir:/folder"; None for an unknown name."""
-    from clip_models.specs.openclip import to_open_clip_config
-
     if is_model_source(model_name):
         spec = settle(None, locate(model_name, load_weights=False))
     elif model_name.replace("/", "-") in list_models():

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
-from clip_models.tensorfiles import write_safetensors
+from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
 from clip_train.files import sha256_of, sync
 from clip_train.parallel import World

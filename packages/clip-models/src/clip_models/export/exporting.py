@@ -118,8 +118,8 @@ def _export_graphs(
 
 
 def _export_weights(model: CLIP, to: str, folder: Path, pairs: int, precision: str, tokenizer: Tokenizer) -> SelfCheck:
-    from clip_models.convert import save_huggingface, save_open_clip
     from clip_models.factory import create_model
+    from clip_models.weights.convert.folders import save_huggingface, save_open_clip
 
     (save_huggingface if to == "hf" else save_open_clip)(folder, _in_precision(model, precision))
     write_tokenizer(folder, tokenizer)
@@ -143,7 +143,7 @@ def _in_precision(model: CLIP, precision: str) -> CLIP:
     """A copy in low precision: the model that was given stays what the export is checked against."""
     if precision == "fp32":
         return model
-    from clip_models.precision import apply_precision
+    from clip_models.model.precision import apply_precision
 
     return apply_precision(copy.deepcopy(model), f"pure_{precision}")
 

@@ -36,7 +36,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from clip_models.convert import save_open_clip
+    from clip_models.weights.convert.folders import save_open_clip
 
     if repo_id.count("/") != 1:
         raise ClipModelsError(f"repo_id {repo_id!r} must be 'organisation/name'")

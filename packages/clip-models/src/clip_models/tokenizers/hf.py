@@ -13,6 +13,7 @@ from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
+from clip_models.weights import hub
 
 _FAST = "tokenizer.json"
 _SLOW = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -204,8 +205,6 @@ def _is_cached(name: str, cache_dir: str | os.PathLike[str] | None) -> bool:
 
 def _fetch(name: str, cache_dir: str | os.PathLike[str] | None) -> None:
     """Puts the files of a hub tokenizer into the hub's cache; the settings last, so that where they are the rest is."""
-    from clip_models import hub
-
     fast = hub.find_optional(name, _FAST, cache_dir=cache_dir)
     for file in (*(() if fast else _SLOW), *_SETTINGS):
         hub.find_optional(name, file, cache_dir=cache_dir)

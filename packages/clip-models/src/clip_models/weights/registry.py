@@ -1,0 +1,174 @@
+"""The pretrained weights that have a tag: data/pretrained.toml, under OpenCLIP's function names. Free of torch."""
+
+import dataclasses
+import functools
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs import PreprocessConfig, get_model_spec, list_models
+from clip_models.weights.download import sha256_of
+
+QUICK_GELU_SUFFIX = "-quickgelu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedTag:
+    """Where one set of weights lies, and what they were trained with."""
+
+    model: str
+    """Name of the architecture."""
+    tag: str
+    """Lower case, with _ in place of -."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
+    quick_gelu: bool = False
+    hub: str = ""
+    """Repository on the hub, org/name."""
+    file: str = ""
+    """Weights file in it; "" is the first of OpenCLIP's names that is there."""
+    revision: str | None = None
+    """Commit, branch or tag of the repository; None is its main branch."""
+    url: str = ""
+    """A copy elsewhere."""
+
+    @property
+    def sha256(self) -> str:
+        """What the address tells of the SHA-256 of the file at `url`: all of it (OpenAI), its start, or nothing."""
+        path = Path(self.url)
+        if "openaipublic" in self.url:
+            return path.parent.name
+        return path.stem.rpartition("-")[2] if "github.com/mlfoundations" in self.url else ""
+
+    def preprocess(self, size: tuple[int, int]) -> PreprocessConfig:
+        """The treatment of the pictures at this input size."""
+        return PreprocessConfig(
+            size=size,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            resize_mode=self.resize_mode,
+        )
+
+    def to_cfg(self) -> dict[str, Any]:
+        """OpenCLIP's dictionary: url, hf_hub, mean, std, interpolation, resize_mode and, where true, quick_gelu."""
+        cfg = {key: getattr(self, key) for key in ("url", "mean", "std", "interpolation", "resize_mode")}
+        cfg["hf_hub"] = f"{self.hub}/{self.file}" if self.hub else ""
+        if self.quick_gelu:
+            cfg["quick_gelu"] = True
+        if self.revision is not None:
+            cfg["revision"] = self.revision
+        return cfg
+
+
+def list_pretrained(as_str: bool = False) -> list[Any]:
+    """Every (architecture, tag), or "architecture:tag", in the order of the table."""
+    return [f"{model}:{tag}" if as_str else (model, tag) for model, tags in _table().items() for tag in tags]
+
+
+def list_pretrained_tags_by_model(model: str) -> list[str]:
+    """The tags of an architecture; none for an unknown one."""
+    return list(_table().get(model.replace("/", "-"), {}))
+
+
+def list_pretrained_models_by_tag(tag: str) -> list[str]:
+    """The architectures that have this tag."""
+    return [model for model, tags in _table().items() if _clean(tag) in tags]
+
+
+def is_pretrained_cfg(model: str, tag: str) -> bool:
+    """Whether the architecture has this tag."""
+    return find_tag(model, tag) is not None
+
+
+def get_pretrained_cfg(model: str, tag: str) -> dict[str, Any]:
+    """OpenCLIP's dictionary of a tag, empty if there is none; `get_pretrained_tag` explains why."""
+    found = find_tag(model, tag)
+    return found.to_cfg() if found else {}
+
+
+def get_pretrained_url(model: str, tag: str) -> str:
+    """Address of the copy outside the hub; "" if there is none."""
+    found = find_tag(model, tag)
+    return found.url if found else ""
+
+
+def find_tag(model: str, tag: str) -> PretrainedTag | None:
+    """The row of an architecture and a tag, in any case and with - or _; None if there is none."""
+    return _table().get(model.replace("/", "-"), {}).get(_clean(tag))
+
+
+def get_pretrained_tag(model: str, tag: str) -> PretrainedTag:
+    """The row of an architecture and a tag; ClipModelsError says what is near, or who has that tag."""
+    found = find_tag(model, tag)
+    if found is not None:
+        return found
+    name = get_model_spec(model).name
+    tags = list_pretrained_tags_by_model(name)
+    others = list_pretrained_models_by_tag(tag)
+    close = get_close_matches(_clean(tag), tags, n=3)
+    if others:
+        hint = f"architectures that have it: {', '.join(others)}"
+    elif close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif tags:
+        hint = f"its tags are {', '.join(tags)}"
+    else:
+        hint = "it has no pretrained tags; name a file, a folder, hf-hub:org/repo or a URL"
+    raise ClipModelsError(f"{name} has no pretrained tag {tag!r}; {hint}")
+
+
+def identify(path: Path) -> PretrainedTag | None:
+    """The row that a local file was fetched for, from the hub's cache folder or the name of the copy elsewhere.
+
+    Files under OpenAI's plain names ("ViT-B-32.pt") are recognised by their SHA-256.
+    """
+    rows = [row for tags in _table().values() for row in tags.values()]
+    folders = {part for part in path.absolute().parts if part.startswith("models--")}
+    for row in rows:
+        if row.hub and f"models--{row.hub.replace('/', '--')}" in folders:
+            return row
+    named = [row for row in rows if row.url and os.path.basename(row.url) == path.name]
+    if named and named[0].sha256 and path.is_file():
+        return named[0] if sha256_of(path).startswith(named[0].sha256) else None
+    return named[0] if named else None
+
+
+def _clean(tag: str) -> str:
+    return tag.lower().replace("-", "_")
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, PretrainedTag]]:
+    data = tomllib.loads((files("clip_models") / "data" / "pretrained.toml").read_text(encoding="utf-8"))
+    table = {
+        model: {tag: _row(model, tag, row, data["hosts"], data["presets"]) for tag, row in tags.items()}
+        for model, tags in data["tags"].items()
+    }
+    known = set(list_models())
+    for model in list(table):
+        quick = {tag: row for tag, row in table[model].items() if row.quick_gelu}
+        twin = model + QUICK_GELU_SUFFIX
+        if quick and twin in known:
+            table[twin] = {tag: dataclasses.replace(row, model=twin) for tag, row in quick.items()}
+    return table
+
+
+def _row(
+    model: str, tag: str, row: str | Mapping[str, Any], hosts: Mapping[str, str], presets: Mapping[str, Any]
+) -> PretrainedTag:
+    values = {"hub": row} if isinstance(row, str) else dict(row)
+    values = {**presets[values.pop("preset", "openai")], **values}
+    host, _, rest = values.get("url", "").partition(":")
+    if rest:
+        values["url"] = hosts[host] + rest
+    values |= {key: tuple(values[key]) for key in ("mean", "std")}
+    return PretrainedTag(model=model, tag=tag, **values)
