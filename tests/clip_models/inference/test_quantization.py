@@ -2,11 +2,11 @@ import sys
 
 import pytest
 import torch
-from tests.clip_models.model.test_precision import FAMILIES, features_of
 
 from clip_models import ClipModelsError, get_model_spec, save_model
 from clip_models.inference.quantization import quantize
 from clip_models.model import build_model
+from tests.clip_models.model.test_precision import FAMILIES, features_of
 
 pytest.importorskip("torchao")
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 from clip_core import ImageMode
 from clip_models.errors import ClipModelsError
 from clip_models.inference.encoder import Encoder
+from clip_models.model import CLIP
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def classify(
     images: Sequence[Image.Image],
     labels: Sequence[str],
     *,
-    model: Any,
+    model: str | CLIP,
     pretrained: str | None = None,
     template: str = "{}",
     precision: str = "fp32",
@@ -42,10 +42,9 @@ def classify(
     RGB, standard or openclip.
     """
     check_labels(labels, template)
-    named = isinstance(model, str)
     encoder = (
         Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
-        if named
+        if isinstance(model, str)
         else Encoder(model, precision, image_mode)
     )
     if not images:

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,19 @@ from torch import Tensor
 
 from clip_core import ImageMode
 from clip_models.errors import ClipModelsError, first_line
+from clip_models.factory import create_model
+from clip_models.model import CLIP
 from clip_models.model.precision import get_input_dtype
 from clip_models.preprocess.image import normalise, preprocess_eval
+from clip_models.specs import get_model_spec
+from clip_models.tokenizers import Tokenizer, get_tokenizer
+from clip_models.weights.locate import is_model_source
+from clip_models.weights.registry import list_pretrained_tags_by_model
+from clip_models.weights.tensorfiles import digest
 
 
 def require_weights(model: str, pretrained: str | None) -> None:
     """ClipModelsError unless the two name weights: what random ones say of a picture means nothing."""
-    from clip_models.specs import get_model_spec
-    from clip_models.weights.locate import is_model_source
-    from clip_models.weights.registry import list_pretrained_tags_by_model
-
     if pretrained or is_model_source(model):
         return
     tags = list_pretrained_tags_by_model(get_model_spec(model).name)
@@ -49,7 +51,7 @@ class Encoder:
     fp32 is computed without TF32 shortcuts. `encode_…` run without gradients; the results stay on the device.
     """
 
-    def __init__(self, model: Any, precision: str = "fp32", image_mode: ImageMode = "standard") -> None:
+    def __init__(self, model: CLIP, precision: str = "fp32", image_mode: ImageMode = "standard") -> None:
         """`model`: a CLIP in `precision`, already on its device. It is put into eval mode."""
         self.input_dtype = get_input_dtype(precision) or torch.float32
         self.model = model.eval()
@@ -70,8 +72,6 @@ class Encoder:
         image_mode: ImageMode = "standard",
     ) -> "Encoder":
         """By name, with weights; ClipModelsError for a name without them."""
-        from clip_models.factory import create_model
-
         require_weights(model, pretrained)
         built = create_model(
             model,
@@ -84,17 +84,13 @@ class Encoder:
         return cls(built, precision, image_mode)
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """Made when the first caption comes: pictures alone need no tokenizer's files."""
-        from clip_models.tokenizers import get_tokenizer
-
         return get_tokenizer(self.spec)
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 over the names, types, shapes and values of all tensors; the one that stands in files of weights."""
-        from clip_models.weights.tensorfiles import digest
-
         return digest({name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()})
 
     @functools.cached_property

@@ -140,7 +140,7 @@ class _ActivationCounter(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)

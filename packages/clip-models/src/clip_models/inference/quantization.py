@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
+from clip_models.model import CLIP
 from clip_models.specs import HFTextConfig, ModelSpec, as_pair
 
 SCHEMES = {
@@ -56,7 +57,7 @@ class QuantizationReport:
 
 
 def quantize(
-    model: Any,
+    model: CLIP,
     scheme: str,
     towers: tuple[str, ...] = TOWERS,
     *,
@@ -119,10 +120,10 @@ def quantize(
     return report
 
 
-def _blocks(model: Any, tower: str) -> list[nn.Module]:
+def _blocks(model: CLIP, tower: str) -> list[nn.Module]:
     if tower == "image":
-        return model.visual.blocks()
-    return list(model.transformer.resblocks) if model.spec.text_at_root else model.text.blocks()
+        return list(model.visual.blocks())
+    return list(model.transformer.resblocks if model.spec.text_at_root else model.text.blocks())
 
 
 def _matrices(blocks: list[nn.Module]) -> list[tuple[nn.Module, str]]:
@@ -161,7 +162,7 @@ def _stored_bytes(weight: Any) -> int:
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def _features(model: Any, image: Tensor, text: Tensor) -> list[Tensor]:
+def _features(model: CLIP, image: Tensor, text: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [model.encode_image(image).float(), model.encode_text(text).float()]
 

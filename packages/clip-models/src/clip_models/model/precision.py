@@ -1,11 +1,10 @@
 """In which number formats a model keeps its weights, under OpenCLIP's names."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from clip_models.errors import ClipModelsError
+from clip_models.model.clip import CLIP
 from clip_models.specs import HFTextConfig, TimmConfig
 from clip_models.towers.image.vit import VisionTransformer
 from clip_models.towers.layers import LayerNorm
@@ -16,7 +15,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16", "amp", "amp_bf16
 _PRODUCTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias")
 
 
-def apply_precision(model: Any, precision: str) -> Any:
+def apply_precision(model: CLIP, precision: str) -> CLIP:
     """The model (CLIP or CoCa), its weights converted in place.
 
     fp32, amp, amp_bf16, amp_bfloat16: float32; the amp ones are for torch.autocast, which training turns on.

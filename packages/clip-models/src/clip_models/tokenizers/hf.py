@@ -73,7 +73,7 @@ class HFTokenizer(CaptionTokenizer):
         self._cut: int | None = None
 
         vocabulary = self._backend.get_vocab(with_added_tokens=False).values()
-        self._vocab_size = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
+        self._vocab_size: int = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
 
     @property
     def vocab_size(self) -> int:
@@ -110,10 +110,10 @@ class HFTokenizer(CaptionTokenizer):
         return rows
 
     def _last_id(self) -> int:
-        return max(self._backend.get_vocab(with_added_tokens=True).values())
+        return int(max(self._backend.get_vocab(with_added_tokens=True).values()))
 
     def _decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+        return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def _ids(self, texts: Sequence[str], length: int | None, *, specials: bool) -> list[list[int]]:
         self._truncate(length)

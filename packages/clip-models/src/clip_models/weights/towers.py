@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
+from clip_models.model import CLIP
 from clip_models.specs import HFTextConfig, ModelSpec, TimmConfig
 from clip_models.weights.convert.prefixes import plain_names
 from clip_models.weights.fit import require_finite, require_fit
@@ -17,7 +18,7 @@ from clip_models.weights.tensorfiles import read_tensors
 _PREFIXES = {"image": "visual.", "text": "text."}
 
 
-def load_tower(model: Any, tower: str, path: str | os.PathLike[str]) -> None:
+def load_tower(model: CLIP, tower: str, path: str | os.PathLike[str]) -> None:
     """Put a file's weights into the image or the text tower.
 
     The file holds the tensors of the tower, or of a whole model, of which the tower's part is taken. ClipModelsError
@@ -35,7 +36,7 @@ def load_tower(model: Any, tower: str, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(found, strict=False)
 
 
-def load_default_tower(model: Any, tower: str) -> None:
+def load_default_tower(model: CLIP, tower: str) -> None:
     """Put the weights that timm or transformers has for the trunk or the encoder into the tower, fetching them.
 
     The head that leads to the shared embedding stays random. Nothing happens for the towers of this package, which

@@ -87,7 +87,7 @@ def _values(column: pa.Array, is_text: bool) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
+        return list(column.to_pylist())
     found = column.cast(pa.large_binary()).to_pylist()
     return found if is_text else [_string(value) for value in found]
 

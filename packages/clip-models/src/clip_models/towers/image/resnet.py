@@ -129,7 +129,7 @@ class ModifiedResNet(FreezesStatistics):
         if torch.compiler.is_compiling():  # the compiler takes no contexts, and recomputes without side effects
             return checkpoint(block, x, use_reentrant=False)
 
-        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), without_statistics(block)
 
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)

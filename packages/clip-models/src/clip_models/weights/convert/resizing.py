@@ -64,7 +64,7 @@ def resample_patches(kernel_OIHW: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = kernel_OIHW.shape[2:]
     basis = torch.eye(rows * columns).reshape(-1, 1, rows, columns)
     resize_ON = F.interpolate(basis, size=size, mode="bilinear", antialias=False).flatten(1)
-    flat = kernel_OIHW.float().flatten(2) @ torch.linalg.pinv(resize_ON).T
+    flat: Tensor = kernel_OIHW.float().flatten(2) @ torch.linalg.pinv(resize_ON).T
     return flat.reshape(*kernel_OIHW.shape[:2], *size)
 
 
