@@ -63,7 +63,7 @@ def test_a_file_is_recognised_by_the_hubs_folder_or_by_its_name_and_hash(tmp_pat
     (tmp_path / "ViT-B-32.pt").write_bytes(b"trained by somebody else under the same name")
     assert identify(tmp_path / "ViT-B-32.pt") is None
     real = find_tag("ViT-B-32", "openai").sha256
-    monkeypatch.setattr("clip_models.weights.download.sha256_of", lambda path: real)
+    monkeypatch.setattr("clip_models.weights.registry.sha256_of", lambda path: real)
     assert identify(tmp_path / "ViT-B-32.pt").quick_gelu
 
 
