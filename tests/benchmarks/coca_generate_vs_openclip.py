@@ -42,7 +42,7 @@ def main() -> None:
     from open_clip import coca_model
 
     from clip_models import get_model_spec
-    from clip_models.coca import CoCa
+    from clip_models.model.coca import CoCa
     from tests.support.beam_scorer import lend_generation
 
     lend_generation(coca_model)

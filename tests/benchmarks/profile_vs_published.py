@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from clip_models import HFTextConfig, get_model_spec, list_models
-from clip_models.profiling import profile
+from clip_models.inference.profiling import profile
 
 PARAMETERS = ("mparams", "image_mparams", "text_mparams")
 FLOPS = ("gflops", "image_gflops", "text_gflops")

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from clip_models import ClipModelsError, create_model, save_model
-from clip_models.embedding.config import EmbedConfig
-from clip_models.embedding.run import run_embed
 from clip_models.errors import local_path
 from clip_models.export.exporting import export_model
+from clip_models.inference.embedding.config import EmbedConfig
+from clip_models.inference.embedding.run import run_embed
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/out.safetensors", "s3:/out.safetensors", "gs://b/o.safetensors"])

@@ -26,7 +26,7 @@ def modules_after(code: str) -> set[str]:
             {"torch", "PIL", "safetensors"},
         ),
         (
-            "import clip_models.hub; clip_models.pretrained.list_pretrained()",
+            "import clip_models.weights.hub; clip_models.weights.registry.list_pretrained()",
             {"torch", "PIL", "numpy", "fsspec", "huggingface_hub", "tqdm"},
         ),
         ("import clip_models; clip_models.create_model('ViT-Ti-4-24')", {"torchvision", "timm", "ray", "ftfy"}),

@@ -14,7 +14,7 @@ from clip_data.acquire import AcquireConfig, treat
 from clip_data.score.task import _decode
 from clip_data.stream.treatment import parse_treatment
 from clip_models.cli import main
-from clip_models.encoder import Encoder
+from clip_models.inference.encoder import Encoder
 from tests.support import embeddings
 from tests.support.pictures import encode, exif_orientation, noise
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_models import ModelSpec, get_model_spec
-from clip_models.coca import CoCa
+from clip_models.model.coca import CoCa
 from clip_models.towers.common import NoRandomInit
 from tests.support.beam_scorer import lend_generation
 from tests.support.coca import IDS, PLAIN, TINY, inputs, random_coca

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_models import ClipModelsError, CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig, TokenizerConfig
-from clip_models.weights import load_pretrained
+from clip_models.weights.load import load_pretrained
 
 open_clip = pytest.importorskip("open_clip")
 timm = pytest.importorskip("timm")

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from clip_models import ClipModelsError, CLIPTextConfig, ModelSpec, PreprocessConfig, TokenizerConfig, ViTConfig
-from clip_models.convert import from_huggingface, save_huggingface, spec_from_huggingface, to_huggingface
 from clip_models.model import build_model
-from clip_models.weights import describe_source, load_pretrained
+from clip_models.weights.convert.folders import save_huggingface
+from clip_models.weights.convert.huggingface import spec_from_huggingface, to_huggingface
+from clip_models.weights.load import describe_source, from_huggingface, load_pretrained
 from tests.support.meta import meta_device
 
 transformers = pytest.importorskip("transformers")
@@ -132,7 +133,7 @@ def test_published_siglip_sizes_have_timms_names(name):
     with meta_device():
         model = build_model(spec)
     again = spec_from_huggingface(to_huggingface(model)[0], name="x")
-    from clip_models.convert.description import network_difference
+    from clip_models.weights.convert.description import network_difference
 
     assert network_difference(again, spec) == ""
     assert "depth" not in again.vision.model_kwargs

@@ -8,7 +8,7 @@ import torch
 
 from clip_models import CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig
 from clip_models.model import build_model
-from clip_models.weights import load_pretrained
+from clip_models.weights.load import load_pretrained
 
 pytest.importorskip("open_clip")
 timm = pytest.importorskip("timm")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from clip_models import CLIPTextConfig, ModelSpec, PreprocessConfig, ResNetConfig, TokenizerConfig, ViTConfig
-from clip_models.convert import save_open_clip
 from clip_models.model import build_model
 from clip_models.specs import DecoderConfig
-from clip_models.weights import describe_source, load_pretrained
+from clip_models.weights.convert.folders import save_open_clip
+from clip_models.weights.load import describe_source, load_pretrained
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.parity

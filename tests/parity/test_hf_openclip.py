@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_models.specs import HFTextConfig
-from clip_models.towers.hf import HFTextTower
+from clip_models.towers.text.hf import HFTextTower
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("open_clip")

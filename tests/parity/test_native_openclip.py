@@ -10,7 +10,7 @@ import clip_models
 from clip_models import CLIPTextConfig, ModelSpec, PreprocessConfig, TokenizerConfig, ViTConfig
 from clip_models.model import CLIP
 from clip_models.towers.positions import resize_grid_positions, resize_text_positions
-from clip_models.weights import build_empty
+from clip_models.weights.fit import build_empty
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.parity

@@ -4,7 +4,7 @@ import pytest
 
 from clip_models import get_model_spec
 from clip_models.model import build_model
-from clip_models.precision import PRECISIONS, apply_precision, get_cast_dtype, get_input_dtype
+from clip_models.model.precision import PRECISIONS, apply_precision, get_cast_dtype, get_input_dtype
 from tests.support.meta import meta_device
 
 open_clip = pytest.importorskip("open_clip")

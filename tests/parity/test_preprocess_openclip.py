@@ -14,7 +14,7 @@ from PIL import Image
 import clip_models
 from clip_core import load_image
 from clip_models import PreprocessConfig, preprocess_eval, preprocess_train
-from clip_models.preprocess import image_transform, image_transform_v2
+from clip_models.preprocess.image import image_transform, image_transform_v2
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.parity

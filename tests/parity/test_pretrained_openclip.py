@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_models import pretrained
+from clip_models.weights import registry
 
 pytestmark = pytest.mark.parity
 
@@ -21,11 +21,11 @@ CORRECTED = {
 
 def test_every_row_is_theirs_but_for_the_corrections():
     theirs = pytest.importorskip("open_clip.pretrained")
-    assert sorted(pretrained.list_pretrained()) == sorted(theirs.list_pretrained())
-    assert pretrained.list_pretrained_models_by_tag("openai") == theirs.list_pretrained_models_by_tag("openai")
+    assert sorted(registry.list_pretrained()) == sorted(theirs.list_pretrained())
+    assert registry.list_pretrained_models_by_tag("openai") == theirs.list_pretrained_models_by_tag("openai")
     differences = {}
-    for model, tag in pretrained.list_pretrained():
-        mine, other = pretrained.get_pretrained_cfg(model, tag), theirs.get_pretrained_cfg(model, tag)
+    for model, tag in registry.list_pretrained():
+        mine, other = registry.get_pretrained_cfg(model, tag), theirs.get_pretrained_cfg(model, tag)
         changed = {key: (other.get(key), mine.get(key)) for key in mine | other if mine.get(key) != other.get(key)}
         if changed:
             differences[model, tag] = changed

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clip_models.specs import ResNetConfig
-from clip_models.towers.resnet import ModifiedResNet
+from clip_models.towers.image.resnet import ModifiedResNet
 
 pytest.importorskip("open_clip")
 from open_clip.modified_resnet import ModifiedResNet as Reference

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clip_models.specs import TimmConfig
-from clip_models.towers.timm import TimmTower
+from clip_models.towers.image.timm import TimmTower
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("open_clip")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from clip_models import ModelSpec
-from clip_models.coca import CoCa
+from clip_models.model.coca import CoCa
 from clip_models.specs import CLIPTextConfig, DecoderConfig, PreprocessConfig, TokenizerConfig, ViTConfig
 
 VOCAB = 24

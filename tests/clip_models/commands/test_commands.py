@@ -8,7 +8,7 @@ import torch
 
 import clip_models
 from clip_models.cli import main
-from clip_models.embedding.parts import read_embeddings
+from clip_models.inference.embedding.parts import read_embeddings
 from tests.support import embeddings
 from tests.support.embeddings import MODEL
 from tests.support.pictures import encode, noise

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from clip_models import ClipModelsError, download
+from clip_models import ClipModelsError
 from clip_models.tokenizers.hf import HFTokenizer
+from clip_models.weights import download
 from tests.support.hub import Hub
 
 TEXTS = ["a photo of a cat", "", "the blue square " * 20]

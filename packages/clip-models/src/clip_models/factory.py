@@ -8,22 +8,22 @@ model asks no network: the default weights of a single tower are loaded only on 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from clip_core import ImageMode
 from clip_models.errors import ClipModelsError
-from clip_models.hub import download_pretrained
 from clip_models.model import CLIP, build_model
-from clip_models.overrides import forced_parts, override_spec
-from clip_models.precision import apply_precision, require_precision
-from clip_models.preprocess import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
-from clip_models.sources import Source, is_model_source, locate, settle
-from clip_models.specs import ModelSpec, get_model_spec, list_models
+from clip_models.model.precision import apply_precision, require_precision
+from clip_models.preprocess.image import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
+from clip_models.specs import ModelSpec, get_model_spec, list_models, to_open_clip_config
 from clip_models.specs.augmentation import AugmentationConfig
-from clip_models.towerweights import load_default_tower, load_tower
-from clip_models.weights import load_pretrained
+from clip_models.specs.overrides import forced_parts, override_spec
+from clip_models.weights.hub import download_pretrained
+from clip_models.weights.load import load_into, load_pretrained
+from clip_models.weights.locate import Source, is_model_source, locate, settle
+from clip_models.weights.towers import load_default_tower, load_tower
 
 Place = str | os.PathLike[str]
 
@@ -52,8 +52,8 @@ def create_model(
     require_pretrained: bool = False,
     weights_only: bool = True,
     **model_kwargs: Any,
-) -> Any:
-    """A model (CLIP or CoCa) in training mode; errors are ClipModelsError.
+) -> CLIP:
+    """A model (a CLIP, of which CoCa is a kind) in training mode; errors are ClipModelsError.
 
     `model_name`: an architecture, a spec of your own, or a whole model: "hf-hub:org/repo",
     "hf-hub:org/repo@revision", "local-dir:/folder", a file that describes itself, or its URL.
@@ -90,7 +90,7 @@ def create_model(
         sure_of = forced_parts({**forced, "quick_gelu": force_quick_gelu}, model_kwargs)
         if source.tag is not None:
             sure_of |= {"quick_gelu", "preprocess"}  # settled above
-        model: Any = load_pretrained(spec, source.weights, sure_of=sure_of)
+        model = load_pretrained(spec, source.weights, sure_of=sure_of)
     else:
         model = _initialise(spec, seed)
         if pretrained_image and pretrained_image_path is None:
@@ -121,7 +121,7 @@ def create_model_and_transforms(
     image_mode: ImageMode = "standard",
     force_preprocess_cfg: Mapping[str, Any] | None = None,
     **options: Any,
-) -> tuple[Any, TrainTransform, EvalTransform]:
+) -> tuple[CLIP, TrainTransform, EvalTransform]:
     """(model, preprocessing for training, preprocessing for evaluation); the other options are those of `create_model`.
 
     The preprocessing is that of the weights; `image_mean` to `image_resize_mode` and `force_preprocess_cfg` override
@@ -134,6 +134,30 @@ def create_model_and_transforms(
     )
     config = model.spec.preprocess
     return model, preprocess_train(config, aug_cfg, image_mode), preprocess_eval(config, image_mode)
+
+
+@overload
+def create_model_from_pretrained(
+    model_name: str | ModelSpec,
+    pretrained: Place | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    *,
+    return_transform: Literal[False],
+    **options: Any,
+) -> CLIP: ...
+
+
+@overload
+def create_model_from_pretrained(
+    model_name: str | ModelSpec,
+    pretrained: Place | None = None,
+    precision: str = "fp32",
+    device: str | torch.device = "cpu",
+    *,
+    return_transform: Literal[True] = True,
+    **options: Any,
+) -> tuple[CLIP, EvalTransform]: ...
 
 
 def create_model_from_pretrained(
@@ -150,7 +174,7 @@ def create_model_from_pretrained(
     force_preprocess_cfg: Mapping[str, Any] | None = None,
     return_transform: bool = True,
     **options: Any,
-) -> Any:
+) -> CLIP | tuple[CLIP, EvalTransform]:
     """(model in eval mode, preprocessing for evaluation), never with random weights.
 
     Without `return_transform` the model alone. The other options are those of `create_model`.
@@ -182,15 +206,11 @@ def load_checkpoint(
     """
     if not (strict and weights_only):
         raise ClipModelsError("load_checkpoint takes files whose every tensor fits, and runs no code of them")
-    from clip_models.weights import load_into
-
     load_into(model, checkpoint_path)
 
 
 def get_model_config(model_name: str) -> dict[str, Any] | None:
     """OpenCLIP's `model_cfg` of an architecture, "hf-hub:org/repo" or "local-dir:/folder"; None for an unknown name."""
-    from clip_models.specs.openclip import to_open_clip_config
-
     if is_model_source(model_name):
         spec = settle(None, locate(model_name, load_weights=False))
     elif model_name.replace("/", "-") in list_models():
@@ -200,12 +220,12 @@ def get_model_config(model_name: str) -> dict[str, Any] | None:
     return dict(to_open_clip_config(spec)["model_cfg"])
 
 
-def get_model_preprocess_cfg(model: Any) -> dict[str, Any]:
+def get_model_preprocess_cfg(model: CLIP) -> dict[str, Any]:
     """The treatment of pictures that goes with the model's weights, as plain data."""
     return dict(model.spec.preprocess.to_dict())
 
 
-def get_model_tokenize_cfg(model: Any) -> dict[str, Any]:
+def get_model_tokenize_cfg(model: CLIP) -> dict[str, Any]:
     """The model's context length and vocabulary."""
     return {"context_length": model.spec.text.context_length, "vocab_size": model.spec.text.vocab_size}
 
@@ -257,7 +277,7 @@ def _forced(
     return {**(given or {}), **{key: value for key, value in named.items() if value is not None}}
 
 
-def _initialise(spec: ModelSpec, seed: int | None) -> Any:
+def _initialise(spec: ModelSpec, seed: int | None) -> CLIP:
     if seed is None:
         return build_model(spec)
     with torch.random.fork_rng(devices=[]):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from clip_core import ClipError
 from clip_core.files import sha256_of, sync
-from clip_models.tensorfiles import write_safetensors
+from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
 

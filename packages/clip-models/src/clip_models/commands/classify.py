@@ -38,8 +38,8 @@ class Config:
 
 def run(config: Config) -> int:
     from clip_core import load_image
-    from clip_models.classification import check_labels, classify
     from clip_models.errors import ClipModelsError
+    from clip_models.inference.classify import check_labels, classify
 
     if not config.images:
         raise ClipModelsError("classify needs at least one picture, as in clip-models classify photo.jpg --labels a b")

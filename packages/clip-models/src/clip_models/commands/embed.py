@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-from clip_models.embedding.config import EmbedConfig
+from clip_models.inference.embedding.config import EmbedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Config(EmbedConfig):
 
 
 def run(config: Config) -> int:
-    from clip_models.embedding.run import run_embed
+    from clip_models.inference.embedding.run import run_embed
 
     summary = run_embed(config.source, config.output, config.model, config.pretrained, config, progress=True)
     print(f"{summary.rows:,} of {summary.samples:,} samples are now embeddings in {summary.output}")
@@ -40,7 +40,7 @@ def run(config: Config) -> int:
 
 
 def _first_reason(output: str) -> str:
-    from clip_models.embedding.parts import REJECTS
+    from clip_models.inference.embedding.parts import REJECTS
 
     with open(os.path.join(output, REJECTS), encoding="utf-8") as lines:
         first = lines.readline()

@@ -19,8 +19,8 @@ class Config:
 
 def run(config: Config) -> int:
     from clip_models.errors import ClipModelsError
-    from clip_models.pretrained import list_pretrained_tags_by_model
     from clip_models.specs import get_model_spec, list_models
+    from clip_models.weights.registry import list_pretrained_tags_by_model
 
     rows: list[dict[str, Any]] = []
     for name in list_models():

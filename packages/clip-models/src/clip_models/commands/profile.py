@@ -21,7 +21,7 @@ class Config:
 def run(config: Config) -> int:
     from tqdm import tqdm
 
-    from clip_models.profiling import Profile, profile
+    from clip_models.inference.profiling import Profile, profile
     from clip_models.specs import get_model_spec, list_models
 
     specs = [get_model_spec(name) for name in config.models or list_models()]

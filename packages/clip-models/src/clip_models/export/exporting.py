@@ -16,9 +16,12 @@ from clip_models.export.check import SelfCheck, self_check
 from clip_models.export.graphs import describe_onnx, describe_program, export_onnx, export_program
 from clip_models.export.tokenizer_files import write_tokenizer
 from clip_models.export.towers import ImageTower, TextTower, sample_captions, sample_pictures
+from clip_models.factory import create_model
 from clip_models.model import CLIP
+from clip_models.model.precision import apply_precision
 from clip_models.specs import ModelSpec
 from clip_models.tokenizers import Tokenizer, get_tokenizer
+from clip_models.weights.convert.folders import save_huggingface, save_open_clip
 
 FORMATS = ("onnx", "torch-export", "hf", "open-clip")
 PAIRS = 256
@@ -118,9 +121,6 @@ def _export_graphs(
 
 
 def _export_weights(model: CLIP, to: str, folder: Path, pairs: int, precision: str, tokenizer: Tokenizer) -> SelfCheck:
-    from clip_models.convert import save_huggingface, save_open_clip
-    from clip_models.factory import create_model
-
     (save_huggingface if to == "hf" else save_open_clip)(folder, _in_precision(model, precision))
     write_tokenizer(folder, tokenizer)
     again = create_model(f"local-dir:{folder}").eval()
@@ -143,8 +143,6 @@ def _in_precision(model: CLIP, precision: str) -> CLIP:
     """A copy in low precision: the model that was given stays what the export is checked against."""
     if precision == "fp32":
         return model
-    from clip_models.precision import apply_precision
-
     return apply_precision(copy.deepcopy(model), f"pure_{precision}")
 
 

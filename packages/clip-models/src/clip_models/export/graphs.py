@@ -74,7 +74,8 @@ def export_program(
 
     def run(inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return loaded(inputs)
+            out: Tensor = loaded(inputs)
+        return out
 
     return program, run
 

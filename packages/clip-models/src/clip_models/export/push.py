@@ -11,6 +11,7 @@ from clip_models.export.card import model_card
 from clip_models.export.tokenizer_files import write_tokenizer
 from clip_models.model import CLIP
 from clip_models.tokenizers import Tokenizer, get_tokenizer
+from clip_models.weights.convert.folders import save_open_clip
 
 
 def push_to_hub(
@@ -35,8 +36,6 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    from clip_models.convert import save_open_clip
 
     if repo_id.count("/") != 1:
         raise ClipModelsError(f"repo_id {repo_id!r} must be 'organisation/name'")

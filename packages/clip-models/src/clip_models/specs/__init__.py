@@ -3,9 +3,10 @@
 from clip_models.specs.model import ModelSpec, TextConfig
 from clip_models.specs.modern_text import ModernTextConfig
 from clip_models.specs.openclip import from_open_clip_config, to_open_clip_config
+from clip_models.specs.preprocess import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig
 from clip_models.specs.table import add_model_config, get_model_spec, list_models
-from clip_models.specs.text import CLIP_BPE_VOCAB_SIZE, CLIPTextConfig, DecoderConfig, HFTextConfig
-from clip_models.specs.treatment import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig, TokenizerConfig
+from clip_models.specs.text import CLIPTextConfig, DecoderConfig, HFTextConfig
+from clip_models.specs.tokenizer import CLIP_BPE_VOCAB_SIZE, TokenizerConfig
 from clip_models.specs.vision import ResNetConfig, TimmConfig, VisionConfig, ViTConfig, as_pair
 
 __all__ = [

@@ -9,8 +9,9 @@ from clip_models.errors import ClipModelsError
 from clip_models.specs.checks import check_spec
 from clip_models.specs.modern_text import ModernTextConfig
 from clip_models.specs.plain import from_plain, to_plain
+from clip_models.specs.preprocess import PreprocessConfig
 from clip_models.specs.text import CLIPTextConfig, DecoderConfig, HFTextConfig
-from clip_models.specs.treatment import PreprocessConfig, TokenizerConfig
+from clip_models.specs.tokenizer import TokenizerConfig
 from clip_models.specs.vision import ResNetConfig, TimmConfig, ViTConfig
 
 TextConfig = CLIPTextConfig | ModernTextConfig | HFTextConfig

@@ -11,7 +11,7 @@ from clip_models.specs.model import ModelSpec
 from clip_models.specs.modern_text import ModernTextConfig
 from clip_models.specs.plain import to_plain
 from clip_models.specs.text import CLIPTextConfig, DecoderConfig, HFTextConfig
-from clip_models.specs.treatment import TokenizerConfig
+from clip_models.specs.tokenizer import TokenizerConfig
 from clip_models.specs.vision import ResNetConfig, TimmConfig, ViTConfig
 
 _Plain = dict[str, Any]

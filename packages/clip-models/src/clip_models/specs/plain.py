@@ -86,7 +86,7 @@ def _dataclass_from_plain(kind: Any, value: Any, where: str) -> Any:
     return kind(**{key: from_plain(hints[key], item, f"{where}.{key}") for key, item in value.items()})
 
 
-def _is_required(f: dataclasses.Field) -> bool:
+def _is_required(f: dataclasses.Field[Any]) -> bool:
     return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs.plain import require_choice, require_divides, require_positive
-from clip_models.specs.treatment import CLIP_BPE_VOCAB_SIZE
+from clip_models.specs.tokenizer import CLIP_BPE_VOCAB_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)

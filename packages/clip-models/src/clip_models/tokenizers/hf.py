@@ -13,6 +13,7 @@ from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
+from clip_models.weights import hub
 
 _FAST = "tokenizer.json"
 _SLOW = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -72,7 +73,7 @@ class HFTokenizer(CaptionTokenizer):
         self._cut: int | None = None
 
         vocabulary = self._backend.get_vocab(with_added_tokens=False).values()
-        self._vocab_size = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
+        self._vocab_size: int = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
 
     @property
     def vocab_size(self) -> int:
@@ -109,10 +110,10 @@ class HFTokenizer(CaptionTokenizer):
         return rows
 
     def _last_id(self) -> int:
-        return max(self._backend.get_vocab(with_added_tokens=True).values())
+        return int(max(self._backend.get_vocab(with_added_tokens=True).values()))
 
     def _decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+        return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def _ids(self, texts: Sequence[str], length: int | None, *, specials: bool) -> list[list[int]]:
         self._truncate(length)
@@ -206,8 +207,6 @@ def _is_cached(name: str, cache_dir: str | os.PathLike[str] | None) -> bool:
 
 def _fetch(name: str, cache_dir: str | os.PathLike[str] | None) -> None:
     """Puts the files of a hub tokenizer into the hub's cache; the settings last, so that where they are the rest is."""
-    from clip_models import hub
-
     fast = hub.find_optional(name, _FAST, cache_dir=cache_dir)
     for file in (*(() if fast else _SLOW), *_SETTINGS):
         hub.find_optional(name, file, cache_dir=cache_dir)

@@ -10,6 +10,7 @@ from clip_models.errors import ClipModelsError
 from clip_models.extras import require
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
+from clip_models.weights import hub
 
 FILES = {
     "c4-en": ("google/siglip-base-patch16-224", "spiece.model"),
@@ -93,8 +94,6 @@ class SigLipTokenizer(CaptionTokenizer):
 
 def _find(name: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     if name in FILES:
-        from clip_models import hub
-
         return hub.download_file(*FILES[name], cache_dir=cache_dir)
     path = Path(name)
     if not path.is_file():

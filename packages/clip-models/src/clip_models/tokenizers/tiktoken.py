@@ -50,7 +50,7 @@ class TikTokenTokenizer(CaptionTokenizer):
         return max(self._controls) + 1
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(clean_caption(require_strings([text])[0], self.clean))
+        return list(self._encoding.encode_ordinary(clean_caption(require_strings([text])[0], self.clean)))
 
     def save(self, folder: Path) -> list[str]:
         import base64

@@ -9,14 +9,14 @@ def build_vision(spec: ModelSpec) -> nn.Module:
     """The image tower of a spec, with random weights. ClipModelsError where it needs an extra that is missing."""
     config = spec.vision
     if isinstance(config, ViTConfig):
-        from clip_models.towers.vit import VisionTransformer
+        from clip_models.towers.image.vit import VisionTransformer
 
         return VisionTransformer(config, spec.embed_dim, spec.quick_gelu)
     if isinstance(config, ResNetConfig):
-        from clip_models.towers.resnet import ModifiedResNet
+        from clip_models.towers.image.resnet import ModifiedResNet
 
         return ModifiedResNet(config, spec.embed_dim, spec.quick_gelu)
-    from clip_models.towers.timm import TimmTower
+    from clip_models.towers.image.timm import TimmTower
 
     return TimmTower(config, spec.embed_dim)
 
@@ -25,14 +25,14 @@ def build_text(spec: ModelSpec) -> nn.Module:
     """The text tower of a spec, with random weights. ClipModelsError where it needs an extra that is missing."""
     config = spec.text
     if isinstance(config, CLIPTextConfig):
-        from clip_models.towers.text import TextTransformer
+        from clip_models.towers.text.clip import TextTransformer
 
         return TextTransformer(config, spec.embed_dim, spec.quick_gelu)
     if isinstance(config, ModernTextConfig):
-        from clip_models.towers.modern import ModernTextTransformer
+        from clip_models.towers.text.modern import ModernTextTransformer
 
         return ModernTextTransformer(config, spec.embed_dim)
     assert isinstance(config, HFTextConfig)
-    from clip_models.towers.hf import HFTextTower
+    from clip_models.towers.text.hf import HFTextTower
 
     return HFTextTower(config, spec.embed_dim)

@@ -1,0 +1,259 @@
+"""Where samples come from: one at a time, in an order that depends on names and contents only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from clip_models.errors import ClipModelsError, first_line
+from clip_models.inference.embedding.config import EmbedConfig
+from clip_models.inference.embedding.samples import PICTURES, Sample, Unused
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_SUFFIXES = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "list": (".txt", ".lst", ".list")}
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_S3_HINTS = {
+    "Credential": _LOGIN, "Token": _LOGIN, "Profile": _LOGIN, "Config": "check the file of AWS_CONFIG_FILE",
+    "": "check the address and AWS_ENDPOINT_URL",
+}  # fmt: skip
+"""Part of an exception's name → what to do; the first counts."""
+_OPTIONS = {
+    "image_member": ("tars", "folders"), "caption_member": ("tars", "folders"), "caption_field": ("tars", "folders"),
+    "key_ends": ("tars",), "image_column": ("tables",), "text_column": ("tables",), "key_column": ("tables",),
+}  # fmt: skip
+"""Options that only some kinds of sources have."""
+
+Needs = Callable[[int, int], bool]
+"""Whether any of the samples from the first number up to the second, counted over all files, is still to be done."""
+
+
+def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
+    """The samples of a path, a URL, a pattern of either, or of any other iterable; and what is not used."""
+    if isinstance(source, str | os.PathLike):
+        samples = _open_path(os.fspath(source), config, needs)
+        return _reading(os.fspath(source), samples)
+    if not isinstance(source, Iterable):
+        raise ClipModelsError(f"embed takes a path or an iterable, not {type(source).__name__}")
+    _require_fitting_options(config, "iterables", "an iterable")
+    return _from_iterable(source, config.what)
+
+
+def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample | Unused]:
+    """What a disk or an object store may answer while the samples are read becomes one line."""
+    try:
+        yield from samples
+    except Exception as error:
+        if (reason := storage_reason(error)) is None:
+            raise
+        raise ClipModelsError(f"the source {source} cannot be read: {reason}; run again to continue") from error
+
+
+def storage_reason(error: Exception) -> str | None:
+    """What went wrong with a disk or an object store, in one line; None if `error` is of another kind."""
+    library = type(error).__module__.partition(".")[0]
+    if library in ("builtins", "clip_core", "clip_models") and not isinstance(error, OSError):
+        return None
+    said = " ".join(str(error).split()) or type(error).__name__
+    if library not in ("botocore", "aiobotocore"):
+        return said
+    # S3's errors are known by name: its library is not imported for them.
+    return f"{said}; {next(hint for word, hint in _S3_HINTS.items() if word in type(error).__name__)}"
+
+
+def _require_fitting_options(config: EmbedConfig, kind: str, source: str) -> None:
+    for name, kinds in _OPTIONS.items():
+        value = getattr(config, name)
+        if value != EmbedConfig.__dataclass_fields__[name].default and kind not in kinds:
+            raise ClipModelsError(f"embed: {name} {value!r} is for {' and '.join(kinds)}, not for {source}")
+
+
+def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
+    from fsspec.core import url_to_fs
+
+    if not source.partition("://")[2 if "://" in source else 0].strip():
+        raise ClipModelsError(f"the source {source!r} is empty; name a folder or files")
+    found: list[tuple[AbstractFileSystem, str]] = []
+    beside: list[str] = []
+    try:
+        for pattern in [source] if os.path.exists(source) else _expand_braces(source):
+            fs, path = url_to_fs(pattern)
+            globbed = not fs.exists(path) and any(mark in path for mark in "*?[")
+            names = sorted(fs.glob(path)) if globbed else [path] * fs.exists(path)
+            if not names:
+                missing = "matches no file" if globbed else "does not exist"
+                afar = "" if _is_local(fs) else ", or cannot be reached"
+                raise ClipModelsError(f"{pattern} {missing}{afar}; check the source")
+            found += [(fs, name) for name in names]
+        if len(found) == 1 and found[0][0].isdir(found[0][1]):
+            fs, folder = found[0]
+            inside = sorted(fs.ls(folder, detail=False))
+            shards = [name for name in inside if _kind(name) in ("tar", "parquet")]
+            if not shards:
+                _require_fitting_options(config, "folders", "a folder")
+                return _from_folder(fs, folder.rstrip("/"), folder.rstrip("/"), config)
+            found = [(fs, name) for name in shards]
+            beside = [name for name in inside if name not in shards]
+    except Exception as error:
+        if isinstance(error, ClipModelsError):
+            raise
+        reason = storage_reason(error) or (first_line(error) if isinstance(error, ValueError | ImportError) else None)
+        if reason is None:
+            raise
+        raise ClipModelsError(f"the source {source} cannot be opened: {reason}") from error
+    kinds = {_kind(name) for _, name in found}
+    if len(kinds) > 1 or kinds == {""}:
+        odd = next(name for _, name in found if _kind(name) != _kind(found[0][1]) or not _kind(name))
+        beside_it = f" beside {found[0][1]}" if len(kinds) > 1 else ""
+        raise ClipModelsError(
+            f"{odd}{beside_it} does not fit as a source: name a folder of pictures, or files of one kind (tar, parquet,"
+            " txt with one path or caption a line, pictures), as in 'shards/*.tar'"
+        )
+    kind = kinds.pop()
+    _require_fitting_options(config, {"tar": "tars", "parquet": "tables"}.get(kind, ""), f"a {kind}")
+    if kind == "list" and config.what == "both":
+        raise ClipModelsError(f"{found[0][1]} has one thing a line; for pairs take a folder, tars or a table")
+    return _from_files(found, kind, beside, config, needs)
+
+
+def _from_files(
+    files: list[tuple[AbstractFileSystem, str]], kind: str, beside: list[str], config: EmbedConfig, needs: Needs
+) -> Iterator[Sample | Unused]:
+    """Files of one kind; `beside` are others of their folder."""
+    from clip_models.inference.embedding.tables import from_tables
+    from clip_models.inference.embedding.tars import from_tars
+
+    yield from (Unused(name, "not_opened") for name in beside)
+    if kind == "tar":
+        yield from from_tars(files, config)
+    elif kind == "picture":
+        yield from (Sample(key=name, image=_payload(fs, name)) for fs, name in files)
+    elif kind == "list":
+        yield from _from_lists(files, config.what)
+    else:
+        yield from from_tables(files, config, needs)
+
+
+def _kind(name: str) -> str:
+    lower = name.lower()
+    for kind, suffixes in _SUFFIXES.items():
+        if lower.endswith(suffixes):
+            return kind
+    return "picture" if os.path.splitext(lower)[1] in PICTURES else ""
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`{a,b}` and `{000..010}`, as a shell does it."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    inner = match[1]
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        first, last = numbers.groups()
+        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        choices = inner.split(",")
+    tails = _expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + choice + tail for choice in choices for tail in tails]
+
+
+def _payload(fs: AbstractFileSystem, path: str) -> str | Callable[[], bytes]:
+    return path if _is_local(fs) else partial(fs.cat_file, path)
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(fs, LocalFileSystem)
+
+
+def _from_folder(
+    fs: AbstractFileSystem, folder: str, root: str, config: EmbedConfig, above: tuple[str, ...] = ()
+) -> Iterator[Sample | Unused]:
+    """Pictures, or texts, of a folder and those below it, sorted by name. A caption has the name of its picture.
+
+    A link to a folder that holds it is not followed.
+    """
+    real = os.path.realpath(folder) if _is_local(fs) else folder
+    if real in above:
+        return
+    entries = {entry["name"].rstrip("/"): entry for entry in fs.ls(folder, detail=True)}
+    images, captions = ([f".{name}" for name in config.members(kind)] for kind in ("image", "text"))
+    pictures = {_stem(path, images) for path in entries}
+    texts = {_stem(path, captions): path for path in entries}
+    for path, entry in sorted(entries.items()):
+        key, picture, text = path[len(root) + 1 :], _stem(path, images), _stem(path, captions)
+        if os.path.basename(path).startswith("."):
+            yield Unused(path, "hidden")
+        elif entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path)):
+            if path != folder:
+                yield from _from_folder(fs, path, root, config, (*above, real))
+        elif entry["type"] != "file" and fs.exists(path) and not fs.isfile(path):
+            yield Unused(path, "not_a_file")
+        elif config.what == "text" and text:
+            yield Sample(key=key, text=partial(fs.cat_file, path), caption_field=config.field_of(path))
+        elif config.what != "text" and picture:
+            beside = texts.get(picture, "") if config.what == "both" else ""
+            caption = partial(fs.cat_file, beside) if beside else None
+            yield Sample(key=key, image=_payload(fs, path), text=caption, caption_field=config.field_of(beside))
+        elif config.what == "both" and text:
+            if text not in pictures:
+                yield Unused(path, "no_image")
+        else:
+            yield Unused(path, "not_opened" if _kind(path) in ("tar", "parquet") else "not_asked")
+
+
+def _stem(path: str, suffixes: Sequence[str]) -> str:
+    """The path without the first of `suffixes` that it ends with, whatever their case; "" without one."""
+    found = next((suffix for suffix in suffixes if path.lower().endswith(suffix)), "")
+    return path[: -len(found)] if found else ""
+
+
+def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample | Unused]:
+    """One path or caption a line. Paths are relative to the list; captions have the number of their line as key."""
+    for fs, name in files:
+        prefix = f"{os.path.basename(name)}:" if len(files) > 1 else ""
+        with fs.open(name, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n")
+                if what == "text":
+                    yield Sample(key=f"{prefix}{number}", text=line)
+                elif line.strip():
+                    path = os.fsdecode(line)
+                    yield Sample(key=path, image=resolve_path(fs, name, path))
+                else:
+                    yield Unused(f"{name}:{number}", "blank_line")
+
+
+def resolve_path(fs: AbstractFileSystem, holder: str, path: str) -> str | Callable[[], bytes]:
+    """The payload of a path that a file names: absolute, a URL, or relative to that file."""
+    if "://" in path:
+        from fsspec.core import url_to_fs
+
+        return _payload(*url_to_fs(path))
+    if not path.startswith("/"):
+        path = f"{os.path.dirname(holder)}/{path}"
+    return _payload(fs, path)
+
+
+def _from_iterable(items: Iterable[Any], what: str) -> Iterator[Sample]:
+    """Values in memory; a mapping may say more: key, image, text. Other keys are running numbers."""
+    for number, item in enumerate(items):
+        if isinstance(item, Mapping):
+            key = str(item.get("key", number))
+            yield Sample(key=key, image=item.get("image"), text=item.get("text"))
+        elif what == "both":
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise ClipModelsError(
+                    f"item {number} of the source is no pair (picture, caption): {type(item).__name__}"
+                )
+            yield Sample(key=str(number), image=item[0], text=item[1])
+        elif what == "text":
+            yield Sample(key=str(number), text=item)
+        else:
+            yield Sample(key=str(number), image=item)

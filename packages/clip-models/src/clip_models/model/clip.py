@@ -1,0 +1,193 @@
+"""The dual encoder.
+
+Shapes: B batch, L tokens, E embed_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs import CLIPTextConfig, ModelSpec
+from clip_models.towers import build_text, build_vision
+from clip_models.towers.common import cut_captions
+from clip_models.towers.layers import lock_text
+from clip_models.towers.text.clip import TextLayers
+
+
+class CLIP(TextLayers):
+    """An image tower under `visual` and a text tower: under `text`, or at the root as OpenAI laid it out.
+
+    The features are not normalised unless asked for, except those of `forward`, which trains. `output_dict` makes
+    `forward` return a dict.
+    """
+
+    def __init__(self, spec: ModelSpec, output_dict: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.output_dict = output_dict
+        self.visual: Any = build_vision(spec)
+        if spec.text_at_root:
+            assert isinstance(spec.text, CLIPTextConfig)
+            self.add_text_layers(spec.text, spec.embed_dim, spec.quick_gelu)
+        else:
+            self.text: Any = build_text(spec)
+            self.context_length = spec.text.context_length
+            self.vocab_size = spec.text.vocab_size
+        scale = math.log(1 / 0.07) if spec.init_logit_scale is None else spec.init_logit_scale
+        self.logit_scale = nn.Parameter(torch.tensor(scale))
+        bias = spec.init_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        """float [B, 3, height, width], mean and std applied → [B, E]; L2-normalised on request."""
+        return _features(self.visual(image), normalize)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        """int64 [B, L], L ≤ context_length, → [B, E]; L2-normalised on request.
+
+        Columns to the right of every end token may be cut off where attention is causal: they change nothing.
+        """
+        return _features(self.encode_ids(text) if self.spec.text_at_root else self.text(text), normalize)
+
+    def cut_captions(self, text: Tensor) -> Tensor:
+        """int64 [B, L] without the columns at its right that change no feature, as the spec of the text tower tells.
+
+        The values are read, on the CPU only. `encode_text` does this itself there; before a batch goes to an
+        accelerator, it saves the columns the way.
+        """
+        return cut_captions(text, self.spec.text)
+
+    def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits of the images over the texts, their transpose): scaled cosines, with the bias where there is one."""
+        image_features, text_features = self.encode_image(image, normalize=True), self.encode_text(text, normalize=True)
+        return self._logits(image_features, text_features)
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
+        """→ (image features [B, E], text features [B, E], both L2-normalised or None where nothing was given,
+        exp(logit_scale), a scalar, and logit_bias where there is one); with `output_dict` the same under their names.
+        """
+        output = {
+            "image_features": None if image is None else self.encode_image(image, normalize=True),
+            "text_features": None if text is None else self.encode_text(text, normalize=True),
+            "logit_scale": self.logit_scale.exp(),
+        }
+        if self.logit_bias is not None:
+            output["logit_bias"] = self.logit_bias
+        return output if self.output_dict else tuple(output.values())
+
+    def forward_intermediates(
+        self,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+        image_indices: int | Sequence[int] | None = None,
+        text_indices: int | Sequence[int] | None = None,
+        stop_early: bool = False,
+        normalize: bool = True,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+        image_output_fmt: str = "NCHW",
+        image_output_extra_tokens: bool = False,
+        text_output_fmt: str = "NLC",
+        text_output_extra_tokens: bool = False,
+        output_logits: bool = False,
+        output_logit_scale_bias: bool = False,
+    ) -> dict[str, Any]:
+        """The outputs of blocks of both towers, under OpenCLIP's names; see the towers' `forward_intermediates`.
+
+        Beside them, unless `intermediates_only`, `image_features` and `text_features` (normalised unless told
+        otherwise), and on request `image_logits` and `text_logits`, or `logit_scale` and `logit_bias`.
+        """
+        logits = output_logits and not intermediates_only
+        if logits and (image is None or text is None):
+            raise ClipModelsError("output_logits needs an image and a text")
+        common = {
+            "stop_early": stop_early,
+            "normalize_intermediates": normalize_intermediates,
+            "intermediates_only": intermediates_only,
+        }
+        output: dict[str, Any] = {}
+        if image is not None:
+            output |= self.visual.forward_intermediates(
+                image,
+                indices=image_indices,
+                output_fmt=image_output_fmt,
+                output_extra_tokens=image_output_extra_tokens,
+                **common,
+            )
+        if text is not None:
+            run = self.encode_ids_intermediates if self.spec.text_at_root else self.text.forward_intermediates
+            output |= run(
+                text,
+                indices=text_indices,
+                output_fmt=text_output_fmt,
+                output_extra_tokens=text_output_extra_tokens,
+                **common,
+            )
+        for name in ("image_features", "text_features"):
+            if normalize and name in output:
+                output[name] = F.normalize(output[name], dim=-1)
+        if logits:
+            output["image_logits"], output["text_logits"] = self._logits(
+                output["image_features"], output["text_features"]
+            )
+        if output_logit_scale_bias:
+            output["logit_scale"] = self.logit_scale.exp()
+            if self.logit_bias is not None:
+                output["logit_bias"] = self.logit_bias
+        return output
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Freezes the image tower except its last groups of layers (locked-image tuning)."""
+        self.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
+
+    def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+        """Freezes the text tower except its last groups of layers."""
+        if self.spec.text_at_root:
+            lock_text(self, self.text_layer_groups(), unlocked_layers, freeze_layer_norm)
+        else:
+            self.text.lock(unlocked_layers, freeze_layer_norm)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping what they computed."""
+        self.visual.set_grad_checkpointing(enable)
+        if self.spec.text_at_root:
+            self.transformer.grad_checkpointing = enable
+        else:
+            self.text.set_grad_checkpointing(enable)
+
+    def layer_groups(self) -> dict[str, list[list[str]]]:
+        """Names of the parameters of each tower, "image" and "text", in groups from input to output."""
+        if self.spec.text_at_root:
+            text = self.text_layer_groups()
+        else:
+            text = [[f"text.{name}" for name in group] for group in self.text.layer_groups()]
+        return {"image": [[f"visual.{name}" for name in group] for group in self.visual.layer_groups()], "text": text}
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of both towers: what is sharded, compiled and checkpointed one by one."""
+        return [*self.visual.blocks(), *(self.transformer.resblocks if self.spec.text_at_root else self.text.blocks())]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimizer should not decay although they are matrices or embeddings."""
+        image = {f"visual.{name}" for name in self.visual.no_weight_decay()}
+        if self.spec.text_at_root:
+            return image | {"positional_embedding"}
+        return image | {f"text.{name}" for name in self.text.no_weight_decay()}
+
+    def _logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logit_scale.exp() * image_features @ text_features.T
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
+        return logits, logits.T
+
+
+def _features(output: Tensor | tuple[Tensor, Tensor | None], normalize: bool) -> Tensor:
+    features = output[0] if isinstance(output, tuple) else output
+    return F.normalize(features, dim=-1) if normalize else features

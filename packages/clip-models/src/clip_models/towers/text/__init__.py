@@ -1,0 +1,1 @@
+"""Towers that take captions, and the decoder that writes them."""

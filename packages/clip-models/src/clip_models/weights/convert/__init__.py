@@ -1,0 +1,1 @@
+"""Weights of other libraries: their layouts told apart and brought to OpenCLIP's, and written for them."""

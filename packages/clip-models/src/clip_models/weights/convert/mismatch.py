@@ -1,0 +1,131 @@
+"""Why weights do not fit a model, told from the shapes of both, and which architectures they do fit."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_models.errors import ClipModelsError
+from clip_models.model import build_model
+from clip_models.specs import CLIPTextConfig, ModelSpec, TimmConfig, ViTConfig, get_model_spec, list_models
+from clip_models.towers.common import NoRandomInit
+from clip_models.weights.convert.steps import count_blocks
+
+_Shape = tuple[int, ...]
+_DECODER = "a decoder"
+_OF_CONFIG = {
+    "vit": "a plain ViT",
+    "resnet": "a ResNet",
+    "timm": "one of timm's",
+    "clip": "CLIP's transformer",
+    "hf": "one of transformers'",
+    "modern": "a modern transformer",
+}
+"""kind_of_config of a tower → what it is called in messages."""
+_KINDS = {
+    "image": (
+        (r"visual\.trunk\.", _OF_CONFIG["timm"]),
+        (r"visual\.layer1\.", _OF_CONFIG["resnet"]),
+        (r"visual\.transformer\.", _OF_CONFIG["vit"]),
+        (r"visual\.", "an unknown one"),
+    ),
+    "text": (
+        (r"transformer\.resblocks\.\d+\.attn\.in_proj_weight", _OF_CONFIG["clip"]),
+        (r"blocks\.\d+\.attn\.gate\.", _OF_CONFIG["modern"]),
+        (r"transformer\.", _OF_CONFIG["hf"]),
+        (r"(token_embedding|positional_embedding)\b", "an unknown one"),
+    ),
+    "caption": ((r"text_decoder\.", _DECODER),),
+}
+"""Tower → what it is if a tensor has a name like this; the first counts. Names are without the `text.` of the tower."""
+_SIZES: tuple[tuple[str, str, str, int], ...] = (
+    ("image", "patch size", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", -1),
+    ("image", "width", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", 0),
+    ("image", "MLP width", r"visual\.(transformer\.resblocks|trunk\.blocks)\.0\.mlp\.(c_fc|fc1)\.weight", 0),
+    ("image", "positions", r"visual\.(positional_embedding|attnpool\.positional_embedding|trunk\.pos_embed)", -2),
+    ("text", "width", r"token_embedding\.weight", 1),
+    ("text", "MLP width", r"transformer\.resblocks\.0\.mlp\.c_fc\.weight", 0),
+    ("text", "vocabulary size", r"token_embedding\.weight", 0),
+    ("text", "context_length", r"positional_embedding", 0),
+    ("", "embed_dim", r"visual\.proj|text_projection", -1),
+    ("", "embed_dim", r"text_projection\.weight|visual\.head\.proj\.weight", 0),
+)
+"""(Tower, size, name of a tensor, its axis that has this size)."""
+_LAYERS = (
+    ("image", "layers", r"visual\.(?:transformer\.resblocks|trunk\.blocks|layer3)\.(\d+)\."),
+    ("text", "layers", r"transformer\.resblocks\.(\d+)\."),
+)
+_Facts = dict[tuple[str, str], Any]
+
+
+def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """What differs between weights and what a model wants (both with OpenCLIP's names): "image patch size 32 against
+    16". Empty if only single tensors do."""
+    theirs, ours = _facts(tensors), _facts(wanted)
+    causes = {}
+    for tower, size in ours | theirs:
+        mine, other = (facts.get((tower, size), "none") for facts in (ours, theirs))
+        comparable = not size or (theirs.get((tower, "")) == ours.get((tower, "")) and "none" not in (mine, other))
+        if comparable and mine != other:
+            causes[tower, size] = f"{tower} {size or 'tower:'} {other} against {mine}".strip()
+    if ("image", "patch size") in causes:
+        causes.pop(("image", "positions"), None)  # they follow from it
+    return list(causes.values())
+
+
+def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The named architectures whose every tensor has the name and shape of these, which have OpenCLIP's names.
+
+    Those of a library that is not installed are passed over.
+    """
+    facts = _facts(tensors)
+    has = {name.removeprefix("text."): tensor.shape for name, tensor in tensors.items()}
+    found = []
+    for name in list_models():
+        spec = get_model_spec(name)
+        if not _may_fit(spec, facts):
+            continue
+        try:
+            with torch.device("meta"), NoRandomInit():
+                state = build_model(spec).state_dict()
+        except (ClipModelsError, ImportError):
+            continue
+        wanted = {key.removeprefix("text."): tensor.shape for key, tensor in state.items()}
+        if {**wanted, "logit_bias": torch.Size()} == {**has, "logit_bias": torch.Size()}:
+            found.append(name)
+    return found
+
+
+def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
+    """Whether the spec agrees with what is known without building it."""
+    vision, text = spec.vision, spec.text
+    towers = (_OF_CONFIG[vision.kind_of_config], _OF_CONFIG[text.kind_of_config], _DECODER if spec.decoder else None)
+    if towers != tuple(facts.get((tower, "")) for tower in _KINDS):
+        return False
+    said: _Facts = {("", "embed_dim"): spec.embed_dim}
+    if isinstance(vision, ViTConfig):
+        said |= {("image", "patch size"): vision.patch_size, ("image", "width"): vision.width}
+        said |= {("image", "layers"): vision.layers}
+    if isinstance(vision, TimmConfig) and (patch := re.search(r"_patch(\d+)_", vision.model_name)):
+        said["image", "patch size"] = vision.model_kwargs.get("patch_size", int(patch[1]))
+    if isinstance(text, CLIPTextConfig):
+        said |= {("text", "width"): text.width, ("text", "layers"): text.layers}
+        said |= {("text", "vocabulary size"): text.vocab_size}
+    return all(facts.get(key, value) == value for key, value in said.items())
+
+
+def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
+    """(Tower, size) → its value, and (tower, "") → what the tower is."""
+    named = {name.removeprefix("text."): tuple(tensor.shape) for name, tensor in tensors.items()}
+    facts: _Facts = {}
+    for tower, kinds in _KINDS.items():
+        for pattern, kind in kinds:
+            if any(re.match(pattern, name) for name in named):
+                facts.setdefault((tower, ""), kind)
+    for tower, size, pattern, axis in _SIZES:
+        for name, shape in named.items():
+            if len(shape) > 1 and re.fullmatch(pattern, name):
+                facts.setdefault((tower, size), shape[axis])
+    return facts | {(tower, size): count for tower, size, name in _LAYERS if (count := count_blocks(name, named))}

@@ -1,0 +1,85 @@
+"""Learned positions and patch embeddings brought to the size of the model."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs import ModelSpec, as_pair
+from clip_models.towers.positions import resize_grid_positions, resize_text_positions
+
+_TEXT = ("positional_embedding", "text.positional_embedding")
+_IMAGE = ("visual.positional_embedding", "visual.attnpool.positional_embedding", "visual.trunk.pos_embed")
+_PATCHES = "visual.trunk.patch_embed.proj.weight"
+
+
+def resize_to(
+    model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], sure_of: Collection[str], where: str
+) -> dict[str, Tensor]:
+    """The tensors with positions, and the patches of timm's ViT, of the size that `model` has.
+
+    Only where the caller insists on the size (`image_size`, `context_length` in `sure_of`); else the error names both
+    sizes and the flag, if the size is all that differs. What is left as it is, the comparison names.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    resized = dict(tensors)
+    fits_otherwise = shapes.keys() == tensors.keys() and all(
+        tensors[name].shape == shape for name, shape in shapes.items() if name not in (*_IMAGE, *_TEXT)
+    )
+    for name in (*_IMAGE, *_TEXT, _PATCHES):
+        if name not in tensors or name not in shapes:
+            continue
+        old, new = tensors[name], shapes[name]
+        if old.shape == new or not _differ_in_length(old.shape, new, name):
+            continue
+        flag = "context_length" if name in _TEXT else "image_size"
+        if flag not in sure_of and not fits_otherwise:
+            continue
+        if flag not in sure_of:
+            size = spec.text.context_length if name in _TEXT else "{}x{}".format(*as_pair(spec.vision.image_size))
+            raise ClipModelsError(
+                f"{where} has {name} {list(old.shape)}, and {spec.name!r} with {flag} {size} has {list(new)}; ask for"
+                f" the size of the weights, or for force_{flag}={size}, which resizes them"
+            )
+        if name in _TEXT:
+            resized[name] = resize_text_positions(old, new[0])
+        elif name == _PATCHES:
+            resized[name] = resample_patches(old, (new[2], new[3]))
+        else:
+            grid = _grid(model, spec)
+            prefix = new[-2] - grid[0] * grid[1]
+            table = resize_grid_positions(old.reshape(old.shape[-2:]), grid, prefix=prefix)
+            resized[name] = table.reshape(new)
+    return resized
+
+
+def resample_patches(kernel_OIHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The embedding for patches of another size that gives a resized patch nearly the same output (float32).
+
+    The pseudo-inverse of bilinear resizing; FlexiViT (arXiv:2212.08013), section 3.4.
+    """
+    rows, columns = kernel_OIHW.shape[2:]
+    basis = torch.eye(rows * columns).reshape(-1, 1, rows, columns)
+    resize_ON = F.interpolate(basis, size=size, mode="bilinear", antialias=False).flatten(1)
+    flat: Tensor = kernel_OIHW.float().flatten(2) @ torch.linalg.pinv(resize_ON).T
+    return flat.reshape(*kernel_OIHW.shape[:2], *size)
+
+
+def _differ_in_length(old: Any, new: Any, name: str) -> bool:
+    if name == _PATCHES:
+        return len(old) == 4 and tuple(old[:2]) == tuple(new[:2])
+    return len(old) == len(new) and old[-1] == new[-1]
+
+
+def _grid(model: Any, spec: ModelSpec) -> tuple[int, int]:
+    """(rows, columns) of the positions of the image tower."""
+    trunk = getattr(model.visual, "trunk", None)
+    if trunk is not None:
+        rows, columns = trunk.patch_embed.grid_size
+        return rows, columns
+    height, width = as_pair(spec.vision.image_size)
+    patch = getattr(spec.vision, "patch_size", 32)  # a ResNet's stride
+    return height // patch, width // patch

@@ -1,0 +1,157 @@
+"""From what a caller names (a tag, hf-hub:, local-dir:, a file, a folder, a URL) to local weights and what they are."""
+
+import os
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_models.errors import ClipModelsError
+from clip_models.specs import ModelSpec, as_pair, list_models
+from clip_models.weights import hub
+from clip_models.weights.convert.description import (
+    HF_CONFIG,
+    HF_PROCESSOR,
+    OPEN_CLIP_CONFIG,
+    Description,
+    describe_spec,
+    read_config,
+    reconcile,
+)
+from clip_models.weights.download import download_pretrained_from_url
+from clip_models.weights.load import describe_source, find_weights
+from clip_models.weights.registry import QUICK_GELU_SUFFIX, PretrainedTag, find_tag, get_pretrained_tag, identify
+from clip_models.weights.registry import list_pretrained_tags_by_model as tags_of
+from clip_models.weights.tensorfiles import WEIGHTS_SUFFIXES
+
+HUB_PREFIX = "hf-hub:"
+FOLDER_PREFIX = "local-dir:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Weights that were found."""
+
+    name: str
+    """As the caller named them."""
+    weights: Path | None = None
+    """The local file; None if it was not asked for, and for a tag, whose weights are fetched once they are settled."""
+    spec: ModelSpec | None = None
+    """What they, or a file beside them, say they are."""
+    tag: PretrainedTag | None = None
+    """The tag that was named."""
+
+
+def is_model_source(name: str) -> bool:
+    """Whether this is not the name of an architecture but where a whole model lies."""
+    if name.startswith((HUB_PREFIX, FOLDER_PREFIX)) or "://" in name or name.endswith(WEIGHTS_SUFFIXES):
+        return True
+    return name != "" and name.replace("/", "-") not in list_models() and Path(name).expanduser().is_dir()
+
+
+def locate(
+    name: str | os.PathLike[str],
+    model: str = "",
+    cache_dir: str | os.PathLike[str] | None = None,
+    load_weights: bool = True,
+) -> Source:
+    """The source that `name` means; `model` is the architecture whose tags it may be.
+
+    Without `load_weights` nothing is fetched but descriptions. ClipModelsError if there is nothing of that name.
+    """
+    text = os.fspath(name)
+    if text.startswith(HUB_PREFIX):
+        return _on_the_hub(text, cache_dir, load_weights)
+    if text.startswith(FOLDER_PREFIX):
+        folder = Path(text.removeprefix(FOLDER_PREFIX)).expanduser()
+        if text == FOLDER_PREFIX:
+            raise ClipModelsError(f"{text!r} names no folder; it reads {FOLDER_PREFIX}path/of/a/folder")
+        if not folder.is_dir():
+            raise ClipModelsError(f"there is no folder {folder}")
+        return _in_a_folder(text, folder, load_weights)
+    if "://" in text and not text.startswith("file://"):
+        if not load_weights:
+            return Source(name=text)
+        path = download_pretrained_from_url(text, cache_dir)
+        return Source(name=text, weights=path, spec=describe_source(path))
+    if isinstance(name, str) and (tag := find_tag(model, text)) is not None:
+        return Source(name=text, tag=tag)
+    path = Path(text.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        return _in_a_folder(text, path, load_weights)
+    if not path.is_file():
+        if model in list_models() and path.name == text and not text.endswith(WEIGHTS_SUFFIXES):
+            get_pretrained_tag(model, text)
+        raise ClipModelsError(f"there is no weights file {text}")
+    return Source(name=text, weights=path, spec=describe_source(path))
+
+
+def settle(asked: ModelSpec | None, source: Source, sure_of: Collection[str] = ()) -> ModelSpec:
+    """The spec to ask the weights for: `asked`, as far as the tag or the description agrees with it.
+
+    Without `asked` it is what the source says of itself. ClipModelsError if it says nothing, or is another network, if
+    only by its activation; `sure_of` as in `load_pretrained`.
+    """
+    if asked is None:
+        if source.spec is None:
+            raise ClipModelsError(
+                f"{source.name} does not say what it is; load it with create_model(architecture,"
+                f" pretrained={source.name!r})"
+            )
+        return source.spec
+    if source.tag is not None:
+        tag = source.tag
+        row = Description(
+            f"its tag {tag.tag} of {tag.model}",
+            quick_gelu=tag.quick_gelu,
+            preprocess=tag.preprocess(as_pair(asked.vision.image_size)),
+        )
+        return reconcile(asked, row, sure_of, source.name)
+    if source.weights is None:
+        known = describe_spec("its description", source.spec) if source.spec is not None else None
+        return reconcile(asked, known, sure_of, source.name)
+    if source.spec is None and identify(source.weights) is None and (gaps := _gaps(asked)):
+        warnings.warn(f"{source.name} does not say {gaps}", stacklevel=4)
+    return asked
+
+
+def _on_the_hub(name: str, cache_dir: str | os.PathLike[str] | None, load_weights: bool) -> Source:
+    repo, _, asked = name.removeprefix(HUB_PREFIX).partition("@")
+    revision = asked or None
+    if not repo:
+        raise ClipModelsError(f"{name!r} names no repository; it reads hf-hub:org/name or hf-hub:org/name@revision")
+    config = hub.find_optional(repo, OPEN_CLIP_CONFIG, revision, cache_dir)
+    if config is None:
+        config = hub.find_optional(repo, HF_CONFIG, revision, cache_dir)
+    if config is not None:
+        revision = hub.commit_of(config)  # all files of one commit, also if the branch moves on meanwhile
+        if config.name != OPEN_CLIP_CONFIG:
+            hub.find_optional(repo, HF_PROCESSOR, revision, cache_dir)
+    weights = hub.download_weights(repo, revision, cache_dir) if load_weights else None
+    said = read_config(config) if config is not None else None
+    spec = describe_source(weights) if weights is not None else said
+    return Source(name=name, weights=weights, spec=spec)
+
+
+def _in_a_folder(name: str, folder: Path, load_weights: bool) -> Source:
+    config = folder / OPEN_CLIP_CONFIG
+    if not load_weights and config.is_file():
+        return Source(name=name, spec=read_config(config))
+    weights = find_weights(folder)
+    return Source(name=name, weights=weights if load_weights else None, spec=describe_source(weights))
+
+
+def _gaps(asked: ModelSpec) -> str:
+    """What weights without a description leave open although the known weights of the architecture differ in it."""
+    base = asked.name.removesuffix(QUICK_GELU_SUFFIX)
+    twin = base + QUICK_GELU_SUFFIX
+    gaps = []
+    if twin in list_models():
+        mine, other = ("QuickGELU", base) if asked.quick_gelu else ("GELU", twin)
+        gaps.append(f"its activation: {mine} is taken, {other} has the other one")
+    size = as_pair(asked.vision.image_size)
+    found = {tag.preprocess(size) for name in tags_of(asked.name) if (tag := find_tag(asked.name, name))}
+    if len(found) > 1:
+        mean = ", ".join(f"{value:.3g}" for value in asked.preprocess.mean)
+        gaps.append(f"its preprocessing: mean ({mean}) and resize_mode {asked.preprocess.resize_mode} are taken")
+    return ", nor ".join(gaps)
