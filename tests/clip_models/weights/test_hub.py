@@ -204,7 +204,7 @@ def test_a_killed_download_leaves_no_final_name_and_goes_on(server, tmp_path, wa
     slow = server.fail("/storage/" if way == "hub" else "/plain/", pause=0.05, methods=("GET",))
     call = {
         "hub": f"from clip_models.weights.hub import download_file as d; d({REPO!r}, 'open_clip_model.safetensors')",
-        "url": f"from clip_models.weights import download as d; d._CHUNK = 4096; d.download_pretrained_from_url({url!r})",
+        "url": f"from clip_models.weights import download as d; d.download_pretrained_from_url({url!r})",
     }[way]
     code = f"from clip_models.weights import download; download._CHUNK = 4096\n{call}"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
