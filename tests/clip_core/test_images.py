@@ -94,6 +94,15 @@ def test_a_gradient_keeps_its_shape_in_16_bits_and_floats():
         assert np.abs(found - wanted).max() <= tolerance
 
 
+def test_tiffs_in_which_white_is_zero_are_not_inverted():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(4, 0)
+    black_is_zero = encode(Image.fromarray(ramp), "TIFF")
+    photometric = [struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0)]
+    assert photometric[0] in black_is_zero
+    white_is_zero = encode(Image.fromarray(65535 - ramp), "TIFF").replace(*photometric)
+    assert load_image(white_is_zero).tobytes() == load_image(black_is_zero).tobytes()
+
+
 @pytest.mark.parametrize("value", [-1, 65536, np.nan, np.inf, -np.inf])
 def test_values_without_an_8_bit_form_are_refused(value):
     values = np.full((4, 4), 0.5, np.float32)

@@ -27,6 +27,7 @@ FORMATS = (
 # A progressive JPEG goes over all its pixels once per scan, and 20 MB hold a million empty scans. Real ones have 10 or
 # so.
 MAX_SCAN_PIXELS = 16  # times max_pixels
+PHOTOMETRIC = 262  # a tag of TIFF
 CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 TRANSPOSE = {
@@ -177,6 +178,8 @@ def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
     """uint8 [H, W] from a mode with one wide channel."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+            values = ~values  # white is 0, which Pillow looks at in 8 bits only
         grey = (values >> 8).astype(np.uint8)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255
