@@ -77,7 +77,7 @@ def test_unknown_names_and_precisions_are_refused():
     [
         ({"jit": True}, "there is no TorchScript for jit=True; use torch.compile"),
         ({"weights_only": False}, "weights_only=False would run code from the file"),
-        ({"require_pretrained": True}, "ViT-Ti-4-24 was to have pretrained weights; name them with pretrained="),
+        ({"require_pretrained": True}, "ViT-Ti-4-24 needs weights: name a tag or a file as pretrained"),
         ({"vision_cfg": {}}, "vision_cfg is called vision here"),
         ({"pretrained_image_path": "/no/such.pt"}, "there is no weights file /no/such.pt"),
     ],

@@ -240,7 +240,7 @@ def test_another_network_is_refused(folder, tiny):
     ("model", "source", "message"),
     [
         ("ViT-B-23", None, "unknown model 'ViT-B-23'; did you mean ViT-B-32"),
-        ("", None, "unknown model ''; list_models() names them all"),
+        ("", None, "unknown model ''; 'clip-models list' or list_models() names them all"),
         ("ViT-B-32", "laion2b_s34b_b97k", "did you mean laion2b_s34b_b79k"),
         ("ViT-B-32", "webli", "ViT-B-32 has no pretrained tag 'webli'; architectures that have it: ViT-B-16-SigLIP"),
         ("ViT-B-32", "no/such/file.pt", "there is no weights file no/such/file.pt"),
@@ -248,8 +248,10 @@ def test_another_network_is_refused(folder, tiny):
         ("ViT-B-32", "hf-hub:", "names no repository; it reads hf-hub:org/name"),
         ("hf-hub:a/b/c", None, "is not a repository of the hub"),
         ("local-dir:/no/such/folder", None, "there is no folder /no/such/folder"),
+        ("local-dir:", None, "'local-dir:' names no folder"),
         ("hf-hub:org/name", "openai", "brings its own weights, so leave pretrained='openai' out"),
         ("ViT-B-32", "nope://bucket/x.pt", "nope://bucket/x.pt cannot be read"),
+        ("ViT-B-32", "ftp://127.0.0.1:1/x.pt", "ftp://127.0.0.1:1/x.pt does not answer"),
     ],
 )
 def test_names_that_lead_nowhere(model, source, message):

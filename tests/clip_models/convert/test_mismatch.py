@@ -50,8 +50,7 @@ def test_weights_of_b_32_in_another_architecture(base_32, asked, causes, absent)
     message = refusal(lambda: model_from_tensors(get_model_spec(asked), base_32, "b32.pt"))
     assert any(cause in message for cause in causes.split("|")), message
     assert absent not in message
-    if "has visual.positional_embedding" not in message:
-        assert "these weights fit ViT-B-32, ViT-B-32-quickgelu: ask for that architecture" in message
+    assert message.endswith("; these weights fit ViT-B-32, ViT-B-32-quickgelu: ask for that architecture")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +103,13 @@ def test_a_size_is_named_with_its_flag_where_nothing_else_differs(tiny):
     message = refusal(lambda: model_from_tensors(both, tiny.state_dict(), "x"))
     assert "image layers 4 against 2; image positions" in message or "image positions 37 against 65" in message
     assert "force_image_size" not in message
+
+
+def test_weights_of_the_architecture_itself_are_not_sent_to_it_or_its_twin(base_32):
+    state = {name: tensor.long() for name, tensor in base_32.items()}
+    message = refusal(lambda: model_from_tensors(get_model_spec("ViT-B-32"), state, "b32.pt"))
+    assert "not floating" in message
+    assert "these weights fit" not in message
 
 
 def test_fitting_architectures_are_exact(tiny):

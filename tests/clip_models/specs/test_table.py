@@ -68,7 +68,7 @@ def test_specs_survive_json(name):
     [
         ("ViT-B-23", "unknown model 'ViT-B-23'; did you mean ViT-B-32"),
         ("vit_b_16", "did you mean ViT-B-16"),
-        ("xyz", "list_models() names them all"),
+        ("xyz", "'clip-models list' or list_models() names them all"),
         ("text-512", "unknown model 'text-512'"),
     ],
 )

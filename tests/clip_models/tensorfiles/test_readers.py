@@ -159,6 +159,16 @@ def test_what_declares_more_than_it_holds(tmp_path):
     assert "weights are plain tensors" in refusal(tmp_path / "sparse.pt")
 
 
+def test_a_bit_that_flipped_in_a_tensor_is_damage(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.arange(1000.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ClipModelsError, match=r"x.pt is damaged: x/data/0 does not have its CRC-32"):
+        read_tensors(path)
+
+
 def test_a_compressed_checkpoint_is_a_bomb(tmp_path):
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "x.pt")
     with (

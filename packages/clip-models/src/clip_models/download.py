@@ -125,7 +125,9 @@ def _complete(download: _Download) -> None:
             )
         except urllib.error.HTTPError as refusal:
             raise explain(download.url, refusal) from refusal
-        except _NETWORK_ERRORS as failure:
+        except ClipModelsError:
+            raise
+        except Exception as failure:  # whatever the store's own library raises
             error = failure
         idle = 0 if download.arrived > before else idle + 1
         if idle == ATTEMPTS:
@@ -221,6 +223,8 @@ def _file_system(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ClipModelsError(f"{url} cannot be read: {error}") from error
+    except Exception as error:  # some connect here
+        raise explain(url, error) from error
     return fs, path
 
 
@@ -236,6 +240,7 @@ def explain(url: str, error: Exception) -> ClipModelsError:
         return ClipModelsError(f"{url} is not served now (HTTP {error.code}); try again later")
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
+    text = " ".join(text.split())
     return ClipModelsError(f"{url} does not answer ({text}); try again, what has arrived is kept, or name a local file")
 
 

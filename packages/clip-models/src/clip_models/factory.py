@@ -78,7 +78,7 @@ def create_model(
     pretrained_text = model_kwargs.pop("pretrained_hf", pretrained_text)
     spec, source = _find(model_name, pretrained, cache_dir, load_weights, force_quick_gelu)
     if require_pretrained and (source is None or source.weights is None):
-        raise ClipModelsError(f"{spec.name} was to have pretrained weights; name them with pretrained=")
+        raise ClipModelsError(f"{spec.name} needs weights: name a tag or a file as pretrained")
     forced: dict[str, Any] = {
         "custom_text": force_custom_text,
         "patch_dropout": force_patch_dropout,

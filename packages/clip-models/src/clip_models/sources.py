@@ -64,6 +64,8 @@ def locate(
         return _on_the_hub(text, cache_dir, load_weights)
     if text.startswith(FOLDER_PREFIX):
         folder = Path(text.removeprefix(FOLDER_PREFIX)).expanduser()
+        if text == FOLDER_PREFIX:
+            raise ClipModelsError(f"{text!r} names no folder; it reads {FOLDER_PREFIX}path/of/a/folder")
         if not folder.is_dir():
             raise ClipModelsError(f"there is no folder {folder}")
         return _in_a_folder(text, folder, load_weights)

@@ -7,7 +7,8 @@ A file of ours is plain safetensors with four entries of metadata: `format` ("pt
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ def save_model(
         if key == "format" or key.startswith(_OURS) or not isinstance(value, str):
             raise ClipModelsError(f"extra metadata {key!r}: keys are other than format and {_OURS}*, values strings")
     tensors = {name: t.detach().cpu().contiguous() for name, t in plain_names(model.state_dict(), "the model").items()}
-    _check_fit(build_empty(spec), spec, tensors, "the model")
+    require_fit(build_empty(spec).state_dict(), tensors, "the model", repr(spec.name))
     description = {
         "format": "pt",
         f"{_OURS}format_version": FORMAT_VERSION,
@@ -120,7 +121,7 @@ def load_into(model: CLIP, path: str | os.PathLike[str]) -> None:
     """Put the weights of a file or folder into `model`, where its tensors are; errors as of `load_pretrained`, before
     the model is touched."""
     loaded = load_pretrained(model.spec, path)
-    _check_fit(model, model.spec, loaded.state_dict(), str(path))
+    require_fit(model.state_dict(), loaded.state_dict(), str(path), repr(model.spec.name))
     model.load_state_dict(loaded.state_dict())
 
 
@@ -176,8 +177,9 @@ def model_from_tensors(
     asked = spec
     spec, converted = settle_logits(spec, convert(named, spec))
     model = build_empty(spec)
-    converted = resize_to(model, spec, converted, sure_of, where)
-    _check_fit(model, spec, converted, where)
+    with _advising(spec, converted):
+        converted = resize_to(model, spec, converted, sure_of, where)
+        require_fit(model.state_dict(), converted, where, repr(spec.name))
     check_implied(asked, detect(named), converted, known, sure_of, where)
     # Copies, because what a file gives is a view of the mapped file.
     wanted = {
@@ -238,13 +240,16 @@ def _parse_spec(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
         raise ClipModelsError(f"{path} has no valid description: {error}") from error
 
 
-def _check_fit(model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], where: str) -> None:
+@contextmanager
+def _advising(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Adds to an error which architectures the weights fit, unless that is the one of `spec`."""
     try:
-        require_fit(model.state_dict(), tensors, where, repr(spec.name))
+        yield
     except ClipModelsError as error:
-        fitting = [name for name in find_fitting(tensors) if name != spec.name]
-        advice = f"; these weights fit {', '.join(fitting)}: ask for that architecture" if fitting else ""
-        raise ClipModelsError(f"{error}{advice}") from error
+        fitting = find_fitting(tensors)
+        if not fitting or spec.name in fitting:
+            raise
+        raise ClipModelsError(f"{error}; these weights fit {', '.join(fitting)}: ask for that architecture") from error
 
 
 def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, what: str) -> None:

@@ -29,7 +29,7 @@ def get_model_spec(name: str) -> ModelSpec:
     if key not in built_in() or built_in()[key].get("abstract"):
         folded = {model.lower(): model for model in list_models()}
         close = [folded[k] for k in get_close_matches(key.lower().replace("_", "-"), folded, n=3)]
-        hint = f"did you mean {' or '.join(close)}?" if close else "list_models() names them all"
+        hint = f"did you mean {' or '.join(close)}?" if close else "'clip-models list' or list_models() names them all"
         raise ClipModelsError(f"unknown model {name!r}; {hint}")
     return ModelSpec.from_dict({"name": key, **resolve(key, built_in())})
 

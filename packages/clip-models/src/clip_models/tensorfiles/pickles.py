@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -120,11 +121,12 @@ def _names_in(path: Path, is_zip: bool) -> set[str]:
 
 
 def _scan(file: IO[bytes]) -> Iterable[str]:
-    python_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
-            yield f"{python_2.get(module, module)}.{name}"
+            # torch.save writes names of Python 2, as __builtin__ long; torch.load reads them like this.
+            python_3 = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
+            yield ".".join(python_3)
 
 
 def _is_harmless(name: str) -> bool:

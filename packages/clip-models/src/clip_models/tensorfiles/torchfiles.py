@@ -93,6 +93,9 @@ def _inspect_zip(path: Path) -> None:
             f"{path} would unpack to {unpacked} bytes from {path.stat().st_size}; checkpoints are not compressed,"
             " so this file is refused"
         )
+    with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+        if broken := archive.testzip():
+            raise ClipModelsError(f"{path} is damaged: {broken} does not have its CRC-32; fetch it, or save it, again")
 
 
 def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
