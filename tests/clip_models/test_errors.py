@@ -23,6 +23,11 @@ def test_an_output_that_is_a_url_is_refused_and_never_becomes_a_local_folder(url
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(ClipModelsError, match="output is empty; give it a path"):
+        local_path("", "output")
+
+
 @pytest.mark.parametrize("path", ["out", "/tmp/out", "a:b", "C:/out", "./s3:/out", Path("x/y.safetensors")])
 def test_paths_are_paths(path):
     assert local_path(path, "output") == Path(path)

@@ -8,6 +8,7 @@ import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -218,6 +219,24 @@ def test_a_folder_of_another_run_is_refused(tmp_path, model, weights):
     (tmp_path / "mine" / "thesis").touch()
     with pytest.raises(ClipModelsError, match="mine holds thesis; choose an empty folder"):
         embed(values, tmp_path / "mine", model=model)
+
+
+def test_a_folder_in_which_nothing_was_made_is_free_for_another_run(tmp_path, model):
+    """Otherwise the flag that was wrong could not be put right in the same folder."""
+    path = embeddings.table(tmp_path / "a.parquet", range(2))
+    with pytest.raises(ClipModelsError, match="has no column 'imgae'; it has key, image, caption"):
+        embed(path, tmp_path / "out", model=model, image_column="imgae")
+    assert sorted(contents(tmp_path / "out")) == ["manifest.json"]
+    assert embed(path, tmp_path / "out", model=model, image_column="image").rows == 2
+    assert read_embeddings(tmp_path / "out")[0] == ["000000", "000001"]
+    with pytest.raises(ClipModelsError, match="made with another image_column"):
+        embed(path, tmp_path / "out", model=model)
+
+
+def test_a_path_that_cannot_be_read_is_named_in_the_reason(tmp_path, model):
+    pq.write_table(pa.table({"key": ["first"], "image": ["gone.jpg"]}), tmp_path / "a.parquet")
+    embed(tmp_path / "a.parquet", tmp_path / "out", model=model)
+    assert f"{tmp_path}/gone.jpg cannot be read" in (tmp_path / "out" / "rejects.jsonl").read_text()
 
 
 def test_a_source_that_has_changed_is_noticed(tmp_path, model):

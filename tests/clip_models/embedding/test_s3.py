@@ -75,15 +75,32 @@ def test_folders_tars_and_lists_of_a_bucket(server, settings, tmp_path):
 
 
 def test_what_goes_wrong_is_one_line(server, settings, capsys, tmp_path):
+    (tmp_path / "process").write_text("[default]\ncredential_process = /bin/false\n")
+    (tmp_path / "broken").write_text("no table\n")
     alive, dead = {"ENDPOINT_URL": server}, {"ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
     flags = ["--model", "ViT-Ti-4-24", "--pretrained", "x", "--output", str(tmp_path / "out")]
     for values, source, message in (
-        ({**alive, **LOGIN}, "s3://nowhere/x.tar", "s3://nowhere/x.tar does not exist; check the source"),
-        ({**alive, **LOGIN}, "s3://nowhere/*.tar", "s3://nowhere/*.tar matches no file; check the source"),
+        (
+            {**alive, **LOGIN},
+            "s3://nowhere/x.tar",
+            "s3://nowhere/x.tar does not exist, or cannot be reached; check",
+        ),
+        (
+            {**alive, **LOGIN},
+            "s3://nowhere/*.tar",
+            "s3://nowhere/*.tar matches no file, or cannot be reached; check",
+        ),
         (alive, "s3://shelf/x.tar", "Unable to locate credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ({**dead, **LOGIN}, "s3://shelf/x.tar", "Could not connect to the endpoint"),
         ({"ENDPOINT_URL": "nonsense", **LOGIN}, "s3://shelf/x.tar", "Invalid endpoint: nonsense"),
-        ({**alive, "PROFILE": "ghost"}, "s3://shelf/x.tar", "The config profile (ghost) could not be found"),
+        ({**alive, "PROFILE": "ghost"}, "s3://shelf/x.tar", "(ghost) could not be found; set AWS_ACCESS_KEY_ID"),
+        (
+            {**alive, "CONFIG_FILE": str(tmp_path / "process")},
+            "s3://shelf/x.tar",
+            "process:; set AWS_ACCESS_KEY",
+        ),
+        ({**alive, **LOGIN, "CONFIG_FILE": str(tmp_path / "broken")}, "s3://shelf/x", "check the file of AWS_CONFIG_"),
+        ({**alive, **LOGIN}, "s3://A B/x.tar", "Invalid bucket name"),
     ):
         settings(**values)
         with pytest.raises(SystemExit) as caught:

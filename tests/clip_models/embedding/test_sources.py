@@ -104,13 +104,39 @@ def test_captions_of_a_folder_in_other_files(tmp_path):
     assert samples(tmp_path, what="both")[0][2] is None
 
 
-def test_options_of_members_are_refused_where_there_are_none(tmp_path):
+def test_options_of_other_sources_are_refused(tmp_path):
     (tmp_path / "captions.txt").write_text("a")
     embeddings.table(tmp_path / "a.parquet", range(2))
-    for source in (tmp_path / "captions.txt", tmp_path / "a.parquet", ["a"]):
-        for name in ("image_member", "caption_member", "caption_field"):
-            with pytest.raises(ClipModelsError, match=f"embed: {name} 'x' is for tars and folders, not for"):
-                samples(source, what="text", **{name: "x"})
+    embeddings.tar(tmp_path / "a.tar", range(2))
+    (tmp_path / "folder").mkdir()
+    options = {
+        "tars and folders": {"image_member": "x", "caption_member": "x", "caption_field": "x"},
+        "tables": {"image_column": "x", "text_column": "x", "key_column": "x"},
+        "tars": {"key_ends": "last-dot"},
+    }
+    takers = {"a.tar": ("tars and folders", "tars"), "folder": ("tars and folders",), "a.parquet": ("tables",)}
+    for source in ("captions.txt", "a.parquet", "a.tar", "folder", None):
+        for kinds, values in options.items():
+            for name, value in values.items():
+                if kinds not in takers.get(source, ()):
+                    with pytest.raises(ClipModelsError, match=f"embed: {name} '{value}' is for {kinds}, not for a"):
+                        samples(tmp_path / source if source else ["a"], what="text", **{name: value})
+
+
+def test_hidden_files_and_folders_are_named_and_not_used(tmp_path):
+    for name in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "c/.d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture_bytes(0))
+    for what in ("image", "text", "both"):
+        assert [key for key, _, _ in samples(tmp_path, what=what)] == ["a.jpg"] * (what != "text")
+        hidden = [name for name, reason in unused(tmp_path, what=what) if reason == "hidden"]
+        assert hidden == ["._a.jpg", ".thumbs", "c/.d.txt"]
+
+
+def test_a_folder_with_braces_in_its_name(tmp_path):
+    (tmp_path / "{a,b}").mkdir()
+    (tmp_path / "{a,b}" / "1.jpg").write_bytes(picture_bytes(0))
+    assert [key for key, _, _ in samples(tmp_path / "{a,b}")] == ["1.jpg"]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -162,7 +188,7 @@ def test_columns_of_tables(tmp_path):
     assert found == [("17", picture_bytes(1), "one"), ("a.parquet#1", picture_bytes(1), None)]
     found = samples(path, image_column="nested")
     assert found == [("a.parquet#0", picture_bytes(2), None), ("a.parquet#1", picture_bytes(1), None)]
-    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; say with image_column"):
+    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; say with --image-column"):
         samples(path)
     with pytest.raises(ClipModelsError, match="has no column 'wrods'; it has photo"):
         samples(path, what="text", text_column="wrods")
@@ -218,8 +244,12 @@ def test_what_is_no_source(tmp_path):
         (tmp_path / "none", "none does not exist"),
         (f"{tmp_path}/*.parquet", "matches no file"),
         (tmp_path / "model.bin", "model.bin does not fit as a source"),
-        (f"{tmp_path}/*", "does not fit as a source"),
+        (f"{tmp_path}/*", r"model.bin beside .*a.tar does not fit as a source"),
         ("nosuchscheme://x", "cannot be opened"),
+        ("", "the source '' is empty"),
+        ("s3://", "the source 's3://' is empty"),
+        (f"zip://*.jpg::{tmp_path}/a.tar", "cannot be opened: File is not a zip file"),
+        ("http://127.0.0.1:1/a.tar", "does not exist, or cannot be reached"),
         (17, "takes a path or an iterable, not int"),
     ):
         with pytest.raises(ClipModelsError, match=message):

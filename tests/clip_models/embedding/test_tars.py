@@ -170,6 +170,47 @@ def test_a_caption_in_a_field_of_json(tmp_path):
     assert unused == {"1.txt": "not_asked"}
 
 
+def test_a_field_is_looked_for_in_json_only(tmp_path):
+    path = write(tmp_path / "a.tar", ["1.jpg", "1.txt", "2.jpg", ("2.json", b"{}"), "3.jpg", ("3.meta", b"{}")])
+    for member, fields in (("txt;json", ["", "t"]), ("json;txt", ["", "t"]), ("meta", ["t"])):
+        config = EmbedConfig(what="both", caption_member=member, caption_field="t")
+        items = [item for item in open_source(path, config, None) if not isinstance(item, Unused)]
+        assert [item.caption_field for item in items if not item.problem] == fields
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"caption_member": "json"}, {"caption_member": "txt;JSON"}, {"image_member": ";"}, {"image_member": " . "},
+        {"image_member": "jpg,png"}, {"image_member": "*.jpg"}, {"caption_member": "/txt", "caption_field": "t"},
+    ],
+)  # fmt: skip
+def test_members_that_cannot_be_meant_are_refused(options):
+    with pytest.raises(ClipModelsError, match=f"embed: {next(iter(options))} '.*' (needs caption_field|must be ext)"):
+        EmbedConfig(what="both", **options)
+
+
+def test_a_member_that_was_asked_for_and_is_not_there_is_named(tmp_path):
+    path = write(tmp_path / "a.tar", ["1.jpg", "1.txt"])
+    for options, reason in (
+        ({"image_member": "webp"}, "--image-member 'webp' is not among the adjacent members of 1 (jpg, txt)"),
+        ({"what": "both", "caption_member": "cap"}, "--caption-member 'cap' is not among the adjacent members of 1"),
+    ):
+        items = open_source(path, EmbedConfig(**options), None)
+        [problem] = [item.problem for item in items if not isinstance(item, Unused)]
+        assert reason in problem[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"version https://git-lfs", bytes(100)])
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz"])
+def test_what_is_no_tar_is_named_by_its_first_bytes_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ClipModelsError) as caught:
+        read(tmp_path / name)
+    begin = f"it begins with {content[:32]!r}" if content else "it is empty"
+    assert str(caught.value) == (f"{tmp_path / name} is damaged or no tar: {begin}; fetch it again, or leave it out")
+
+
 @pytest.mark.parametrize(
     ("value", "field", "found"),
     [

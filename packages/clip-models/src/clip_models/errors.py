@@ -19,6 +19,8 @@ def first_line(error: BaseException) -> str:
 def local_path(path: str | os.PathLike[str], name: str) -> Path:
     """The path of an output. Raises ClipModelsError for a URL, which would become a local folder such as `s3:`."""
     text = os.fspath(path)
+    if not text:
+        raise ClipModelsError(f"{name} is empty; give it a path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ClipModelsError(
             f"{name} {text!r} is a URL: give a path of a local or shared file system, and copy it after"

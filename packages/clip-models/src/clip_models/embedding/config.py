@@ -54,7 +54,7 @@ class EmbedConfig:
     caption_member: str = ""
     """of a tar or folder: extensions of the captions, as in "cap;txt"; without it txt, or json with a caption_field"""
     caption_field: str = ""
-    """field of a JSON caption_member that holds the caption"""
+    """field of a JSON caption_member that holds the caption; of several caption_members, of those that end in json"""
     key_ends: Literal["first-dot", "last-dot"] = "first-dot"
     """where the key of a tar's member ends: first-dot is webdataset's rule; last-dot is for names with dots of their
     own, as IMG_2020.05.01.jpg"""
@@ -76,6 +76,10 @@ class EmbedConfig:
         asked = (name.strip().lower().removeprefix(".") for name in self.asked_member(kind).split(";"))
         return tuple(filter(None, asked)) or usual
 
+    def field_of(self, name: str) -> str:
+        """The field that holds the caption of a member or file with this name; "" if all of it is the caption."""
+        return self.caption_field if len(self.members("text")) == 1 or name.lower().endswith("json") else ""
+
     def __post_init__(self) -> None:
         for name, choices in (
             ("what", ("image", "text", "both")),
@@ -90,3 +94,13 @@ class EmbedConfig:
                 raise ClipModelsError(f"embed: {name} {getattr(self, name)} must be positive")
         if self.workers < 0:
             raise ClipModelsError(f"embed: workers {self.workers} must not be negative")
+        for name in ("image_member", "caption_member"):
+            asked = getattr(self, name)
+            if asked and (set(asked) <= set("; .") or set(asked) & set(",*?/")):
+                raise ClipModelsError(
+                    f'embed: {name} {asked!r} must be extensions with ; between them, as "jpg;rgb.png"'
+                )
+        if not self.caption_field and any(member.endswith("json") for member in self.members("text")):
+            raise ClipModelsError(
+                f"embed: caption_member {self.caption_member!r} needs caption_field, the field that holds the caption"
+            )

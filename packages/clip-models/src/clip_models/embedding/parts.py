@@ -67,7 +67,9 @@ class PartFolder:
         try:
             (self.root / "parts").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ClipModelsError(f"output {self.root} cannot be made: {error.strerror}") from error
+            raise ClipModelsError(
+                f"output {self.root} cannot be made: {error.strerror}; choose another folder"
+            ) from error
         path = self.root / MANIFEST
         if not path.exists():
             own = ("parts", MANIFEST + _TEMPORARY)
@@ -77,6 +79,9 @@ class PartFolder:
             return
         found = _read_json(path)
         if found.get("fingerprint") != self.fingerprint:
+            if not any((self.root / "parts").iterdir()):  # that run made nothing: a wrong flag, or an empty source
+                self.write_manifest({"complete": False})
+                return
             before = found.get("config", {})
             keys = [key for key in self.config if before.get(key) != self.config[key]] or ["version"]
             raise ClipModelsError(
@@ -122,11 +127,15 @@ class PartFolder:
     @contextmanager
     def list_unused(self) -> Iterator[UnusedList]:
         """A file of all that is in the source and in no sample, a JSON object a line."""
-        with open(self.root / (UNUSED + _TEMPORARY), "wb") as file:
-            yield UnusedList(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, self.root / UNUSED)
+        temporary = self.root / (UNUSED + _TEMPORARY)
+        try:
+            with open(temporary, "wb") as file:
+                yield UnusedList(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.root / UNUSED)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_rejects(self, parts: int) -> None:
         """One file of all rejected samples, a JSON object a line."""

@@ -22,7 +22,7 @@ from clip_models.embedding.config import FREE, EmbedConfig
 from clip_models.embedding.parts import Part, PartFolder, UnusedList
 from clip_models.embedding.samples import CaptionError, Sample, Unused, read_caption
 from clip_models.embedding.sources import open_source, storage_reason
-from clip_models.errors import ClipModelsError, local_path
+from clip_models.errors import ClipModelsError, first_line, local_path
 
 if TYPE_CHECKING:
     from clip_models.encoder import Encoder
@@ -334,7 +334,7 @@ class _Run:
             return _Reject(*sample.problem)
         try:
             if "text" in self.kinds:
-                text = read_caption(_called(sample.text), self.config.caption_field)
+                text = read_caption(_called(sample.text), sample.caption_field)
             if "image" in self.kinds:
                 if sample.image is None:
                     return _Reject("no_image", "there is no picture")
@@ -343,11 +343,14 @@ class _Run:
             return _Reject(error.code, str(error))
         except FileNotFoundError as error:
             is_text = "text" in self.kinds and text is None
-            return _Reject("no_caption" if is_text else "missing", f"{error.filename or error} does not exist")
+            absent = f"{error.filename} does not exist" if error.filename else first_line(error)
+            return _Reject("no_caption" if is_text else "missing", absent)
         except Exception as error:
             if (reason := storage_reason(error)) is None:
                 raise
-            raise ClipModelsError(f"{sample.key} cannot be read: {reason}; run again to continue") from error
+            raise ClipModelsError(
+                f"{sample.key} cannot be read: {reason}; run again to continue, or take it out of the source"
+            ) from error
         return pixels, text
 
     def _decode(self, image: Any, key: str) -> np.ndarray:
@@ -356,8 +359,8 @@ class _Run:
         if not isinstance(image, Image.Image):
             if not isinstance(image, str | os.PathLike | bytes):
                 raise ImageError(f"{key} is of type {type(image).__name__}, not a picture", "undecodable")
-            mode = self.config.image_mode
-            image = load_image(image, max_pixels=self.config.max_pixels, image_mode=mode, name=key)
+            mode, name = self.config.image_mode, key if isinstance(image, bytes) else ""  # a path names itself
+            image = load_image(image, max_pixels=self.config.max_pixels, image_mode=mode, name=name)
         return self.encoder.pixels(image)
 
     def _changed(self, number: int) -> ClipModelsError:

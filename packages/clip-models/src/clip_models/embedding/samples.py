@@ -21,6 +21,8 @@ class Sample:
     """a path, the bytes of a file, a Pillow picture, or a callable that gives bytes"""
     text: Any = None
     """a caption, its bytes, or a callable that gives its bytes"""
+    caption_field: str = ""
+    """field of `text`, a JSON object, that holds the caption"""
     in_turn: bool = False
     """the callables hold only until the next sample is asked for"""
     problem: tuple[str, str] | None = None
@@ -33,8 +35,8 @@ class Unused:
 
     name: str
     reason: str
-    """not_asked, other_image, other_text, hidden, link, not_a_file, no_extension, no_image, not_opened, blank_line, or
-    the code with which its sample is rejected"""
+    """not_asked, other_image, other_text, hidden (the name begins with a dot), link, not_a_file, no_extension,
+    no_image, not_opened, blank_line, or the code with which its sample is rejected"""
 
 
 class CaptionError(Exception):

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "list": (".txt", ".lst", ".list")}
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_S3_HINTS = {
+    "Credential": _LOGIN, "Token": _LOGIN, "Profile": _LOGIN, "Config": "check the file of AWS_CONFIG_FILE",
+    "": "check the address and AWS_ENDPOINT_URL",
+}  # fmt: skip
+"""Part of an exception's name → what to do; the first counts."""
+_OPTIONS = {
+    "image_member": ("tars", "folders"), "caption_member": ("tars", "folders"), "caption_field": ("tars", "folders"),
+    "key_ends": ("tars",), "image_column": ("tables",), "text_column": ("tables",), "key_column": ("tables",),
+}  # fmt: skip
+"""Options that only some kinds of sources have."""
 
 Needs = Callable[[int, int], bool]
 """Whether any of the samples from the first number up to the second, counted over all files, is still to be done."""
@@ -29,7 +40,7 @@ def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Samp
         return _reading(os.fspath(source), samples)
     if not isinstance(source, Iterable):
         raise ClipModelsError(f"embed takes a path or an iterable, not {type(source).__name__}")
-    _require_no_members(config, "an iterable")
+    _require_fitting_options(config, "iterables", "an iterable")
     return _from_iterable(source, config.what)
 
 
@@ -44,42 +55,47 @@ def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample
 
 
 def storage_reason(error: Exception) -> str | None:
-    """What went wrong with a disk or an object store; None if `error` is of another kind."""
-    # Of the stores' own errors only those of S3 and HTTP are known, by name: neither library is imported for them.
+    """What went wrong with a disk or an object store, in one line; None if `error` is of another kind."""
     library = type(error).__module__.partition(".")[0]
-    if library in ("botocore", "aiobotocore"):
-        is_login = "Credentials" in type(error).__name__
-        names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if is_login else "AWS_ENDPOINT_URL"
-        return f"{first_line(error)}; {'set' if is_login else 'check the address and'} {names}"
-    return first_line(error) if library == "aiohttp" or isinstance(error, OSError) else None
+    if library in ("builtins", "clip_core", "clip_models") and not isinstance(error, OSError):
+        return None
+    said = " ".join(str(error).split()) or type(error).__name__
+    if library not in ("botocore", "aiobotocore"):
+        return said
+    # S3's errors are known by name: its library is not imported for them.
+    return f"{said}; {next(hint for word, hint in _S3_HINTS.items() if word in type(error).__name__)}"
 
 
-def _require_no_members(config: EmbedConfig, source: str) -> None:
-    for name in ("image_member", "caption_member", "caption_field"):
-        if getattr(config, name):
-            raise ClipModelsError(f"embed: {name} {getattr(config, name)!r} is for tars and folders, not for {source}")
+def _require_fitting_options(config: EmbedConfig, kind: str, source: str) -> None:
+    for name, kinds in _OPTIONS.items():
+        value = getattr(config, name)
+        if value != EmbedConfig.__dataclass_fields__[name].default and kind not in kinds:
+            raise ClipModelsError(f"embed: {name} {value!r} is for {' and '.join(kinds)}, not for {source}")
 
 
 def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
     from fsspec.core import url_to_fs
 
+    if not source.partition("://")[2 if "://" in source else 0].strip():
+        raise ClipModelsError(f"the source {source!r} is empty; name a folder or files")
     found: list[tuple[AbstractFileSystem, str]] = []
     beside: list[str] = []
     try:
-        for pattern in _expand_braces(source):
+        for pattern in [source] if os.path.exists(source) else _expand_braces(source):
             fs, path = url_to_fs(pattern)
             globbed = not fs.exists(path) and any(mark in path for mark in "*?[")
             names = sorted(fs.glob(path)) if globbed else [path] * fs.exists(path)
             if not names:
-                raise ClipModelsError(
-                    f"{pattern} {'matches no file' if globbed else 'does not exist'}; check the source"
-                )
+                missing = "matches no file" if globbed else "does not exist"
+                afar = "" if _is_local(fs) else ", or cannot be reached"
+                raise ClipModelsError(f"{pattern} {missing}{afar}; check the source")
             found += [(fs, name) for name in names]
         if len(found) == 1 and found[0][0].isdir(found[0][1]):
             fs, folder = found[0]
             inside = sorted(fs.ls(folder, detail=False))
             shards = [name for name in inside if _kind(name) in ("tar", "parquet")]
             if not shards:
+                _require_fitting_options(config, "folders", "a folder")
                 return _from_folder(fs, folder.rstrip("/"), folder.rstrip("/"), config)
             found = [(fs, name) for name in shards]
             beside = [name for name in inside if name not in shards]
@@ -93,13 +109,13 @@ def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sampl
     kinds = {_kind(name) for _, name in found}
     if len(kinds) > 1 or kinds == {""}:
         odd = next(name for _, name in found if _kind(name) != _kind(found[0][1]) or not _kind(name))
+        beside_it = f" beside {found[0][1]}" if len(kinds) > 1 else ""
         raise ClipModelsError(
-            f"{odd} does not fit as a source: name a folder, or files of one kind (tar, parquet, txt with one path or"
-            " caption a line, pictures)"
+            f"{odd}{beside_it} does not fit as a source: name a folder of pictures, or files of one kind (tar, parquet,"
+            " txt with one path or caption a line, pictures), as in 'shards/*.tar'"
         )
     kind = kinds.pop()
-    if kind != "tar":
-        _require_no_members(config, f"a {kind}")
+    _require_fitting_options(config, {"tar": "tars", "parquet": "tables"}.get(kind, ""), f"a {kind}")
     if kind == "list" and config.what == "both":
         raise ClipModelsError(f"{found[0][1]} has one thing a line; for pairs take a folder, tars or a table")
     return _from_files(found, kind, beside, config, needs)
@@ -172,16 +188,19 @@ def _from_folder(
     texts = {_stem(path, captions): path for path in entries}
     for path, entry in sorted(entries.items()):
         key, picture, text = path[len(root) + 1 :], _stem(path, images), _stem(path, captions)
-        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path)):
+        if os.path.basename(path).startswith("."):
+            yield Unused(path, "hidden")
+        elif entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path)):
             if path != folder:
                 yield from _from_folder(fs, path, root, config, (*above, real))
         elif entry["type"] != "file" and fs.exists(path) and not fs.isfile(path):
             yield Unused(path, "not_a_file")
         elif config.what == "text" and text:
-            yield Sample(key=key, text=partial(fs.cat_file, path))
+            yield Sample(key=key, text=partial(fs.cat_file, path), caption_field=config.field_of(path))
         elif config.what != "text" and picture:
-            caption = partial(fs.cat_file, texts[picture]) if config.what == "both" and picture in texts else None
-            yield Sample(key=key, image=_payload(fs, path), text=caption)
+            beside = texts.get(picture, "") if config.what == "both" else ""
+            caption = partial(fs.cat_file, beside) if beside else None
+            yield Sample(key=key, image=_payload(fs, path), text=caption, caption_field=config.field_of(beside))
         elif config.what == "both" and text:
             if text not in pictures:
                 yield Unused(path, "no_image")
@@ -193,28 +212,6 @@ def _stem(path: str, suffixes: Sequence[str]) -> str:
     """The path without the first of `suffixes` that it ends with, whatever their case; "" without one."""
     found = next((suffix for suffix in suffixes if path.lower().endswith(suffix)), "")
     return path[: -len(found)] if found else ""
-
-
-def _walk(fs: AbstractFileSystem, folder: str, above: tuple[str, ...]) -> Iterator[tuple[list[str], list[str]]]:
-    """(files, what is neither file nor folder) of a folder and those below it, sorted by name.
-
-    A link to a folder that holds it is not followed.
-    """
-    real = os.path.realpath(folder) if _is_local(fs) else folder
-    if real in above:
-        return
-    files: list[str] = []
-    odd: list[str] = []
-    for entry in sorted(fs.ls(folder, detail=True), key=lambda entry: entry["name"]):
-        name = entry["name"].rstrip("/")
-        if entry["type"] == "directory" or (entry.get("islink") and fs.isdir(name)):
-            if name != folder:
-                yield from _walk(fs, name, (*above, real))
-        elif entry["type"] == "file" or not fs.exists(name) or fs.isfile(name):
-            files.append(name)
-        else:
-            odd.append(name)
-    yield files, odd
 
 
 def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample | Unused]:

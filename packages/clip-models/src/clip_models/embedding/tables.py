@@ -105,5 +105,6 @@ def _column(
         raise ClipModelsError(f"{name} has more than one column {twice[0]!r}; rename all but one")
     found = asked or next((column for column in usual if column in known), "")
     if not found and not optional:
+        flag = f"--{flag.replace('_', '-')}"
         raise ClipModelsError(f"{name} has the columns {', '.join(known)}; say with {flag} which one is meant")
     return found

@@ -50,6 +50,10 @@ def from_tars(files: list[tuple[AbstractFileSystem, str]], config: EmbedConfig) 
                     yield from _samples(item, name, config, item.key in seen)
                     seen.add(item.key)
                 _require_end(tar)
+        except tarfile.ReadError as error:
+            begin = fs.cat_file(name, end=32)
+            what = f"it begins with {begin!r}" if begin else "it is empty"
+            raise _damaged(name, what if "could not be opened" in str(error) else error) from error
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise _damaged(name, error) from error
 
@@ -106,7 +110,8 @@ def _samples(group: _Group, tar: str, config: EmbedConfig, again: bool) -> Itera
     unused = "not_asked"
     if problem is None:
         parts = {kind: group.readers[extension] for kind, extension in chosen.items()}
-        yield Sample(key=group.key, image=parts.get("image"), text=parts.get("text"), in_turn=True)
+        field = config.field_of(chosen.get("text", ""))
+        yield Sample(key=group.key, image=parts.get("image"), text=parts.get("text"), caption_field=field, in_turn=True)
     else:
         unused = problem[0]
         if chosen or not again:
@@ -142,7 +147,9 @@ def _choose(kind: str, group: _Group, config: EmbedConfig) -> tuple[str, tuple[s
             " each is a sample of its own, use --key-ends last-dot",
         )
     noun = "image" if kind == "image" else "caption"
-    return "", (f"no_{noun}", f"there is no {noun} among its members ({shown}); {option} names another one")
+    which = f"{option} {asked!r} is not" if (asked := config.asked_member(kind)) else f"there is no {noun}"
+    advice = f"name one with {option}, or sort the tar if its {noun} stands elsewhere"
+    return "", (f"no_{noun}", f"{which} among the adjacent members of {group.key} ({shown}); {advice}")
 
 
 def _ends_as(extension: str, kind: str, config: EmbedConfig) -> bool:
@@ -184,5 +191,5 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> by
         raise _damaged(name, error) from error
 
 
-def _damaged(name: str, error: Exception) -> ClipModelsError:
+def _damaged(name: str, error: Exception | str) -> ClipModelsError:
     return ClipModelsError(f"{name} is damaged or no tar: {error}; fetch it again, or leave it out")
