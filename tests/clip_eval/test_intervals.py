@@ -43,6 +43,11 @@ def test_bootstrap_is_seeded_and_holds_the_estimate():
     assert low < np.mean([3 / 5, 0, 9 / 10]) < high
 
 
+def test_of_one_large_class_the_bootstrap_is_the_normal_interval_of_95_percent():
+    low, high = bootstrap_macro(np.array([5000]), np.array([10000]))
+    assert high - low == pytest.approx(2 * 1.96 * 0.005, rel=0.08)  # at 90 % it is 16 % less
+
+
 def test_the_macro_interval_has_a_width_where_no_draw_differs():
     assert bootstrap_macro(np.array([0]), np.array([10])) == pytest.approx(wilson(0, 10))
     for correct, value in (([0, 0], 0), ([400, 600], 1), ([400, 0], 0.5)):  # all wrong, all right, always one class

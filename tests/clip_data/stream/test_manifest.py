@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from clip_data.dataset import Dataset
 from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
 from clip_data.stream import Source, build_manifest, read_once
@@ -60,6 +61,17 @@ def test_taken_down_samples_leave_the_stream(tmp_path):
     assert after.fingerprint != before.fingerprint
     assert after.samples == before.samples - len(gone)
     assert uids(after) == [uid for uid in everyone if uid not in gone]
+
+
+def test_which_samples_were_taken_down_is_part_of_the_fingerprint(tmp_path):
+    stream_dataset(tmp_path / "0")
+    first, second = uids(manifest_of(tmp_path / "0"))[:2]  # of one unit, whose count is the same without either
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    found = set()
+    for folder, uid in (("0", first), ("1", second)):
+        Dataset.open(str(tmp_path / folder)).take_down([uid], reason="asked")
+        found.add(manifest_of(tmp_path / folder).fingerprint)
+    assert len(found) == 2
 
 
 def test_without_tombstones_no_sidecar_is_read(tmp_path, monkeypatch):

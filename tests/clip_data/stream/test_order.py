@@ -140,6 +140,13 @@ def test_mixing_counts_are_exact_and_every_prefix_is_close(weights, cycles, data
         assert seen[index] == list(range(cycles * share, (cycles + 1) * share))
 
 
+def test_every_global_batch_is_mixed_by_the_weights():
+    orders = [source_order([40], source=index, streams=4) for index in range(2)]
+    mixed = GlobalOrder(orders, [1.0, 3.0], 4, 4)  # a sample of each stream: only their starting points mix them
+    for batch in range(8):
+        assert Counter(mixed.place(batch, index)[0] for index in range(4)) == {0: 1, 1: 3}
+
+
 def test_one_source_is_not_mixed_and_odd_weights_are_rounded():
     assert pattern([0.3]).at(0, 10**15) == (0, 10**15)
     odd = pattern([1.0, 1e-9, 0.333333331])
