@@ -7,7 +7,7 @@ from clip_data.store import Store
 
 
 def test_scenes_are_written_once(tmp_path):
-    config = InputConfig(kind="scenes", rows=200, seed=1)
+    config = InputConfig(kind="scenes", rows=200)
     write_input(config, str(tmp_path))
     first = (tmp_path / "urls.parquet").read_bytes()
     write_input(config, str(tmp_path))
@@ -17,8 +17,8 @@ def test_scenes_are_written_once(tmp_path):
 def test_the_table_lies_where_the_url_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = InputConfig(kind="scenes", rows=200)
-    write_input(config, str(tmp_path / "local"), seed=1)
-    write_input(config, "memory://bucket/input", seed=1)
+    write_input(config, str(tmp_path / "local"))
+    write_input(config, "memory://bucket/input")
     assert Store("memory://bucket/input").read_bytes("urls.parquet") == (tmp_path / "local/urls.parquet").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["local"]
 

@@ -291,7 +291,7 @@ def test_impossible_options_are_refused(tmp_path, model):
         embed([], tmp_path / "out", model=MODEL)
     with pytest.raises(ClipModelsError, match=r"has random weights; name a tag \(openai"):
         embed([], tmp_path / "out", model="ViT-B-32")
-    with pytest.raises(ClipModelsError, match="must be a local folder"):
+    with pytest.raises(ClipModelsError, match="is a URL: give a path"):
         embed([], "s3://bucket/out", model=model)
     assert not (tmp_path / "out").exists()
 

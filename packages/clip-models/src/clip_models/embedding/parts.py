@@ -56,8 +56,6 @@ class PartFolder:
     """Opens or continues a run in `root`. ClipModelsError if the folder holds a run of another configuration."""
 
     def __init__(self, root: str, config: Mapping[str, Any], fingerprint: str) -> None:
-        if "://" in root:
-            raise ClipModelsError(f"output {root} must be a local folder")
         self.root = Path(root)
         self.fingerprint = fingerprint
         self.config = dict(config)
