@@ -4,7 +4,7 @@ uv run pipelines/evaluate.py my_evaluation.toml --evaluate.model runs/mine/train
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clip_core.cli import parse, run_cli
 from clip_eval import EvalConfig, ReportConfig
@@ -12,7 +12,7 @@ from clip_eval import EvalConfig, ReportConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    evaluate: EvalConfig
+    evaluate: EvalConfig = field(default_factory=EvalConfig)
     """the model and the tasks"""
     report: ReportConfig | None = None
     """the report; without it only the table is printed"""

@@ -53,6 +53,9 @@ def test_what_is_written_is_read(store, tmp_path):
     assert store.list("none") == []
     assert (store.exists("a/b/x.bin"), store.exists("a/b/z.bin"), store.size("a/b/x.bin")) == (True, False, 10)
     assert pickle.loads(pickle.dumps(store)).read_bytes("a/b/x.bin") == b"0123456789"
+    for _ in range(2):  # the second time there is nothing to remove
+        store.remove("a/b/x.bin")
+        assert (store.exists("a/b/x.bin"), store.exists("a/b/y.bin")) == (False, True)
 
 
 def test_staging_is_invisible_and_leaves_nothing(store):

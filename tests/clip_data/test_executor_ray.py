@@ -1,5 +1,6 @@
 """The Ray executor on one local cluster: the same answers, errors and retries as the local one."""
 
+import signal
 import socket
 import threading
 import time
@@ -114,6 +115,23 @@ def test_a_wrong_address_is_an_error_in_time(monkeypatch, prefix, answer, reason
             make_executor(ExecutorConfig(kind="ray", ray_address=address))
     assert time.monotonic() - started < 20
     assert "\n" not in str(caught.value)
+
+
+def test_ray_does_not_catch_its_deadline(monkeypatch):
+    """`ray.init` tries a node that does not answer twenty times, whatever is raised meanwhile."""
+    import ray
+
+    def insist(address, **options):
+        for _ in range(200):
+            with suppress(Exception):
+                time.sleep(0.1)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", insist)
+    monkeypatch.setattr("clip_data.executor_ray.CONNECT_SECONDS", 0.3)
+    with pytest.raises(ClipDataError, match=r"Ray cluster at local: TimeoutError: no answer within 0\.3 s"):
+        make_executor(ExecutorConfig(kind="ray", ray_address="local"))
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 @pytest.mark.parametrize("address", ["head", "127.0.0.1:", "127.0.0.1:port", ":6379"])

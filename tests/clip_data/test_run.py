@@ -100,6 +100,13 @@ def test_a_stage_without_a_single_success_is_an_error_each_time(tmp_path):
     assert run_stage(dataset, "try", {}, task, InLine(), progress=False) == {"success": 40}
 
 
+def test_a_stage_that_got_no_row_sends_to_the_one_before(tmp_path):
+    dataset = planned(tmp_path, rows=10)
+    task = Outcomes(dataset.root, (("rejected_upstream", 10),))
+    with pytest.raises(ClipDataError, match=rf"remove {dataset.root}/commits/acquire \(.* and run acquire again"):
+        run_stage(dataset, "score-x", {}, task, InLine(), progress=False)
+
+
 @pytest.mark.parametrize(
     ("counts", "warned"),
     [

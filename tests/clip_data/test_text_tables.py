@@ -18,6 +18,7 @@ from clip_core.store import Store
 from clip_data import text_tables
 from clip_data.cli import main
 from clip_data.errors import ClipDataError
+from clip_data.plan import PlanConfig, plan
 from clip_data.text_tables import convert
 
 TEXTS = ("url", "caption")
@@ -288,6 +289,23 @@ def test_missing_columns_are_found_without_regard_to_case(tmp_path, capsys, name
     assert said.endswith(f"did you mean {flags}?\n")
     with pytest.raises(SystemExit, match="0"):
         main(["plan", "--urls", str(tmp_path / name), "--root", str(tmp_path / "out"), *flags.split()])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("in.csv", "url, caption\n", "did you mean --caption-column ' caption'?"),
+        ("in.csv", "url;caption\nu;c\n", "it has url;caption; a .csv has commas between its fields"),
+        ("in.csv", "url\tcaption\nu\tc\n", "a .tsv tabs"),
+        ("in.tsv", "url,caption\nu,c\n", "a .tsv tabs"),
+        ("in.tsv", "url caption\ru c\r", "and their lines end with a line feed"),
+    ],
+)
+def test_other_separators_are_hinted_at(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ClipDataError) as caught:
+        plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / name),)))
+    assert said in str(caught.value)
 
 
 MEASURE = """

@@ -50,6 +50,13 @@ def test_a_recipe_that_is_not_there(tmp_path):
     assert refused(run("end_to_end.py", tmp_path / "none.toml"), "none.toml", "No such file")
 
 
+@pytest.mark.parametrize("flags", [(), ("--evaluate.out", "results")])
+def test_an_evaluation_without_a_model_is_told_what_it_lacks(tmp_path, flags):
+    done = run("evaluate.py", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: no model given")
+
+
 def test_a_port_in_use(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -22,6 +22,8 @@ from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
 from clip_data.dataset import shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan
+from clip_data.score import ScoreTask
+from clip_data.select import SelectConfig, select
 from clip_data.uid import uid
 from tests.support.hostile_server import HostileServer
 from tests.support.pictures import decode, encode, noise
@@ -180,6 +182,24 @@ def test_a_unit_without_a_single_picture_is_complete(tmp_path, server):
     with tarfile.open(fileobj=io.BytesIO(files(dataset, unit)[0])) as tar:
         assert tar.getmembers() == []
     assert dataset.sidecar(unit).num_rows == 2
+
+
+def test_scores_of_a_replaced_shard_are_due_again(tmp_path, server):
+    """A row that failed has no score; after another try at it, its score must not stay missing."""
+    dataset = make(
+        tmp_path, [{"url": server.put("late.png", b"not yet"), "caption": "a late image"}] * 2, rows_per_unit=1
+    )
+    task, first = ScoreTask(dataset.root, "caption"), dataset.units[0]
+    assert [record["counts"]["success"] for record in acquire(dataset)] == [0, 0]
+    dataset.open_stage(task.stage, task.config)
+    assert [task(unit)["counts"] for unit in dataset.units] == [{"success": 0, "rejected_upstream": 1}] * 2
+    server.put("late.png", encode(noise(90, 80), "PNG"))
+    assert AcquireTask(dataset.root, CONFIG)(first)["counts"] == {"success": 1}
+    assert dataset.pending(task.stage) == [first]
+    with pytest.raises(ClipDataError, match="1 of 2 units have no score-caption results yet"):
+        select(dataset, SelectConfig(name="words", where="words >= 2"))
+    assert task(first)["counts"] == {"success": 1}
+    assert select(dataset, SelectConfig(name="words", where="words >= 2"))["kept"] == 1
 
 
 def test_a_changed_source_is_refused_and_leaves_nothing(tmp_path, server):

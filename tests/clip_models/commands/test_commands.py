@@ -127,12 +127,12 @@ def test_a_run_that_embeds_nothing_fails(tmp_path, call, weights):
     (tmp_path / "captions.txt").write_text("a cat\na dog\n")
     flags = ("--output", tmp_path / "out", "--model", MODEL, "--pretrained", weights)
     code, out, err = call("embed", tmp_path / "captions.txt", *flags)
-    assert code == 1
+    assert code == 2
     assert "2 rejected: missing" in out
     assert err.splitlines()[-1].startswith("error: nothing was embedded; the first reason: ")
     assert "a cat cannot be read: No such file" in err
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").touch()
     code, out, err = call("embed", tmp_path / "empty", *flags[2:], "--output", tmp_path / "none")
-    assert (code, err.splitlines()[-1]) == (1, "error: nothing was embedded; the source holds no samples")
+    assert (code, err.splitlines()[-1]) == (2, "error: nothing was embedded; the source holds no samples")
     assert "1 not used: not_asked (see unused.jsonl)" in out

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -182,6 +182,11 @@ class Store:
                 return
             with self.writing(name) as file:
                 file.write(data)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with suppress(FileNotFoundError), self._trying("remove", name):
+            self.fs.rm_file(self.full(name))
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")

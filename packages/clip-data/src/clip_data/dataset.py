@@ -106,6 +106,12 @@ class Dataset:
         """Writes the commit record, the last act of a unit's stage: from here on the unit is done."""
         self.store.write_json(f"commits/{stage}/{unit.name}.json", record)
 
+    def drop_scores(self, unit: Unit) -> None:
+        """Removes the commit records of a unit's scores: they are of a shard that is about to be replaced."""
+        for folder in self.store.list("commits"):
+            if folder.startswith("commits/score-") and not folder.endswith(".json"):
+                self.store.remove(f"{folder}/{unit.name}.json")
+
     def committed(self, stage: str) -> set[str]:
         """Names of the units whose stage has a commit record: one listing, no reads."""
         return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in self.store.list(f"commits/{stage}")}

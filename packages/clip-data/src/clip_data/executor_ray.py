@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +22,7 @@ from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.executor import ExecutorConfig, Outcome, Task, attempt, dead_unit
 
+CONNECT_SECONDS = 120.0  # what Ray may take to start here, or to join a cluster that has answered
 GREETING_SECONDS = 10.0  # what a Ray node may take to answer a new connection
 HTTP2_SETTINGS = b"\x04"  # type of the first frame that either side sends; it follows 3 bytes of length
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
@@ -101,7 +105,8 @@ def _connect(config: ExecutorConfig) -> None:
     try:
         if address not in ("local", "auto"):
             _greet(address.removeprefix("ray://"))
-        ray.init(address, **options)
+        with _deadline(CONNECT_SECONDS):
+            ray.init(address, **options)
     except (OSError, RuntimeError, ValueError, ImportError, RayError) as error:
         raise ClipDataError(
             f"cannot connect to the Ray cluster at {address}: {_first_line(error)}; is it running, and is this its "
@@ -124,6 +129,34 @@ def _greet(address: str) -> None:
         connection.sendall(HTTP2_GREETING)
         if connection.makefile("rb").read(4)[3:] != HTTP2_SETTINGS:
             raise ConnectionError("what listens there is no Ray node")
+
+
+class _LateError(BaseException):
+    """The time of a `_deadline` is over."""
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError when the block takes longer: a server that greets may still never answer a call.
+
+    It needs the main thread, which is where signals arrive; in another one the block is not limited.
+    """
+
+    def late(*_: object) -> None:
+        raise _LateError  # not an Exception: `ray.init` would catch it, and try again
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _LateError:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _first_line(error: BaseException) -> str:

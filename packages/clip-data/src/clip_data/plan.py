@@ -96,7 +96,10 @@ def plan(root: str, config: PlanConfig) -> Dataset:
         for name, kind in footer.extra_types.items():
             first, where = types.setdefault(name, (kind, entry["url"]))
             if kind != first:
-                raise ClipDataError(f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}")
+                raise ClipDataError(
+                    f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}: "
+                    "write it in one way, or plan each file into a folder of its own"
+                )
         for group, rows in enumerate(footer.groups):
             for start in range(0, rows, config.rows_per_unit):
                 size = min(config.rows_per_unit, rows - start)

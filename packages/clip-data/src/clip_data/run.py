@@ -62,10 +62,11 @@ def run_stage(
     counts = merge_counts(records)
     if warning := warn_of(stage, counts):
         if not counts[SUCCESS]:
-            records_of = f"{dataset.store.url}/commits/{stage}"
+            cause = "acquire" if counts.keys() == {SUCCESS, UPSTREAM} else stage
+            records_of = f"{dataset.store.url}/commits/{cause}"
             raise ClipDataError(
                 f"{warning}; to try these rows again, remove {records_of} (for other settings {records_of}.json too) "
-                "and run again"
+                f"and run {cause} again"
             )
         print(f"warning: {warning}", file=sys.stderr)
     return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -124,8 +125,10 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
             close = nearest(name.casefold(), free, cutoff=0.75)
             found = next((free.pop(key) for key in (name.casefold(), *close, *usual) if key in free), None)
             if found is not None:
-                hints[flag] = f"{hints.get(flag, flag)} {found}"
+                hints[flag] = f"{hints.get(flag, flag)} {shlex.quote(found)}"
         hint = f"; did you mean {' '.join(hints.values())}?" if hints else ""
+        if len(names) == 1 and table_format(url) in ("csv", "tsv"):
+            hint = "; a .csv has commas between its fields, a .tsv tabs, and their lines end with a line feed"
         lacking = " and ".join(repr(name) for _, name, _ in missing)
         known = one_line(", ".join(names).replace("\t", "\\t"))
         raise ClipDataError(f"{url} has no column {lacking}; it has {known}{hint}")

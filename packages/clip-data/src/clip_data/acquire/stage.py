@@ -76,6 +76,7 @@ class AcquireTask:
                 shard_name(unit): {"bytes": shard.stat().st_size, "sha256": digest},
                 sidecar_name(unit): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
             }
+            dataset.drop_scores(unit)
             dataset.store.publish(shard, shard_name(unit))
             dataset.store.publish(sidecar, sidecar_name(unit))
         counts = Counter(row["error"] or SUCCESS for row in rows)
@@ -206,7 +207,8 @@ def _values(source: pa.Table, name: str) -> list[Any]:
         except OverflowError:
             return column.cast(pa.string()).to_pylist()
     except (ValueError, LookupError, pa.ArrowException) as error:
-        raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}") from error
+        advice = "convert the column in the source, or leave it out"
+        raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}; {advice}") from error
 
 
 def _members(table: pa.Table) -> list[tuple[str, int, int]]:

@@ -36,7 +36,7 @@ def run(config: Config) -> int:
     if summary.rows:
         return 0
     print(f"error: nothing was embedded; {_first_reason(summary.output)}", file=sys.stderr)
-    return 1
+    return 2
 
 
 def _first_reason(output: str) -> str:
