@@ -185,7 +185,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-        with suppress(FileNotFoundError), self._trying("remove", name):
+        with suppress(FileNotFoundError), self.trying("remove", name):
             self.fs.rm_file(self.full(name))
 
     def write_json(self, name: str, value: Any) -> None:
