@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clip_core import ClipError
 from clip_core.config import from_dict
@@ -30,7 +30,7 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
     for place in (Path(model).absolute(), file):
         for folder in (place.parent, place.parents[2]) if len(place.parents) > 2 else (place.parent,):
             store = Store(folder)
-            config: Any = store.read_json("config.json") if store.exists("config.json") else None
+            config = store.read_json("config.json") if store.exists("config.json") else {}
             data = config.get("data") if isinstance(config, dict) else None
             if not isinstance(data, dict) or "sources" not in data:
                 continue
