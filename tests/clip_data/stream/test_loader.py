@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from clip_core import ClipError
 from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
 from clip_data.stream.treatment import parse_treatment
@@ -241,7 +242,7 @@ def half(captions):
         ({"world_size": 3}, "world_size=3 does not divide the 4 canonical streams"),
         ({"workers": -1}, "workers = -1 must be an integer of at least 0"),
         ({"start_step": 1.5}, "start_step = 1.5 must be an integer"),
-        ({"treatment": {"size": [8, 8], "resize": 1}}, "unknown key 'resize'"),
+        ({"treatment": {"size": [8, 8], "resize": 1}}, "unknown key resize"),
         ({"tokenizer": half}, r"integer ndarray of shape \[n, context\], not ndarray int64 \(0, 24\)"),
         ({"tokenizer": lambda texts: [[1]] * len(texts)}, "not list"),
         ({"tokenizer": lambda texts: letters(texts) / 2}, "not ndarray float64"),
@@ -249,7 +250,7 @@ def half(captions):
     ],
 )
 def test_bad_values_are_refused(manifest, change, message):
-    with pytest.raises(ClipDataError, match=message):
+    with pytest.raises(ClipError, match=message):
         stream(manifest, **change)
 
 
