@@ -120,7 +120,7 @@ def test_training_and_evaluation_run_on_their_own_from_the_resolved_configs(fini
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--fit.train.seed=1"], "fit.train.seed is 7 there and 1 now"),
+        (["--input.seed=1"], "input.seed is 0 there and 1 now"),
         (["--acquire.image-size=48"], "acquire.image_size is 64 there and 48 now"),
         (["--fit.optim.lr=0.1"], "fit.optim.lr is 0.002 there and 0.1 now"),
     ],

@@ -27,12 +27,12 @@ LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "2", "--total-tim
 RUN = """
 run = "runs/mine"
 model.name = "ViT-Ti-4-24"
-data.sources = [{ root = "s3://my-bucket/dataset", selection = "clean" }]
+data.sources = [{ root = "s3://my-bucket/dataset", selection = "clean", overlap = "allow" }]
 train = { steps = 4, batch_size = 16, precision = "fp32" }
 """
 EVALUATION = """
 out = "runs/mine/eval"
-tasks = [{ name = "retrieval", kind = "retrieval", root = "s3://my-bucket/dataset", selection = "clean" }]
+tasks = [{ name = "retrieval", kind = "retrieval", root = "s3://my-bucket/dataset", selection = "clean", overlap = "allow" }]
 """
 
 
