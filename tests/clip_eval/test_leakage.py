@@ -64,6 +64,16 @@ def test_training_samples_that_are_gone_are_a_warning(place, capsys):
     assert "warning: cannot check whether the model was trained on the tasks' samples" in capsys.readouterr().err
 
 
+def test_a_source_that_is_gone_does_not_hide_another(place, capsys):
+    path = place / "run/config.json"
+    config_of_run = json.loads(path.read_text())
+    config_of_run["data"]["sources"].insert(0, {"root": str(place / "gone"), "selection": "", "weight": 1.0})
+    path.write_text(json.dumps(config_of_run))
+    with pytest.raises(ClipDataError, match=f"11 of the {KEPT} samples"):
+        evaluate(config(place, ""))
+    assert "warning: cannot check" in capsys.readouterr().err
+
+
 def test_a_model_without_a_run_is_evaluated_on_anything(place, capsys):
     shutil.move(place / "run/model.safetensors", place / "model.safetensors")
     assert evaluate(config(place, "", "model.safetensors"))

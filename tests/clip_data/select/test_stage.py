@@ -231,8 +231,8 @@ def test_damaged_selections_are_named(dataset, tmp_path):
         with pytest.raises(ClipDataError, match=r"selections/clean/00000000\.parquet is damaged"):
             selection.rows(dataset.units[0])
     description = json.loads((tmp_path / "d/selections/clean/selection.json").read_text())
-    dataset.store.write_json("selections/clean/selection.json", {**description, "format": 2})
-    with pytest.raises(ClipDataError, match="format 2"):
+    dataset.store.write_json("selections/clean/selection.json", {**description, "format": 99})
+    with pytest.raises(ClipDataError, match="format 99"):
         load_selection(dataset, "clean")
 
 
@@ -250,3 +250,16 @@ def test_on_an_object_store():
         ScoreTask(dataset.root, "image")(unit)
     select(dataset, SelectConfig(name="unique", dedup=("sha256",)))
     assert kept(dataset, "unique") == [0, 1, 2]
+
+
+def test_a_selection_of_shards_that_were_replaced_is_refused(dataset):
+    select(dataset, FULL)
+    assert kept(dataset, "clean")
+    unit = dataset.units[0]
+    record = dataset.store.read_json(f"commits/acquire/{unit.name}.json")
+    name = next(iter(record["files"]))
+    record["files"][name]["sha256"] = "0" * 64  # as another acquire would have written it
+    dataset.commit("acquire", unit, record)
+    with pytest.raises(ClipDataError, match=r"made from other shards .* remove selections/clean and select again"):
+        load_selection(dataset, "clean")
+    assert load_selection(dataset).units  # the whole dataset is what is there

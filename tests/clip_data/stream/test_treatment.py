@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clip_core.config import ConfigError
+from clip_data.stream import treatment
 from clip_data.stream.treatment import Augment, CorruptSample, crop_box, parse_treatment
 from tests.support.datasets import jpeg
 from tests.support.streams import picture
@@ -117,6 +118,21 @@ def test_flips_happen_as_often_as_asked():
     np.testing.assert_array_equal(always.decode(payload, 0), straight[:, ::-1])
     flips = sum(not np.array_equal(half.decode(payload, key), straight) for key in range(400))
     assert 150 < flips < 250
+
+
+def test_a_flip_does_not_depend_on_the_crop(monkeypatch):
+    payload, areas = encoded(noise(16, 16)), []
+
+    def whole(width: int, height: int, augment: Augment, draws: list[float]) -> tuple[int, int, int, int]:
+        areas.append(draws[0])
+        return 0, 0, width, height
+
+    monkeypatch.setattr(treatment, "crop_box", whole)
+    plain, half = (parse_treatment({"size": [16, 16], "augment": {"hflip": p}}) for p in (0.0, 0.5))
+    straight = plain.decode(payload, 0)
+    areas.clear()
+    flips = [not np.array_equal(half.decode(payload, key), straight) for key in range(400)]
+    assert abs(np.corrcoef(flips, areas)[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize(

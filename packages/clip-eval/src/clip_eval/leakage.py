@@ -60,18 +60,20 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
     """Compares the samples of the tasks with those that a model was or will be trained on, by uid.
 
     Raises ClipDataError, with the count, at the first task that shares samples and does not allow it. Warns on stderr
-    when the training samples are no longer there.
+    when training samples are no longer there.
     """
     from clip_data.stream import Source, build_manifest, refuse_overlap
 
     checked = {(task.root, task.selection): task for task in tasks if task.overlap == "error"}
     if not sources or not checked:
         return
-    try:
-        training = build_manifest(sources)
-    except ClipError as error:
-        print(f"warning: cannot check whether the model was trained on the tasks' samples: {error}", file=sys.stderr)
-        return
-    for task in checked.values():
-        held_out = build_manifest([Source(root=task.root, selection=task.selection)])
-        refuse_overlap(training, held_out, name=f"task {task.name!r}", option="its overlap = 'allow'")
+    held_out = {name: build_manifest([Source(root=name[0], selection=name[1])]) for name in checked}
+    for source in sources:  # one by one: a source that is gone does not hide what another one shares
+        try:
+            training = build_manifest([source])
+        except ClipError as error:
+            what = "cannot check whether the model was trained on the tasks' samples"
+            print(f"warning: {what}: {error}", file=sys.stderr)
+            continue
+        for name, task in checked.items():
+            refuse_overlap(training, held_out[name], name=f"task {task.name!r}", option="its overlap = 'allow'")

@@ -16,7 +16,7 @@ from clip_data.errors import ClipDataError
 from clip_data.run import read_records
 from clip_data.tables import read_table
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,11 @@ def load_selection(dataset: Dataset, name: str = "") -> Selection:
     found = dataset.store.read_json(description_file(name))
     if found.get("format") != FORMAT:
         raise ClipDataError(f"selection {name!r} has format {found.get('format')!r}; this version reads {FORMAT}")
+    if found["stages"]["acquire"] != data_fingerprint(stage_records(dataset, "acquire")):
+        raise ClipDataError(
+            f"selection {name!r} of {dataset.root} was made from other shards than are there now: "
+            f"remove selections/{name} and select again"
+        )
     return Selection(store=dataset.store, name=name, fingerprint=found["fingerprint"], units=found["units"])
 
 

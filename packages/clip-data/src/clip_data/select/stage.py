@@ -86,7 +86,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
         "name": config.name,
         "config": to_dict(config),
         "parent": {"name": parent.name, "fingerprint": parent.fingerprint} if parent else None,
-        "stages": stages,
+        "stages": identity["stages"],
         "fingerprint": fingerprint(identity),
         "units": units,
         "counts": [[reason, count] for reason, count in counts.items()],
