@@ -274,7 +274,7 @@ def test_every_input_and_the_page_may_lie_in_a_bucket(place, tmp_path, bucket, m
 def test_the_page_needs_the_name_of_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for out in ("", "reports/", "s3://bucket/reports/"):
-        with pytest.raises(ClipEvalError, match=f"'{out}' names a folder: give the name of a file"):
+        with pytest.raises(ClipEvalError, match=f"'{out}' names a folder or a bucket: give the name of a file"):
             write_report(ReportConfig(out=out, dataset="nowhere"))
     assert list(tmp_path.iterdir()) == []
 

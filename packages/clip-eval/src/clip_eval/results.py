@@ -33,8 +33,8 @@ def in_percent(share: float, digits: int = 1) -> str:
 def file_in_store(file: str) -> tuple[Store, str]:
     """The folder of a file, given as a path or an fsspec URL, and the file's name in it."""
     folder, slash, name = file.rpartition("/")
-    if not name:
-        raise ClipEvalError(f"{file!r} names a folder: give the name of a file")
+    if not name or folder.endswith(":/"):
+        raise ClipEvalError(f"{file!r} names a folder or a bucket: give the name of a file in it")
     return Store(folder or slash or "."), name
 
 
