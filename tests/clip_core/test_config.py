@@ -220,7 +220,7 @@ def test_wrong_tables_are_one_line(args, message):
 
 
 def test_a_key_that_a_json_recipe_has_twice_is_refused(recipe):
-    with pytest.raises(ConfigError, match=r"run\.json is not valid JSON: the key 'lr' is there twice"):
+    with pytest.raises(ConfigError, match=r"run\.json is not valid JSON: the key 'lr' occurs twice in an object"):
         run([recipe('{"out": "a", "optim": {"lr": 1, "lr": 2}}', "run.json")])
 
 

@@ -172,7 +172,11 @@ def test_rows_of_a_file_have_ids_and_prompts_and_their_gaps_are_other_classes(tm
         ("a.jsonl", "[]\n", "line 1: the file must be a table"),
         ("a.jsonl", "dog\n", "a.jsonl, line 1 is damaged: .* one class a line"),
         ("a.jsonl", '{"name": "dog", "id": 1}\n{"name": "cat"}\n', "'dog' and 'cat' both have the id 1"),
-        ("a.jsonl", '{"name": "dog"}\n{"id": 1, "name": "cat", "id": 2}\n', "line 2 is damaged: the key 'id' is there"),
+        (
+            "a.jsonl",
+            '{"name": "dog"}\n{"id": 1, "name": "cat", "id": 2}\n',
+            "line 2 is damaged: the key 'id' occurs twice",
+        ),
         ("a.jsonl", '{"name": "dog", "id": -1}\n', "'dog' has the id -1: ids start at 0"),
         ("a.jsonl", '{"name": "dog", "prompts": [" "]}\n', "a prompt of the class at position 0"),
     ],

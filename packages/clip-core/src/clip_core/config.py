@@ -61,14 +61,16 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
 def load_json(text: str) -> Any:
     """The value of a JSON text; ValueError also for an object that has a key twice, of which Python keeps the last."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-        return table
+    return json.loads(text, object_pairs_hook=unique_keys)
 
-    return json.loads(text, object_pairs_hook=unique)
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of a JSON object, for `object_pairs_hook`. Raises ValueError if a key occurs twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in an object")
+    return table
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,19 +19,23 @@ from clip_core.config import ConfigError, difference, resolved, to_dict
 from clip_core.errors import ClipError
 from clip_core.files import sync
 
-CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 WAYS_OUT: dict[int | str, str] = {
     errno.ENOSPC: "free some space, or choose another folder, and run again",
     errno.EDQUOT: "free some space, or choose another folder, and run again",
     errno.EFBIG: "raise the limit of a file's size ('ulimit -f'), or choose another folder",
     errno.EMFILE: "raise the limit of open files ('ulimit -n') or lower concurrency",
     "FileNotFoundError": "create it, or choose another folder",
-    "NoCredentialsError": CREDENTIALS,
-    "PartialCredentialsError": CREDENTIALS,
-    "EndpointConnectionError": "check AWS_ENDPOINT_URL, the region and the network",
-    "ConnectTimeoutError": "check AWS_ENDPOINT_URL, the region and the network",
 }
-"""What helps, by errno or by the name of an S3 client's error."""
+"""What helps, by errno or, without one, by the error's name."""
+S3_WAYS_OUT = {
+    "Credential": LOGIN,
+    "Token": LOGIN,
+    "Profile": LOGIN,
+    "Config": "check the file of AWS_CONFIG_FILE",
+    "": "check AWS_ENDPOINT_URL, the region and the network",
+}
+"""What helps, by a part of the name of an S3 client's error; the first counts."""
 TEMPORARY = ".tmp-"  # prefix of files under construction; never listed, swept by no one but their writer
 
 
@@ -72,11 +76,9 @@ class Store:
         except Exception as error:
             if isinstance(error, FileNotFoundError) and not act.startswith("write"):
                 raise
-            # Of the object stores' own errors only S3's are known, and boto is not imported to name them.
-            foreign = type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
             # A ValueError is what boto makes of a setting that it cannot read, such as an endpoint without http://.
             wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipError))
-            if foreign or wrong or isinstance(error, OSError):
+            if is_s3_error(error) or wrong or isinstance(error, OSError):
                 where = f"{self.url}/{name}".rstrip("/")
                 raise ClipError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error
             raise
@@ -229,10 +231,22 @@ def is_claimed(
     return False
 
 
+def is_s3_error(error: Exception) -> bool:
+    """Whether an S3 client has raised it. Its errors are known by name, since the client is not imported for them."""
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
+
+
+def way_out(error: Exception) -> str:
+    """What helps against an error of a disk or an object store; empty when nothing is known."""
+    if is_s3_error(error):
+        return next(advice for part, advice in S3_WAYS_OUT.items() if part in type(error).__name__)
+    number = error.errno if isinstance(error, OSError) else None
+    return WAYS_OUT.get(number or type(error).__name__, "")
+
+
 def _reason(error: Exception, writing: bool) -> str:
     """What an error of a file system says, and the way out of it."""
-    number = error.errno if isinstance(error, OSError) else None
-    advice = WAYS_OUT.get(number or type(error).__name__) or ("choose another folder, or make it writable" * writing)
+    advice = way_out(error) or ("choose another folder, or make it writable" * writing)
     reason = str((error.strerror if isinstance(error, OSError) else None) or error)
     return "; ".join(filter(None, (" ".join(reason.split()), advice)))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Any
 
+from clip_core.config import unique_keys
 from clip_core.store import Store
 from clip_data.errors import ClipDataError
 from clip_data.sources import check_columns, one_line, opened, table_format
@@ -230,7 +231,7 @@ def _check_record(url: str, number: int, fields: list[str], width: int, place: i
 
 def _json_rows(lines: Iterator[str], url: str, texts: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
     exact = json_number if len(wanted) > len(texts) else None
-    decode = json.JSONDecoder(object_pairs_hook=_unique, parse_float=exact).decode
+    decode = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=exact).decode
     missing, seen = set(wanted), dict[str, None]()
     rows = 0
     for number, line in enumerate(lines, start=1):
@@ -252,11 +253,3 @@ def _json_rows(lines: Iterator[str], url: str, texts: Sequence[str], wanted: Seq
 
 
 _READERS = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _json_rows}
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice in an object")
-    return found

@@ -126,6 +126,6 @@ def test_a_store_that_leaves_during_the_run(settings, monkeypatch):
         raise EndpointConnectionError("Could not connect")
 
     monkeypatch.setattr(MemoryFileSystem, "open", leave)
-    with pytest.raises(ClipModelsError, match=r"memory://gone/a.tar cannot be read: Could not connect; check the addr"):
+    with pytest.raises(ClipModelsError, match=r"memory://gone/a.tar cannot be read: Could not connect; check AWS_END"):
         list(open_source("memory://gone/a.tar", EmbedConfig(), lambda first, stop: True))
     assert storage_reason(KeyError("a bug")) is None

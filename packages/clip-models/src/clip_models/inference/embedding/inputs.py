@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from clip_core.store import way_out
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.inference.embedding.config import EmbedConfig
 from clip_models.inference.embedding.samples import PICTURES, Sample, Unused
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
 _SUFFIXES = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "list": (".txt", ".lst", ".list")}
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_S3_HINTS = {
-    "Credential": _LOGIN, "Token": _LOGIN, "Profile": _LOGIN, "Config": "check the file of AWS_CONFIG_FILE",
-    "": "check the address and AWS_ENDPOINT_URL",
-}  # fmt: skip
-"""Part of an exception's name → what to do; the first counts."""
 _OPTIONS = {
     "image_member": ("tars", "folders"), "caption_member": ("tars", "folders"), "caption_field": ("tars", "folders"),
     "key_ends": ("tars",), "image_column": ("tables",), "text_column": ("tables",), "key_column": ("tables",),
@@ -60,10 +55,7 @@ def storage_reason(error: Exception) -> str | None:
     if library in ("builtins", "clip_core", "clip_models") and not isinstance(error, OSError):
         return None
     said = " ".join(str(error).split()) or type(error).__name__
-    if library not in ("botocore", "aiobotocore"):
-        return said
-    # S3's errors are known by name: its library is not imported for them.
-    return f"{said}; {next(hint for word, hint in _S3_HINTS.items() if word in type(error).__name__)}"
+    return "; ".join(filter(None, (said, way_out(error))))
 
 
 def _require_fitting_options(config: EmbedConfig, kind: str, source: str) -> None:
