@@ -93,10 +93,10 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
         print_help(cls, None if recipe is None else from_dict(cls, data, recipe), prog, description)
     try:
         put_flags(cls, data, words)
+        missing = missing_keys(cls, data) if recipe is None else []
     except ConfigError as error:
         raise ConfigError(f"{prog}: {error} ('{prog} --help' lists the flags)") from error
-    missing = missing_keys(cls, data)
-    if recipe is None and missing:
+    if missing:
         flags = " ".join(name.upper() if name == place else f"--{name.replace('_', '-')}" for name in missing)
         raise ConfigError(f"{prog} needs {flags if place else f'a recipe (a .toml file) or the flags {flags}'}")
     return from_dict(cls, data, recipe or prog)

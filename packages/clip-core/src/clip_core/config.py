@@ -16,19 +16,33 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from clip_core.errors import ClipError
+from clip_core.registry import Registry
 from clip_core.suggest import did_you_mean
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
 
 class ConfigError(ClipError):
     """A recipe or flag that does not fit the configuration's fields."""
+
+
+class Variant:
+    """Base of the configs of something that comes in several kinds, such as the tasks of clip-train.
+
+    A field of the base's type holds any of `KINDS`: the key `kind` of its table chooses one, `DEFAULT` if it is absent.
+    """
+
+    KINDS: ClassVar[Registry[Any]]
+    """config classes by kind: frozen dataclasses that extend the base"""
+    DEFAULT: ClassVar[str]
+
+    @property
+    def kind(self) -> str:
+        """The name in `KINDS`, or `module:Class` for a user's own."""
+        return self.KINDS.name_of(type(self))
 
 
 def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -90,7 +104,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
 def to_dict(config: Any) -> Any:
     """The JSON form of a (nested) config dataclass."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        table = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"kind": config.kind, **table} if isinstance(config, Variant) else table
     if isinstance(config, Mapping):
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
@@ -153,6 +168,11 @@ def _short(value: Any) -> str:
 def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table, not {data!r}")
+    if is_variant(cls):
+        try:
+            cls, data = choose(cls, data), {key: value for key, value in data.items() if key != "kind"}
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {prefix}{error}") from error
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = get_type_hints(cls)
     values = {}
@@ -172,8 +192,26 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def is_variant(hint: Any) -> bool:
+    """Whether a type is the base of several kinds, not one of them."""
+    return isinstance(hint, type) and issubclass(hint, Variant) and "KINDS" in vars(hint)
+
+
+def choose(base: type[Variant], table: Mapping[str, Any]) -> type[Variant]:
+    """Returns the config class that the `kind` of a table names. Raises ConfigError if there is none."""
+    kind = table.get("kind", base.DEFAULT)
+    try:
+        found = base.KINDS.get(kind) if isinstance(kind, str) else None
+    except ClipError as error:
+        raise ConfigError(f"kind = {kind!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ConfigError(f"kind = {kind!r} must name a config class that extends {base.__name__}")
+    return found
+
+
 def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Required fields that the data lack; of a table that is absent, its own required fields."""
+    cls = choose(cls, data) if is_variant(cls) else cls
     hints, found = get_type_hints(cls), []
     for field in dataclasses.fields(cls):
         name, hint = prefix + field.name, hints[field.name]

@@ -8,9 +8,9 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_core.config import ConfigError, convert
+from clip_core.config import ConfigError, choose, convert, is_variant
 from clip_core.suggest import nearest
 
 
@@ -21,8 +21,9 @@ def positional(cls: type) -> str:
 
 def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
     """Sets in `data`, a recipe's content for `cls`, what the flags among `words` say. Raises ConfigError."""
-    place, leaves = positional(cls), _leaves(cls)
+    place = positional(cls)
     first, *flags = _flags(words)
+    flags.sort(key=lambda flag: not flag[0].endswith("kind"))  # the kind of a table decides which flags it has
     free, given = first[1], dict[str, str]()
     if free and not place:
         raise ConfigError(f"{free[0]!r} is no flag: flags begin with two dashes and a letter")
@@ -34,7 +35,7 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
             if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}."):
                 raise ConfigError(f"{as_written} and {flag} set the same value: give one of them")
         given[name] = flag
-        hint = leaves.get(name, tuple[str, ...])
+        hint = _leaves(cls, data).get(name, tuple[str, ...])
         if place and get_origin(hint) is not tuple:  # what one value does not take up is free
             taken = 1 if hint is not bool or [word.lower() for word in values[:1]] in (["true"], ["false"]) else 0
             free += values[taken:]
@@ -58,7 +59,7 @@ def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[str]) -> None:
     """Sets the field `name`: dotted; `tasks.0.root` is the field root of the first of the tables `tasks`."""
-    leaves = _leaves(cls)
+    leaves = _leaves(cls, data)
     item = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     leaf = item[1] if item else name
     if leaf not in leaves or (item and _item(leaves[leaf]) is None):
@@ -126,14 +127,17 @@ def _scalar(hint: Any, word: str) -> Any:
     return word
 
 
-def _leaves(cls: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name → type of all fields that are no tables."""
+def _leaves(cls: Any, data: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name → type of all fields that are no tables; `data` holds the kinds of tables that have several."""
     found: dict[str, Any] = {}
+    data = data if isinstance(data, Mapping) else {}
+    if is_variant(cls):
+        cls, found[f"{prefix}kind"] = choose(cls, data), str
     for name, hint in get_type_hints(cls).items():
         table = next((option for option in (hint, *get_args(hint)) if dataclasses.is_dataclass(option)), None)
         if table is not None and get_origin(hint) is not tuple:
-            found |= _leaves(table, f"{prefix}{name}.")
-        else:
+            found |= _leaves(table, data.get(name), f"{prefix}{name}.")
+        elif get_origin(hint) is not ClassVar:
             found[prefix + name] = hint
     return found
 

@@ -32,6 +32,11 @@ class Registry(Generic[T]):
 
         return register
 
+    def name_of(self, item: T) -> str:
+        """The name of an implementation: the registered one, else `module:qualname`."""
+        path = f"{item.__module__}:{item.__qualname__}"  # type: ignore[attr-defined]
+        return next((name for name, known in self._known.items() if known is item or known == path), path)
+
     def check(self, name: str) -> None:
         """Raises ClipError, with the nearest name, unless the name is registered or has the form `module:name`."""
         if name not in self._known and not all(name.partition(":")):
