@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from clip_core.cli import parse, run_cli
 from clip_data.acquire import AcquireConfig
-from clip_data.executor import ExecutorConfig
+from clip_data.executors import ExecutorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class BuildShards:
 
 def main() -> None:
     config = parse(BuildShards, sys.argv[1:], prog="build_shards.py", description=__doc__)
-    from clip_data.acquire import AcquireTask
-    from clip_data.executor import make_executor
+    from clip_data.acquire import AcquireStage
+    from clip_data.executors import make_executor
     from clip_data.plan import PlanConfig, plan
-    from clip_data.run import run_stage
+    from clip_data.stage import run_stage
 
     dataset = plan(
         config.output,
@@ -49,9 +49,7 @@ def main() -> None:
         ),
     )
     with make_executor(config.executor) as executor:
-        counts = run_stage(
-            dataset, "acquire", config.acquire.settings(), AcquireTask(config.output, config.acquire), executor
-        )
+        counts = run_stage(dataset, AcquireStage(dataset.url, config.acquire), executor)
     attempted = sum(counts.values())
     print(f"{counts.get('success', 0):,} of {attempted:,} URLs are now samples in {config.output}")
 

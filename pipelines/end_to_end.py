@@ -18,7 +18,7 @@ from clip_core.config import substitute
 from clip_core.store import Store, claim
 from clip_data.acquire import AcquireConfig
 from clip_data.demo import InputConfig
-from clip_data.executor import ExecutorConfig
+from clip_data.executors import ExecutorConfig
 from clip_data.plan import PlanConfig
 from clip_data.select import SelectConfig
 from clip_eval import ClipEvalError, EvalConfig, ReportConfig
@@ -62,29 +62,29 @@ def main() -> None:
             "'{fit.run}/model.safetensors', or evaluate the other one with pipelines/evaluate.py"
         )
 
-    from clip_data.acquire import AcquireTask
+    from clip_data.acquire import AcquireStage
     from clip_data.demo import serve, write_input
-    from clip_data.executor import make_executor
+    from clip_data.executors import make_executor
     from clip_data.plan import plan
-    from clip_data.run import run_stage
-    from clip_data.score import ScoreTask
+    from clip_data.score import ScoreStage
     from clip_data.select import select
+    from clip_data.stage import run_stage
     from clip_eval import evaluate, refuse_training_samples, write_report
     from clip_train import fit
     from clip_train.config import resolve
 
     resolve(config.fit)  # a mistake in it is said now, not when everything is fetched
-    run, root = Store(config.output), f"{config.output}/dataset"
+    run = Store(config.output)
     claim(run, config, free=("executor", "report"))
     with stage(run, "plan"):
         write_input(config.input, f"{config.output}/input")
-        dataset = plan(root, config.plan)
+        dataset = plan(f"{config.output}/dataset", config.plan)
     with make_executor(config.executor) as executor:
         with stage(run, "acquire"), serve(config.input) if dataset.pending("acquire") else nullcontext():
-            run_stage(dataset, "acquire", config.acquire.settings(), AcquireTask(root, config.acquire), executor)
+            run_stage(dataset, AcquireStage(dataset.url, config.acquire), executor)
         with stage(run, "score"):
-            for task in (ScoreTask(root, name) for name in config.score):
-                run_stage(dataset, task.stage, task.config, task, executor)
+            for name in config.score:
+                run_stage(dataset, ScoreStage(dataset.url, name), executor)
     with stage(run, "select"):
         for selection in config.select:
             select(dataset, selection)

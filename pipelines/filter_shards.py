@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clip_core.cli import parse, run_cli
-from clip_data.executor import ExecutorConfig
+from clip_data.executors import ExecutorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,18 @@ class FilterShards:
 def main() -> None:
     config = parse(FilterShards, sys.argv[1:], prog="filter_shards.py", description=__doc__)
     from clip_data.dataset import Dataset
-    from clip_data.executor import make_executor
-    from clip_data.run import run_stage
-    from clip_data.score import ScoreTask
+    from clip_data.executors import make_executor
+    from clip_data.score import ScoreStage
     from clip_data.select import SelectConfig, select
+    from clip_data.stage import run_stage
     from clip_data.status import format_selection
 
     dataset = Dataset.open(config.dataset)
     with make_executor(config.executor) as executor:
-        for task in (ScoreTask(config.dataset, name) for name in config.score):
-            run_stage(dataset, task.stage, task.config, task, executor)
+        for name in config.score:
+            run_stage(dataset, ScoreStage(dataset.url, name), executor)
     made = select(dataset, SelectConfig(name=config.name, where=config.where, dedup=config.dedup, parent=config.parent))
-    print(f"selection {config.name}: {format_selection({**made, 'dropped': dict(made['counts'])})}")
+    print(f"selection {config.name}: {format_selection(made)}")
 
 
 if __name__ == "__main__":

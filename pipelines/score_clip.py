@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 
 from clip_core.cli import parse, run_cli
-from clip_data.executor import ExecutorConfig
+from clip_data.executors import ExecutorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +38,16 @@ class ScoreClip:
 def main() -> None:
     config = parse(ScoreClip, sys.argv[1:], prog="score_clip.py", description=__doc__)
     from clip_data.dataset import Dataset
-    from clip_data.executor import make_executor
-    from clip_data.run import run_stage
-    from clip_data.score import ScoreTask
+    from clip_data.executors import make_executor
+    from clip_data.score import ScoreStage
+    from clip_data.stage import run_stage
     from clip_models import ClipScorer
 
     dataset = Dataset.open(config.dataset)
-    settings = {key: value for key, value in vars(config).items() if key not in ("dataset", "executor")}
-    task = ScoreTask(config.dataset, ClipScorer(**settings))
+    options = {key: value for key, value in vars(config).items() if key not in ("dataset", "executor")}
     with make_executor(config.executor) as executor:
-        run_stage(dataset, task.stage, task.config, task, executor)
-    print(f"scores of {len(dataset.units):,} shards are in {config.dataset}/columns/{config.name}")
+        run_stage(dataset, ScoreStage(dataset.url, ClipScorer(**options)), executor)
+    print(f"scores of {len(dataset.units):,} shards are the columns {config.name} of {config.dataset}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the code promises of its shape: file sizes, light imports, no loose ends."""
 
+import ast
 import re
 import statistics
 import subprocess
@@ -58,3 +59,25 @@ def test_no_todo_without_an_issue():
     tracked = [*SOURCES, *(ROOT / "pipelines").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     found = [path for path in tracked if path != Path(__file__) and loose.search(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_only_the_dataset_module_knows_the_names_in_a_dataset_folder():
+    # Paths, keys and stage names have one home: a second spelling would go its own way one day.
+    names = re.compile(r"^(shards|commits|columns|selections|tombstones|sources)/|^score-$|^0[58]d$")
+    files = {"dataset.json", "units.parquet", "selection.json", "/selection.json"}
+    home = ROOT / "packages/clip-data/src/clip_data/dataset.py"
+
+    def spelled(path: Path) -> list[str]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+        ]
+        return [text for text in texts if names.search(text) or text in files]
+
+    assert {"dataset.json", "/selection.json", "08d", "score-"} <= {*spelled(home)}
+    packages = [ROOT / "packages" / name / "src" for name in ("clip-data", "clip-eval")]
+    modules = [path for package in packages for path in sorted(package.rglob("*.py")) if path != home]
+    assert {str(path.relative_to(ROOT)): found for path in modules if (found := spelled(path))} == {}

@@ -63,16 +63,15 @@ def serve(pictures: list[tuple[str, bytes]], port: Synchronized, first: Synchron
 
 
 def ours(urls: Path, out: Path, workers: int) -> None:
-    from clip_data.acquire import AcquireConfig, AcquireTask
-    from clip_data.executor import ExecutorConfig, make_executor
+    from clip_data.acquire import AcquireConfig, AcquireStage
+    from clip_data.executors import ExecutorConfig, make_executor
     from clip_data.plan import PlanConfig, plan
-    from clip_data.run import run_stage
+    from clip_data.stage import run_stage
 
     config = AcquireConfig(image_size=SIZE, allow_private=True, per_host=64)
     dataset = plan(str(out), PlanConfig(urls=(str(urls),), rows_per_unit=250))
-    task = AcquireTask(str(out), config)
     with make_executor(ExecutorConfig(workers=workers)) as executor:
-        counts = run_stage(dataset, task.stage, task.settings, task, executor, progress=False)
+        counts = run_stage(dataset, AcquireStage(str(out), config), executor, progress=False)
     print("counts", counts)
 
 

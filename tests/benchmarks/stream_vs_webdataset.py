@@ -1,4 +1,4 @@
-"""Samples per second of the sample stream and of webdataset's loader, on the same shards with the same treatment.
+"""Samples per second of the sample stream and of webdataset's loader, on the same shards with the same preprocess.
 
     uv run python -m tests.benchmarks.stream_vs_webdataset [--samples 3000] [--workers 1] [--batch 256]
 
@@ -20,11 +20,11 @@ from PIL import Image
 
 from clip_data.dataset import Dataset, shard_name
 from clip_data.stream import SampleStream, Source, build_manifest
-from clip_data.stream.treatment import parse_treatment
+from clip_data.stream.preprocess import parse_preprocess
 from tests.support.datasets import make_dataset
 from tests.support.streams import letters
 
-TREATMENT = {"size": [224, 224], "augment": {"scale": [0.9, 1.0]}}
+PREPROCESS = {"size": [224, 224], "augment": {"scale": [0.9, 1.0]}}
 
 
 def build(root: str, samples: int) -> Dataset:
@@ -45,11 +45,11 @@ def pillow(dataset: Dataset, seconds: float) -> float:
     tar = dataset.store.read_bytes(shard_name(unit))
     table = dataset.sidecar(unit, ["image_offset", "image_length"]).to_pylist()
     payloads = [tar[row["image_offset"] :][: row["image_length"]] for row in table]
-    treatment = parse_treatment(TREATMENT)
+    preprocess = parse_preprocess(PREPROCESS)
     images = np.empty((len(payloads), 3, 224, 224), np.uint8)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        images[done % len(payloads)] = treatment.decode(payloads[done % len(payloads)], done).transpose(2, 0, 1)
+        images[done % len(payloads)] = preprocess.decode(payloads[done % len(payloads)], done).transpose(2, 0, 1)
         done += 1
     return done / (time.perf_counter() - started)
 
@@ -69,18 +69,18 @@ def rate(batches: Iterable, batch: int, seconds: float) -> float:
 def webdataset_loader(dataset: Dataset, batch: int, workers: int) -> Iterable:
     import webdataset
 
-    treatment = parse_treatment(TREATMENT)
+    preprocess = parse_preprocess(PREPROCESS)
     shards = [dataset.store.full(shard_name(unit)) for unit in dataset.units]
 
-    def treat(sample: tuple[bytes, bytes]) -> tuple[np.ndarray, np.ndarray]:
-        image = treatment.decode(sample[0], 0).transpose(2, 0, 1)
+    def prepare_image(sample: tuple[bytes, bytes]) -> tuple[np.ndarray, np.ndarray]:
+        image = preprocess.decode(sample[0], 0).transpose(2, 0, 1)
         return np.ascontiguousarray(image), letters([sample[1].decode()])[0]
 
     samples = (
         webdataset.WebDataset(shards, resampled=True, shardshuffle=False, nodesplitter=webdataset.split_by_node)
         .shuffle(1000)
         .to_tuple("jpg", "txt")
-        .map(treat)
+        .map(prepare_image)
         .batched(batch)
     )
     return webdataset.WebLoader(samples, batch_size=None, num_workers=workers)
@@ -95,13 +95,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         dataset = build(str(Path(folder) / "data"), options.samples)
-        manifest = build_manifest([Source(root=dataset.root)])
+        manifest = build_manifest([Source(dataset=dataset.url)])
         best = pillow(dataset, options.seconds)
         print(f"Pillow, one process    {best:8.0f} samples/s")
         for workers in sorted({0, options.workers}):
             with SampleStream(
                 manifest,
-                treatment=TREATMENT,
+                preprocess=PREPROCESS,
                 tokenizer=letters,
                 global_batch_size=options.batch,
                 workers=workers,

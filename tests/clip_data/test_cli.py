@@ -38,51 +38,60 @@ def test_the_whole_way_from_urls_to_a_selection(tmp_path, capsys):
         pq.write_table(rows, tmp_path / "urls.parquet")
         recipe = tmp_path / "plan.toml"
         recipe.write_text('urls = ["urls.parquet"]\ncaption_column = "text"\nextra_columns = ["label"]\n')
-        plan = ("plan", str(recipe), "--urls", str(tmp_path / "urls.parquet"), "--root", root, "--rows-per-unit", "5")
+        plan = (
+            "plan",
+            str(recipe),
+            "--urls",
+            str(tmp_path / "urls.parquet"),
+            "--dataset",
+            root,
+            "--rows-per-unit",
+            "5",
+        )
         assert call(capsys, *plan)[:2] == (0, f"plan: 8 rows in 2 units in {root}\n")
-        acquire = ("acquire", "--root", root, "--allow-private", "True", "--executor.workers", "1")
+        acquire = ("acquire", "--dataset", root, "--allow-private", "True", "--executor.workers", "1")
         code, out, err = call(capsys, *acquire)
         assert (code, out) == (0, "acquire: 7 of 8 rows (87.5%); rejected: http_404 1\n")
         assert "8.00/8.00" in err
     assert call(capsys, *acquire)[1] == out  # nothing is fetched again: the server is gone
-    assert call(capsys, "score", "--root", root, "--executor.workers", "1")[0] == 0
+    assert call(capsys, "score", "--dataset", root, "--executor.workers", "1")[0] == 0
     code, out, _ = call(
-        capsys, "select", "--root", root, "--name", "train", "--where", "words >= 3", "--dedup", "sha256"
+        capsys, "select", "--dataset", root, "--name", "train", "--where", "words >= 3", "--dedup", "sha256"
     )
     assert code == 0
-    assert out.startswith("selection train: 6 of 8 rows; dropped: rejected 1, duplicate sha256 1")
-    state = json.loads(call(capsys, "status", "--root", root, "--json")[1])
+    assert out.startswith("selection train: 6 of 8 rows; rejected 1, duplicate sha256 1")
+    state = json.loads(call(capsys, "status", "--dataset", root, "--json")[1])
     assert state["stages"]["acquire"]["counts"] == {"success": 7, "http_404": 1}
     assert state["selections"]["train"]["kept"] == 6
-    assert "acquire" in call(capsys, "status", "--root", root)[1]
-    assert call(capsys, "verify", "--root", root, "--deep") == (0, f"{root}: no problems\n", "")
+    assert "acquire" in call(capsys, "status", "--dataset", root)[1]
+    assert call(capsys, "verify", "--dataset", root, "--deep") == (0, f"{root}: no problems\n", "")
     assert pq.read_table(Path(root, "shards", "00000001.parquet"))["label"].to_pylist() == [5, 6, 7]
 
 
 def test_a_stage_in_which_every_row_fails_is_an_error(tmp_path, capsys):
     root = str(tmp_path / "out")
     pq.write_table(pa.table({"url": ["http://127.0.0.1:1/a", None], "caption": ["a", "b"]}), tmp_path / "urls.parquet")
-    assert call(capsys, "plan", "--urls", str(tmp_path / "urls.parquet"), "--root", root)[0] == 0
-    acquire = ("acquire", "--root", root, "--executor.workers", "1")
+    assert call(capsys, "plan", "--urls", str(tmp_path / "urls.parquet"), "--dataset", root)[0] == 0
+    acquire = ("acquire", "--dataset", root, "--executor.workers", "1")
     for _ in range(2):  # the second run has nothing to do, and the same to say
         code, out, err = call(capsys, *acquire)
         assert (code, out) == (2, "")
         last = err.splitlines()[-1]
         assert last.startswith("error: acquire: none of 2 rows succeeded: missing_url 1, private_address 1; ")
         assert f"remove {root}/commits/acquire " in last
-    assert "warning: acquire: none of 2 rows succeeded" in call(capsys, "status", "--root", root)[1]
-    assert call(capsys, "verify", "--root", root, "--deep")[0] == 0
-    code, _, err = call(capsys, "score", "--root", root, "--scorers", "caption", "--executor.workers", "1")
+    assert "warning: acquire: none of 2 rows succeeded" in call(capsys, "status", "--dataset", root)[1]
+    assert call(capsys, "verify", "--dataset", root, "--deep")[0] == 0
+    code, _, err = call(capsys, "score", "--dataset", root, "--scorers", "caption", "--executor.workers", "1")
     assert code == 2
     assert "error: score-caption: none of 2 rows succeeded: rejected_upstream 2" in err.splitlines()[-1]
-    assert call(capsys, "select", "--root", root, "--name", "all")[0] == 2
+    assert call(capsys, "select", "--dataset", root, "--name", "all")[0] == 2
 
 
 @pytest.mark.parametrize("root", ["s3://", "s3:/bucket/data"])
 def test_a_url_without_a_bucket_is_no_local_folder(tmp_path, monkeypatch, capsys, root):
     monkeypatch.chdir(tmp_path)
     pq.write_table(pa.table({"url": ["http://h/1"], "caption": ["one"]}), "list.parquet")
-    code, _, err = call(capsys, "plan", "--urls", "list.parquet", "--root", root)
+    code, _, err = call(capsys, "plan", "--urls", "list.parquet", "--dataset", root)
     assert (code, err) == (2, f"error: {root!r} names no folder: write s3://bucket/folder\n")
     assert [path.name for path in tmp_path.iterdir()] == ["list.parquet"]
 
@@ -91,7 +100,7 @@ def test_damage_is_one_line_each_and_exit_code_2(tmp_path, capsys):
     make_dataset(tmp_path, [{"image": picture(1), "caption": "one"}, {"image": picture(2), "caption": "two"}], 1)
     for name in ("00000000.tar", "00000001.parquet"):
         (tmp_path / "shards" / name).unlink()
-    code, out, err = call(capsys, "verify", "--root", str(tmp_path))
+    code, out, err = call(capsys, "verify", "--dataset", str(tmp_path))
     assert (code, out) == (2, "")
     assert err.splitlines() == [
         f"shards/{name}: the file is missing; delete commits/acquire/{unit}.json and run 'clip-data acquire' again"
@@ -104,26 +113,30 @@ def test_damage_is_one_line_each_and_exit_code_2(tmp_path, capsys):
     [
         (["fetch"], "clip-data has no command 'fetch'; the commands are plan, acquire"),
         (["plann"], "has no command 'plann'; did you mean plan?"),
-        (["plan"], "clip-data plan needs a recipe (a .toml file) or the flags --urls --root"),
-        (["plan", "--urls", "none.parquet", "--root", "out"], "none.parquet does not exist"),
+        (["plan"], "clip-data plan needs a recipe (a .toml file) or the flags --urls --dataset"),
+        (["plan", "--urls", "none.parquet", "--dataset", "out"], "none.parquet does not exist"),
         (
-            ["plan", "--urls", "list.parquet", "--root", "out", "--caption-column", "text"],
+            ["plan", "--urls", "list.parquet", "--dataset", "out", "--caption-column", "text"],
             "has no column 'text'; it has",
         ),
-        (["plan", "--urls", "empty.parquet", "--root", "out"], "empty.parquet: an empty table"),
-        (["plan", "--urls", "list.parquet", "--root", "list.parquet/out"], "choose another folder"),
+        (["plan", "--urls", "empty.parquet", "--dataset", "out"], "empty.parquet: an empty table"),
+        (["plan", "--urls", "list.parquet", "--dataset", "list.parquet/out"], "choose another folder"),
         (
-            ["plan", "--urls", "list.parquet", "--root", "out", "--rows-per-unt", "3"],
+            ["plan", "--urls", "list.parquet", "--dataset", "out", "--rows-per-unt", "3"],
             "did you mean --rows-per-unit?",
         ),
-        (["plan", "wrong.toml", "--root", "out"], "wrong.toml: unknown key urlz; did you mean urls?"),
-        (["acquire", "--root", "out"], "out holds no dataset (no dataset.json): plan one with 'clip-data plan'"),
-        (["acquire", "--root", "done", "--image-size", "64"], "already holds acquire results of other settings"),
-        (["acquire", "--root", "done", "--executor.kind", "slurm"], "'slurm'"),
-        (["score", "--root", "done", "--scorers", "captoin"], "captoin"),
-        (["select", "--root", "done", "--name", "x", "--where", "widht > 3"], "widht"),
-        (["status", "--root", "out"], "holds no dataset"),
-        (["verify", "--root", "out"], "holds no dataset"),
+        (["plan", "wrong.toml", "--dataset", "out"], "wrong.toml: unknown key urlz; did you mean urls?"),
+        (["acquire", "--dataset", "out"], "out holds no dataset (no dataset.json): plan one with 'clip-data plan'"),
+        (["acquire", "--dataset", "done", "--image-size", "64"], "already holds acquire results of another config"),
+        (["acquire", "--dataset", "done", "--executor.kind", "slurm"], "'slurm'"),
+        (["score", "--dataset", "done", "--scorers", "captoin"], "captoin"),
+        (["select", "--dataset", "done", "--name", "x", "--where", "widht > 3"], "widht"),
+        (["takedown", "--dataset", "done", "--samples", "x"], "the flags --reason"),
+        (["takedown", "--dataset", "done", "--reason", "r", "--samples", "x"], "'x' is neither a uid"),
+        (["takedown", "--dataset", "done", "--reason", "r"], "needs at least one uid, key or URL"),
+        (["takedown", "--dataset", "done", "--reason", "r", "--file", "none.txt"], "cannot read none.txt"),
+        (["status", "--dataset", "out"], "holds no dataset"),
+        (["verify", "--dataset", "out"], "holds no dataset"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, message):
@@ -144,7 +157,7 @@ def test_a_corrupted_tar_ends_in_one_line_and_nothing_is_written(tmp_path, capsy
     dataset = make_dataset(tmp_path / "data", [{"image": picture(i), "caption": "one"} for i in range(4)])
     tar = tmp_path / "data" / "shards" / "00000000.tar"
     tar.write_bytes(tar.read_bytes()[:700])
-    code, out, err = call(capsys, "score", "--root", dataset.root, "--scorers", "image", "--executor.workers", "1")
+    code, out, err = call(capsys, "score", "--dataset", dataset.url, "--scorers", "image", "--executor.workers", "1")
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]  # after the progress bar
     assert last.startswith("error: ")
@@ -190,7 +203,7 @@ def test_each_command_lists_its_flags(capsys, command):
     code, out, err = call(capsys, command, "--help")
     assert (code, err) == (0, "")
     assert f"usage: clip-data {command}" in out
-    assert "--root" in out
+    assert "--dataset" in out
     assert cli.COMMANDS[command][1] in out
 
 

@@ -61,7 +61,7 @@ def test_the_ledger_knows_what_is_done(tmp_path):
     assert dataset.pending("acquire") == [UNITS[0], UNITS[2]]
     assert dataset.record("acquire", UNITS[1]) == {"unit": "00000001"}
     assert dataset.open_stage("acquire", {"size": 256}) == fingerprint
-    with pytest.raises(ClipDataError, match="acquire results of other settings: size is 256 there and 128 now"):
+    with pytest.raises(ClipDataError, match="acquire results of another config: size is 256 there and 128 now"):
         dataset.open_stage("acquire", {"size": 128})
     assert dataset.pending("score-caption") == UNITS
 
@@ -69,8 +69,10 @@ def test_the_ledger_knows_what_is_done(tmp_path):
 def test_tombstones_are_only_ever_added(tmp_path):
     dataset = Dataset.create(str(tmp_path), UNITS, DESCRIPTION)
     first, second = "00" * 16, "ff" * 16
-    assert dataset.take_down([first], "asked by its author") == "tombstones/00000000.parquet"
-    assert dataset.take_down([second, first], "again") == "tombstones/00000001.parquet"
+    names = [dataset.take_down([first], "asked by its author"), dataset.take_down([second, first], "again")]
+    assert sorted(names) == dataset.store.list("tombstones")
+    assert dataset.take_down([first, second], "again") == names[1]  # the same takedown is the same file
+    assert len(dataset.store.list("tombstones")) == 2
     assert dataset.taken_down() == {bytes.fromhex(first), bytes.fromhex(second)}
     for wrong in ([], ["abcd"], ["no hex"]):
         with pytest.raises(ClipDataError, match="uids of 32 hex digits"):

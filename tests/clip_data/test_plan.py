@@ -17,10 +17,9 @@ import pytest
 from clip_core import ClipError
 from clip_core.store import Store
 from clip_data import sources, text_tables
-from clip_data.acquire.shard import sidecar_schema
 from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset
 from clip_data.errors import ClipDataError
-from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan, read_unit_rows
+from clip_data.plan import PlanConfig, plan, read_unit_rows
 
 
 def table(rows: int, start: int = 0, **extra) -> pa.Table:
@@ -71,7 +70,7 @@ def test_rows_have_mapped_names_extra_columns_keep_their_types_and_nulls_stay(tm
         urls=(str(tmp_path / "in.parquet"),), url_column="link", caption_column="TEXT", extra_columns=("label",)
     )
     dataset = plan(str(tmp_path / "out"), config)
-    rows = read_unit_rows(Dataset.open(dataset.root), dataset.units[0])
+    rows = read_unit_rows(Dataset.open(dataset.url), dataset.units[0])
     assert rows.schema == pa.schema([("url", pa.string()), ("caption", pa.string()), ("label", pa.int16())])
     assert rows.to_pylist()[1:] == [
         {"url": "http://h/1", "caption": None, "label": None},
@@ -353,13 +352,9 @@ def test_no_thread_of_arrow_holds_a_python_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "open", lambda self, name: Watched(self.full(name)))
     monkeypatch.setattr(sources, "opened", opened)
-    units = Dataset.open(dataset.root).units
+    units = Dataset.open(dataset.url).units
     assert read_unit_rows(dataset, units[1]).num_rows == 4_000
     assert readers == {threading.get_ident()}
-
-
-def test_reserved_names_are_those_of_the_sidecar():
-    assert set(sidecar_schema().names) == SIDECAR_COLUMNS
 
 
 MEASURE = """
@@ -378,6 +373,6 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path):
     texts = pa.array([f"{i:060d}" for i in range(800_000)])
     pq.write_table(pa.table({"url": texts, "caption": texts}), tmp_path / "in.parquet", row_group_size=len(texts))
     dataset = plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "in.parquet"),), rows_per_unit=1000))
-    measure = [sys.executable, "-c", textwrap.dedent(MEASURE), dataset.root]
+    measure = [sys.executable, "-c", textwrap.dedent(MEASURE), dataset.url]
     run = subprocess.run(measure, capture_output=True, text=True, check=True)
     assert int(run.stdout) < 30_000  # KiB; the row group's two columns are 100 MB

@@ -8,6 +8,7 @@ import pytest
 
 from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
+from clip_data.stage import run_unit
 from clip_data.status import format_status, status
 from tests.support.datasets import make_dataset, picture
 from tests.support.stages import Copy, planned
@@ -16,10 +17,10 @@ from tests.support.stages import Copy, planned
 def test_progress_counts_and_rate_of_a_stage(tmp_path):
     dataset = planned(tmp_path, rows=10)
     assert status(str(tmp_path))["stages"] == {}
-    dataset.open_stage("copy", {})
+    dataset.open_stage("copy", {"size": 0})
     assert status(str(tmp_path))["stages"]["copy"]["success_share"] is None
     for second, unit in enumerate(dataset.units[:3]):
-        Copy(dataset.root)(unit)
+        run_unit(dataset.url, Copy(dataset.url), unit)
         os.utime(tmp_path / "commits" / "copy" / f"{unit.name}.json", (1000 + 4 * second,) * 2)
     state = status(str(tmp_path))
     assert (state["units"], state["rows"]) == (4, 40)
@@ -47,9 +48,9 @@ def test_selections_and_takedowns(tmp_path):
     state = status(str(tmp_path))
     assert state["selections"]["all"]["attempted"] == 9
     assert state["selections"]["all"]["kept"] == 6
-    assert state["selections"]["all"]["dropped"]["rejected"] == 3
+    assert state["selections"]["all"]["counts"]["rejected"] == 3
     text = format_status(state)
-    assert "selection all: 6 of 9 rows; dropped: rejected 3" in text
+    assert "selection all: 6 of 9 rows; rejected 3" in text
     assert "taken down: 1 samples" in text
 
 

@@ -282,13 +282,13 @@ def test_missing_columns_are_found_without_regard_to_case(tmp_path, capsys, name
     else:
         (tmp_path / name).write_text("URL,TEXT,WIDTH\nu,c,1\n".replace(",", "," if name == "in.csv" else "\t"))
     with pytest.raises(SystemExit, match="2"):
-        main(["plan", "--urls", str(tmp_path / name), "--root", str(tmp_path / "out"), "--extra-columns", "Width"])
+        main(["plan", "--urls", str(tmp_path / name), "--dataset", str(tmp_path / "out"), "--extra-columns", "Width"])
     said = capsys.readouterr().err
     assert "has no column 'url' and 'caption' and 'Width'; it has URL, TEXT, WIDTH; did you mean" in said
     flags = "--url-column URL --caption-column TEXT --extra-columns WIDTH"
     assert said.endswith(f"did you mean {flags}?\n")
     with pytest.raises(SystemExit, match="0"):
-        main(["plan", "--urls", str(tmp_path / name), "--root", str(tmp_path / "out"), *flags.split()])
+        main(["plan", "--urls", str(tmp_path / name), "--dataset", str(tmp_path / "out"), *flags.split()])
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_data.dataset import Dataset
-from clip_data.executor import ExecutorConfig, LocalExecutor
-from clip_data.run import run_stage
-from clip_data.score import ScoreTask
+from clip_data.executors import ExecutorConfig, LocalExecutor
+from clip_data.score import ScoreStage
 from clip_data.select import SelectConfig, select
+from clip_data.stage import run_stage, run_unit
 from clip_data.verify import verify
 from tests.support.datasets import make_dataset, picture
 
@@ -27,12 +27,12 @@ def root(tmp_path) -> Path:
     """A dataset of two units with a score and a selection, and nothing wrong."""
     rows = [{"image": picture(i, (24, 16)) if i % 4 else None, "caption": f"picture {i}"} for i in range(10)]
     dataset = make_dataset(tmp_path, rows, rows_per_unit=5)
-    task = ScoreTask(dataset.root, "caption")
+    stage = ScoreStage(dataset.url, "caption")
     for unit in dataset.units:
-        dataset.open_stage(task.stage, task.config)
-        task(unit)
+        dataset.open_stage(stage.name, stage.config)
+        run_unit(dataset.url, stage, unit)
     select(dataset, SelectConfig(name="train"))
-    assert verify(dataset.root, deep=True) == []
+    assert verify(dataset.url, deep=True) == []
     return tmp_path
 
 
@@ -193,8 +193,8 @@ def test_the_advice_works(root):
     whole = column.read_bytes()
     column.write_bytes(whole[:-1])
     (root / "commits" / "score-caption" / f"{UNIT}.json").unlink()
-    task = ScoreTask(str(root), "caption")
+    stage = ScoreStage(str(root), "caption")
     with LocalExecutor(ExecutorConfig(workers=1)) as executor:
-        run_stage(Dataset.open(str(root)), task.stage, task.config, task, executor, progress=False)
+        run_stage(Dataset.open(str(root)), stage, executor, progress=False)
     assert found(root, True) == []
     assert column.read_bytes() == whole

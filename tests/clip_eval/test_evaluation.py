@@ -298,7 +298,7 @@ def test_the_best_of_several_captions_is_the_one_that_is_shown(place, tmp_path):
         for caption in captions[i]
     ]  # fmt: skip
     dataset = make_dataset(tmp_path / "data", samples)
-    task = TaskConfig(name="captions", kind="retrieval", root=dataset.root)
+    task = TaskConfig(name="captions", kind="retrieval", root=dataset.url)
     evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
     images, texts = reference_features(place, samples)
     scores = (images @ texts.T)[::3].reshape(4, 4, 3)

@@ -37,7 +37,7 @@ def read(folder: Path, labels: list[Any], kind: pa.DataType | None = None, **tas
     from clip_data.stream import Source, build_manifest
 
     root = dataset_of(folder, labels, kind)
-    return read_labels(TaskConfig(name="t", root=root, **task), build_manifest([Source(root=root)]))
+    return read_labels(TaskConfig(name="t", root=root, **task), build_manifest([Source(dataset=root)]))
 
 
 def classes_file(folder: Path, name: str, text: str) -> str:
@@ -77,8 +77,8 @@ def test_only_selected_rows_are_looked_at(tmp_path):
     dataset.take_down([dataset.sidecar(dataset.units[0])["uid"][2].as_py().hex()], "asked for")
     from clip_data.stream import Source, build_manifest
 
-    task = TaskConfig(name="t", root=dataset.root)
-    found = read_labels(task, build_manifest([Source(root=dataset.root)]))
+    task = TaskConfig(name="t", root=dataset.url)
+    found = read_labels(task, build_manifest([Source(dataset=dataset.url)]))
     assert list(found.of_key.values()) == [0]
 
 
@@ -144,7 +144,7 @@ def test_units_may_not_mix_names_and_ids(tmp_path):
     place = table.column_names.index("label")
     write_table(dataset.store, sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
     with pytest.raises(ClipEvalError, match=r"both integers and strings: .*7 .row 0 of .*'a' .row 0 of"):
-        read_labels(TaskConfig(name="t", root=root, classes=("a", "b")), build_manifest([Source(root=root)]))
+        read_labels(TaskConfig(name="t", root=root, classes=("a", "b")), build_manifest([Source(dataset=root)]))
 
 
 def test_a_text_file_of_names(tmp_path):

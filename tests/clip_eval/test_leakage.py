@@ -25,7 +25,7 @@ def place(tmp_path):
     (run / "checkpoints/step-00000004").mkdir(parents=True)
     tiny_model(run / "model.safetensors")
     shutil.copy(run / "model.safetensors", run / "checkpoints/step-00000004")
-    sources = [{"root": str(tmp_path / "data"), "selection": "first", "weight": 1.0}]
+    sources = [{"dataset": str(tmp_path / "data"), "selection": "first", "weight": 1.0}]
     (run / "config.json").write_text(json.dumps({"run": str(run), "data": {"sources": sources}}))
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_training_samples_that_are_gone_are_a_warning(place, capsys):
 def test_a_source_that_is_gone_does_not_hide_another(place, capsys):
     path = place / "run/config.json"
     config_of_run = json.loads(path.read_text())
-    config_of_run["data"]["sources"].insert(0, {"root": str(place / "gone"), "selection": "", "weight": 1.0})
+    config_of_run["data"]["sources"].insert(0, {"dataset": str(place / "gone"), "selection": "", "weight": 1.0})
     path.write_text(json.dumps(config_of_run))
     with pytest.raises(ClipDataError, match=f"11 of the {KEPT} samples"):
         evaluate(config(place, ""))
@@ -106,7 +106,7 @@ def test_the_run_is_found_in_a_folder_named_checkpoints_and_through_a_link(place
 
 
 def test_the_samples_of_the_run_before_count_too(place):
-    sources = [{"root": str(place / "data"), "selection": "second"}]
+    sources = [{"dataset": str(place / "data"), "selection": "second"}]
     written = {"model": {"pretrained": str(place / "run/model.safetensors")}, "data": {"sources": sources}}
     (place / "tuned").mkdir()
     (place / "tuned/config.json").write_text(json.dumps(written))

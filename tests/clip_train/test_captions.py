@@ -58,7 +58,7 @@ def test_a_run_ends_at_a_caption_that_does_not_fit_and_goes_on_once_it_may_be_cu
         return FitConfig(
             run=str(tmp_path / "run"),
             model=ModelConfig(name="ViT-Ti-4-24"),
-            data=DataConfig(sources=(Source(root=str(tmp_path / "data")),), workers=workers, **choice),
+            data=DataConfig(sources=(Source(dataset=str(tmp_path / "data")),), workers=workers, **choice),
             train=TrainConfig(epochs=1, batch_size=8, precision="fp32", threads=1),
         )
 

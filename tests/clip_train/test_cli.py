@@ -27,7 +27,7 @@ def recipe(tmp_path, datasets) -> Path:
         [model]
         name = "ViT-Ti-4-24"
         [[data.sources]]
-        root = "{datasets / "train"}"
+        dataset = "{datasets / "train"}"
         [train]
         steps = 2
         batch_size = 8
@@ -102,7 +102,7 @@ def test_values_that_only_the_machine_can_judge(monkeypatch, capsys, recipe, tmp
 
 
 def test_no_dataset_where_one_should_be(monkeypatch, capsys, recipe, tmp_path):
-    recipe.write_text(re.sub("root = .*", f'root = "{tmp_path}/nothing"', recipe.read_text()))
+    recipe.write_text(re.sub("dataset = .*", f'dataset = "{tmp_path}/nothing"', recipe.read_text()))
     assert f"{tmp_path}/nothing" in refused(monkeypatch, capsys, "fit", recipe)
 
 
@@ -134,11 +134,11 @@ def test_without_an_intact_checkpoint_the_run_ends_in_one_line_and_stays_as_it_i
 def test_flags_alone_are_enough(monkeypatch, capsys, datasets, tmp_path):
     flags = ["--run", tmp_path / "run", "--model.name", "ViT-Ti-4-24", "--train.steps", 1, "--train.batch-size", 8]
     code, output, errors = call(
-        monkeypatch, capsys, "fit", *flags, "--data.sources", f'[{{root = "{datasets / "train"}"}}]'
+        monkeypatch, capsys, "fit", *flags, "--data.sources", f'[{{ dataset = "{datasets / "train"}"}}]'
     )
     assert code == 0, errors
     assert output.startswith("1 steps, loss")
-    again = call(monkeypatch, capsys, "fit", *flags, "--data.sources.0.root", datasets / "train")
+    again = call(monkeypatch, capsys, "fit", *flags, "--data.sources.0.dataset", datasets / "train")
     assert again[:2] == (0, output)  # the same run, which is finished
 
 
@@ -148,7 +148,7 @@ def test_flags_alone_are_enough(monkeypatch, capsys, datasets, tmp_path):
         (["--model", "ViT-B-32"], "model is a table, whose fields are --model.name, --model.pretrained"),
         (["--model.name", "ViT-B-32"], "needs a recipe (a .toml file) or the flags --run"),
         (["--run=", "--model.name", "ViT-B-32", "--train.steps", "1"], "run is empty"),
-        (["--run", "x", "--model.name", "ViT-B-32", "--train.steps", "1"], "or --data.sources.0.root"),
+        (["--run", "x", "--model.name", "ViT-B-32", "--train.steps", "1"], "or --data.sources.0.dataset"),
     ],
 )
 def test_too_few_or_wrong_flags(monkeypatch, capsys, flags, line):
@@ -195,7 +195,7 @@ def test_a_caption_longer_than_the_context_ends_in_one_line(monkeypatch, capsys,
     samples = boxes(16, seed=0)
     samples[3]["caption"] = "a red box " + "very " * 40 + "far away"
     make_dataset(tmp_path / "long", samples)
-    recipe.write_text(re.sub("root = .*", f'root = "{tmp_path}/long"', recipe.read_text()))
+    recipe.write_text(re.sub("dataset = .*", f'dataset = "{tmp_path}/long"', recipe.read_text()))
     code, output, errors = call(monkeypatch, capsys, "fit", recipe)
     assert (code, output) == (2, "")
     last = errors.splitlines()[-1]  # after the progress bar

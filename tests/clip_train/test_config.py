@@ -10,7 +10,7 @@ from clip_train.errors import ClipTrainError
 RECIPE: dict[str, Any] = {
     "run": "runs/one",
     "model": {"name": "ViT-B-32"},
-    "data": {"sources": [{"root": "data"}]},
+    "data": {"sources": [{"dataset": "data"}]},
     "train": {"steps": 100},
 }
 
@@ -33,7 +33,7 @@ def test_a_minimal_recipe_resolves():
         ({"train": {"seed": 2**63}}, "train.seed = 9223372036854775808 must be at most"),
         ({"train": {"threads": 100_000}}, "train.threads = 100000"),
         ({"data": {"sources": []}}, "data.sources is empty"),
-        ({"data": {"sources": [{"root": "far", "weight": -1.0}]}}, "far is -1.0"),
+        ({"data": {"sources": [{"dataset": "far", "weight": -1.0}]}}, "far is -1.0"),
         ({"data": {"scale": [0.5, 1.5]}}, "data.scale = (0.5, 1.5)"),
         ({"data": {"hflip": 2.0}}, "data.hflip = 2.0"),
         ({"val": {"every": 5}}, "val.every = 5"),

@@ -48,8 +48,8 @@ def recipe(datasets) -> FitConfig:
     return FitConfig(
         run="",
         model=ModelConfig(name="ViT-Ti-4-24"),
-        data=DataConfig(sources=(Source(root=str(datasets / "train")),), hflip=0.5),
-        val=ValConfig(sources=(Source(root=str(datasets / "val")),), batch_size=8, every=5),
+        data=DataConfig(sources=(Source(dataset=str(datasets / "train")),), hflip=0.5),
+        val=ValConfig(sources=(Source(dataset=str(datasets / "val")),), batch_size=8, every=5),
         optim=OptimConfig(lr=1e-3, warmup=2, grad_clip_norm=5.0),
         train=TrainConfig(steps=STEPS, batch_size=8, precision="bf16", threads=1, log_every=1, device="cpu"),
         checkpoint=CheckpointConfig(every=4),
@@ -304,8 +304,8 @@ def test_too_many_corrupt_samples_end_the_run(recipe, tmp_path, datasets, where,
     config = dataclasses.replace(
         recipe,
         run=str(tmp_path / "run"),
-        data=dataclasses.replace(recipe.data, sources=(Source(root=str(tmp_path / "train")),), workers=0),
-        val=ValConfig(sources=(Source(root=str(tmp_path / "val")),), batch_size=2, every=1000),
+        data=dataclasses.replace(recipe.data, sources=(Source(dataset=str(tmp_path / "train")),), workers=0),
+        val=ValConfig(sources=(Source(dataset=str(tmp_path / "val")),), batch_size=2, every=1000),
         train=dataclasses.replace(recipe.train, steps=5),
     )
     corrupt = (
@@ -324,7 +324,7 @@ def test_the_ranks_judge_corrupt_samples_together(recipe, tmp_path, datasets):
     config = dataclasses.replace(
         recipe,
         run=str(tmp_path / "run"),
-        data=DataConfig(sources=(Source(root=str(tmp_path / "train")),), workers=0),
+        data=DataConfig(sources=(Source(dataset=str(tmp_path / "train")),), workers=0),
         val=ValConfig(),
     )
     port = free_port()
@@ -368,7 +368,7 @@ def test_held_out_samples_in_the_training_data_are_refused_unless_allowed(recipe
     config = dataclasses.replace(
         recipe,
         run=str(tmp_path / "run"),
-        val=ValConfig(sources=(Source(root=str(datasets / "train"), selection="some"),), batch_size=4),
+        val=ValConfig(sources=(Source(dataset=str(datasets / "train"), selection="some"),), batch_size=4),
         train=dataclasses.replace(recipe.train, steps=3),
     )
     total = build_manifest(config.val.sources).samples
@@ -385,7 +385,7 @@ def test_samples_that_changed_under_a_run_are_refused(recipe, tmp_path, datasets
     config = dataclasses.replace(
         recipe,
         run=str(tmp_path / "run"),
-        data=dataclasses.replace(recipe.data, sources=(Source(root=str(tmp_path / "data")),)),
+        data=dataclasses.replace(recipe.data, sources=(Source(dataset=str(tmp_path / "data")),)),
         train=dataclasses.replace(recipe.train, steps=3),
     )
     fit(config)

@@ -64,7 +64,7 @@ def test_a_job_that_is_warned_of_its_end_is_queued_again_and_goes_on(slurm, tmp_
     config = FitConfig(
         run=str(tmp_path / "run"),
         model=ModelConfig(name="ViT-Ti-4-24"),
-        data=DataConfig(sources=(Source(root=str(datasets / "train")),)),
+        data=DataConfig(sources=(Source(dataset=str(datasets / "train")),)),
         optim=OptimConfig(warmup=2),
         train=TrainConfig(steps=60, batch_size=8, threads=1, log_every=1, device="cpu"),
         checkpoint=CheckpointConfig(every=1000),

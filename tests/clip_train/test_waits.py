@@ -23,7 +23,7 @@ def endless(tmp_path, datasets) -> FitConfig:
     return FitConfig(
         run=str(tmp_path / "run"),
         model=ModelConfig(name="ViT-Ti-4-24"),
-        data=DataConfig(sources=(Source(root=str(datasets / "train")),), workers=0),
+        data=DataConfig(sources=(Source(dataset=str(datasets / "train")),), workers=0),
         train=TrainConfig(
             steps=1_000_000, batch_size=8, precision="fp32", threads=1, log_every=1, device="cpu", timeout=600
         ),

@@ -27,7 +27,7 @@ LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "2", "--total-tim
 RUN = """
 run = "runs/mine"
 model.name = "ViT-Ti-4-24"
-data.sources = [{ root = "s3://my-bucket/dataset", selection = "clean" }]
+data.sources = [{ dataset = "s3://my-bucket/dataset", selection = "clean" }]
 train = { steps = 4, batch_size = 16, precision = "fp32" }
 """
 EVALUATION = """

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import clip_models
-from clip_data.acquire import AcquireConfig, treat
-from clip_data.score.task import _decode
-from clip_data.stream.treatment import parse_treatment
+from clip_data.acquire import AcquireConfig, prepare_image
+from clip_data.score.stage import _decode
+from clip_data.stream.preprocess import parse_preprocess
 from clip_models.cli import main
 from clip_models.inference.encoder import Encoder
 from tests.support import embeddings
@@ -74,8 +74,8 @@ def model(tmp_path_factory):
 def expected(model):
     """What is streamed of what acquire stores without loss, uint8 [N, H, W, 3]."""
     store = AcquireConfig(resize_mode="no", encode_format="png", encode_quality=1)
-    stream = parse_treatment(model[1].spec.preprocess.to_dict())
-    return np.stack([stream.decode(treat(data, store).data) for data in IMAGES.values()])
+    stream = parse_preprocess(model[1].spec.preprocess.to_dict())
+    return np.stack([stream.decode(prepare_image(data, store).data) for data in IMAGES.values()])
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_images_are_not_trivial(expected):
 
 
 def test_streamed_as_a_stranger_stored_them(model, expected):
-    stream = parse_treatment(model[1].spec.preprocess.to_dict())
+    stream = parse_preprocess(model[1].spec.preprocess.to_dict())
     for name, pixels in zip(IMAGES, expected, strict=True):
         if name in STORED:
             np.testing.assert_array_equal(stream.decode(IMAGES[name]), pixels, err_msg=name)

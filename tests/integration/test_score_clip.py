@@ -19,9 +19,9 @@ def dataset(tmp_path):
 
 def test_similarities_can_be_selected_on(dataset, tmp_path):
     model = ("--model", embeddings.model_file(tmp_path), "--device", "cpu")
-    done = run("score_clip.py", "--dataset", dataset.root, *model, "--batch-size", 3)
+    done = run("score_clip.py", "--dataset", dataset.url, *model, "--batch-size", 3)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == f"scores of 3 shards are in {dataset.root}/columns/clip\n"
+    assert done.stdout == f"scores of 3 shards are the columns clip of {dataset.url}\n"
     values = [
         value
         for unit in dataset.units
@@ -32,13 +32,13 @@ def test_similarities_can_be_selected_on(dataset, tmp_path):
     assert made["kept"] in (5, 6)  # the limit is rounded
     before = digests(tmp_path / "d", "columns/clip/*.parquet")
     assert len(before) == 3
-    assert run("score_clip.py", "--dataset", dataset.root, *model).returncode == 0
+    assert run("score_clip.py", "--dataset", dataset.url, *model).returncode == 0
     assert digests(tmp_path / "d", "columns/clip/*.parquet") == before
     assert json.loads((tmp_path / "d/selections/near/selection.json").read_text())["kept"] == made["kept"]
 
 
 def test_a_model_without_weights_is_one_line(dataset):
-    done = run("score_clip.py", "--dataset", dataset.root, "--model", "ViT-B-32")
+    done = run("score_clip.py", "--dataset", dataset.url, "--model", "ViT-B-32")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ViT-B-32 without pretrained has random weights; name a tag (openai")
     assert len(done.stderr.splitlines()) == 1

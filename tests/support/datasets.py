@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clip_data.acquire.shard import sidecar_schema
-from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
+from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name, sidecar_schema
 from clip_data.tables import write_table
 from clip_data.uid import uid
 

@@ -1,13 +1,15 @@
-"""Stages for tests of executors and runs: tasks that copy, fail or kill their own process."""
+"""Stages and executors for tests: tasks that copy, fail or kill their own process; an executor in this process."""
 
 import hashlib
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clip_core.config import fingerprint
 from clip_data.dataset import Dataset, Unit
+from clip_data.executors import Executor, ExecutorConfig
+from clip_data.executors.base import attempt
+from clip_data.stage import UnitResult
 
 UNITS = [Unit(ordinal=i, source="list.parquet", row_group=0, row_start=i * 10, rows=10) for i in range(6)]
 
@@ -62,22 +64,58 @@ def folder_bytes(root: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Copy:
-    """Writes one file per unit; one row of each unit is rejected."""
+    """A stage that writes one file per unit; one row of each unit is rejected."""
 
-    root: str
+    dataset: str
+    size: int = 0
+    name: str = "copy"
 
-    def __call__(self, unit: Unit) -> dict:
-        dataset = Dataset.open(self.root)
+    @property
+    def config(self) -> dict:
+        return {"size": self.size}
+
+    def __call__(self, unit: Unit) -> UnitResult:
         data = unit.name.encode() * unit.rows
-        dataset.store.write_bytes(f"copies/{unit.name}", data)
-        record = {
-            "unit": unit.name,
-            "stage": "copy",
-            "fingerprint": fingerprint({}),
-            "rows": unit.rows,
-            "counts": {"success": unit.rows - 1, "timeout_total" if unit.ordinal else "http_404": 1},
-            "files": {f"copies/{unit.name}": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            "seconds": 0.5,
-        }
-        dataset.commit("copy", unit, record)
-        return record
+        Dataset.open(self.dataset).store.write_bytes(f"copies/{unit.name}", data)
+        return UnitResult(
+            counts={"success": unit.rows - 1, "timeout_total" if unit.ordinal else "http_404": 1},
+            files={f"copies/{unit.name}": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+        )
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A stage that writes nothing and reports the same counts for every unit."""
+
+    counts: dict
+    name: str = "try"
+    config: dict = field(default_factory=dict)
+
+    def __call__(self, unit: Unit) -> UnitResult:
+        return UnitResult(counts=self.counts, files={})
+
+
+class InLine(Executor):
+    """An executor in this process that notes what it ran, and can be interrupted after some units."""
+
+    window = 1
+
+    def __init__(self, config: ExecutorConfig | None = None, stop_after: int = 99) -> None:
+        super().__init__(config or ExecutorConfig())
+        self.ran: list[int] = []
+        self.stop_after = stop_after
+
+    def start(self, task):
+        self.task = task
+
+    def submit(self, unit):
+        if len(self.ran) == self.stop_after:
+            raise KeyboardInterrupt
+        self.ran.append(unit.ordinal)
+        self.done = (unit, attempt(self.task, unit))
+
+    def collect(self):
+        return [self.done]
+
+    def stop(self):
+        self.task = None

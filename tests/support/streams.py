@@ -1,4 +1,4 @@
-"""Datasets, treatments and tokenizers for stream tests; worker processes import the tokenizers from here."""
+"""Datasets, preprocessing and tokenizers for stream tests; worker processes import the tokenizers from here."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from clip_core import ClipError
-from clip_data.acquire import AcquireConfig, AcquireTask, Code, guard
+from clip_data.acquire import AcquireConfig, AcquireStage, Code, guard
 from clip_data.plan import PlanConfig, plan
+from clip_data.stage import run_unit
 from tests.support.hostile_server import HostileServer, closed_port, deaf_port
 from tests.support.pictures import encode, noise
 
@@ -96,7 +97,7 @@ def test_every_code_of_the_closed_list_is_reached(tmp_path, monkeypatch):
             source.append_column("caption", pa.array(["a picture"] * len(source))), tmp_path / "list.parquet"
         )
         dataset = plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "list.parquet"),)))
-        record = AcquireTask(dataset.root, CONFIG)(dataset.units[0])
+        record = run_unit(dataset.url, AcquireStage(dataset.url, CONFIG), dataset.units[0])
     sidecar = dataset.sidecar(dataset.units[0]).to_pylist()
     found = {row["url"]: (row["error_class"], row["error"], row["status"]) for row in sidecar[:-1]}
     assert found == {url: (code.error_class, code.value, "rejected") for code, url in urls.items()}
@@ -124,6 +125,6 @@ def test_trouble_of_this_machine_is_not_blamed_on_the_url(tmp_path, monkeypatch,
     pq.write_table(pa.table({"url": ["http://127.0.0.1:1/"], "caption": ["a"]}), tmp_path / "list.parquet")
     dataset = plan(str(tmp_path / "out"), PlanConfig(urls=(str(tmp_path / "list.parquet"),)))
     with pytest.raises(ClipError, match="exhausted"):
-        AcquireTask(dataset.root, AcquireConfig(allow_private=True))(dataset.units[0])
+        run_unit(dataset.url, AcquireStage(dataset.url, AcquireConfig(allow_private=True)), dataset.units[0])
     assert not dataset.committed("acquire")
     assert dataset.store.list("shards") == []

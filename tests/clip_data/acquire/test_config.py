@@ -29,10 +29,10 @@ def test_bad_values_are_named(values, message):
         AcquireConfig(**values)
 
 
-def test_settings_of_speed_do_not_fix_the_stage():
+def test_fields_of_speed_are_not_part_of_the_identity():
     fast = AcquireConfig(concurrency=500, per_host=100, decode_threads=4)
-    assert fast.settings() == AcquireConfig().settings()
-    assert AcquireConfig(image_size=224).settings() != AcquireConfig().settings()
+    assert fast.identity() == AcquireConfig().identity()
+    assert AcquireConfig(image_size=224).identity() != AcquireConfig().identity()
 
 
 def test_a_recipe_makes_the_same_config():

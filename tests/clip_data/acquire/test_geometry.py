@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from clip_data.acquire import AcquireConfig, Code, Rejected, treat
+from clip_data.acquire import AcquireConfig, Code, Rejected, prepare_image
 from clip_data.acquire.geometry import plan_geometry
 from tests.support.pictures import decode, encode, near, noise
 
 MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
+PNG = {"encode_format": "png", "encode_quality": 1}
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,15 @@ def test_the_middle_is_cut_out_and_borders_are_white():
     image.paste("blue", (60, 0, 90, 30))
     body = encode(image, "PNG")
     crop = decode(
-        treat(body, AcquireConfig(image_size=16, resize_mode="center_crop", encode_format="png", encode_quality=1)).data
+        prepare_image(
+            body, AcquireConfig(image_size=16, resize_mode="center_crop", encode_format="png", encode_quality=1)
+        ).data
     )
     assert all(near(crop, (x, y), (0, 255, 0), 3) for x, y in itertools.product((1, 8, 14), (0, 15)))
     framed = decode(
-        treat(body, AcquireConfig(image_size=30, resize_mode="border", encode_format="png", encode_quality=1)).data
+        prepare_image(
+            body, AcquireConfig(image_size=30, resize_mode="border", encode_format="png", encode_quality=1)
+        ).data
     )
     assert [near(framed, (15, y), (0, 255, 0), 3) for y in (9, 11, 18, 20)] == [False, True, True, False]
     assert near(framed, (15, 9), (255, 255, 255), 0)
@@ -73,7 +78,7 @@ def test_sizes_agree_with_img2dataset():
         for size, body in bodies.items():
             data, width, height, *_, error = theirs(io.BytesIO(body))
             assert error is None
-            picture = treat(body, config)
+            picture = prepare_image(body, config)
             assert (mode, size, picture.width, picture.height) == (mode, size, width, height)
             if size != (1, 50):  # both pictures show the same, up to the filters
                 ours, other = decode(picture.data), decode(data)

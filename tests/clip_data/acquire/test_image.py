@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from clip_data.acquire import AcquireConfig, Code, treat
+from clip_data.acquire import AcquireConfig, Code, prepare_image
 from clip_data.acquire.image import own_pixel_limit
 from clip_data.acquire.sniff import sniff
 from tests.support.pictures import corners, decode, encode, exif_orientation, near, noise
@@ -22,7 +22,7 @@ FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def stored(body, config=PLAIN):
-    picture = treat(body, config)
+    picture = prepare_image(body, config)
     assert picture.code is None
     image = decode(picture.data)
     assert (image.mode, image.size) == ("RGB", (picture.width, picture.height))
@@ -30,7 +30,7 @@ def stored(body, config=PLAIN):
 
 
 def refusal(body, config=PLAIN):
-    picture = treat(body, config)
+    picture = prepare_image(body, config)
     assert (picture.data, picture.extension, picture.width, picture.height) == (None, None, None, None)
     return picture.code
 
@@ -38,7 +38,7 @@ def refusal(body, config=PLAIN):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_allowed_format_is_decoded_and_cut_off_ones_are_refused(form):
     body = encode(noise(60, 40), form)
-    picture = treat(body, PLAIN)
+    picture = prepare_image(body, PLAIN)
     assert (picture.original_format, picture.original_width, picture.original_height) == (form.lower(), 60, 40)
     assert (picture.extension, picture.width, picture.height, picture.exif_orientation) == ("png", 60, 40, 1)
     wanted = np.asarray(decode(body).convert("RGB")).astype(int)
@@ -83,7 +83,7 @@ def test_damaged_bytes_never_raise(form):
             body[place] = random.integers(0, 256)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = treat(bytes(body), AcquireConfig(image_size=16, max_pixels=1_000_000))
+            picture = prepare_image(bytes(body), AcquireConfig(image_size=16, max_pixels=1_000_000))
         assert (picture.code is None) == (picture.data is not None)
 
 
@@ -100,7 +100,7 @@ def test_pictures_are_turned_upright(form, orientation):
     exif[0x0112] = orientation
     body = encode(lying, form, exif=exif)
     for config in (PLAIN, AcquireConfig(image_size=16), AcquireConfig(image_size=16, resize_mode="center_crop")):
-        picture = treat(body, config)
+        picture = prepare_image(body, config)
         assert (picture.original_width, picture.original_height) == (64, 32)
         assert picture.exif_orientation == orientation
         image = decode(picture.data)
@@ -184,10 +184,10 @@ def test_samples_without_an_8_bit_form_are_refused(value):
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_an_orientation_that_is_none_is_stored_as_1(form, kind, value):
-    picture = treat(encode(corners(64, 32), form, exif=exif_orientation(kind, value)), PLAIN)
+    picture = prepare_image(encode(corners(64, 32), form, exif=exif_orientation(kind, value)), PLAIN)
     assert (picture.code, picture.width, picture.height) == (None, 64, 32)
     assert (picture.exif_orientation, type(picture.exif_orientation)) == (1, int)
-    turned = treat(encode(corners(64, 32), form, exif=exif_orientation(3, b"\0\6")), PLAIN)
+    turned = prepare_image(encode(corners(64, 32), form, exif=exif_orientation(3, b"\0\6")), PLAIN)
     assert (turned.width, turned.height, turned.exif_orientation) == (32, 64, 6)
 
 
@@ -195,7 +195,7 @@ def test_a_tiff_that_is_turned_by_its_xmp_keeps_its_shape():
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[700] = b'<rdf:Description tiff:Orientation="6"/>'
     tags.tagtype[700] = 7
-    picture = treat(encode(corners(64, 32), "TIFF", tiffinfo=tags), AcquireConfig(image_size=16))
+    picture = prepare_image(encode(corners(64, 32), "TIFF", tiffinfo=tags), AcquireConfig(image_size=16))
     assert (picture.original_width, picture.original_height, picture.width, picture.height) == (32, 64, 16, 32)
 
 
@@ -210,7 +210,7 @@ def test_the_first_picture_of_a_multi_picture_jpeg_is_kept():
     body = encode(corners(64, 32), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 32))])
     assert near(stored(body), (10, 5), RED)
     skip = AcquireConfig(resize_mode="no", skip_reencode=True)
-    assert treat(body, skip).data != body
+    assert prepare_image(body, skip).data != body
 
 
 def bombs():
@@ -242,17 +242,17 @@ def bombs():
 def test_pixel_bombs_are_refused_by_their_header_without_memory():
     for name, body in bombs().items():
         with own_pixel_limit():
-            assert (name, treat(bytes(body), PLAIN).code) == (name, Code.PIXEL_CAP)
+            assert (name, prepare_image(bytes(body), PLAIN).code) == (name, Code.PIXEL_CAP)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            assert (name, treat(bytes(body), PLAIN).code) == (name, Code.PIXEL_CAP)
+            assert (name, prepare_image(bytes(body), PLAIN).code) == (name, Code.PIXEL_CAP)
     script = (
         "import resource, sys\n"
-        "from tests.clip_data.acquire.test_image import bombs, PLAIN, treat, own_pixel_limit\n"
+        "from tests.clip_data.acquire.test_image import bombs, PLAIN, prepare_image, own_pixel_limit\n"
         "bodies = [bytes(body) for body in bombs().values()]\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with own_pixel_limit():\n"
-        "    codes = {treat(body, PLAIN).code for body in bodies * 3}\n"
+        "    codes = {prepare_image(body, PLAIN).code for body in bodies * 3}\n"
         "print(*codes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     code, growth = subprocess.run(
@@ -266,7 +266,7 @@ def test_our_pixel_limit_stands_in_for_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     body = encode(noise(40, 40), "PNG")
     with own_pixel_limit():
-        assert treat(body, PLAIN).code is None
+        assert prepare_image(body, PLAIN).code is None
         assert refusal(body, AcquireConfig(max_pixels=1599)) == Code.PIXEL_CAP
     assert Image.MAX_IMAGE_PIXELS == 100
 
@@ -276,7 +276,7 @@ def test_scan_bombs_are_refused():
     body = encode(noise(400, 400), "JPEG", progressive=True)
     last = body.rindex(b"\xff\xda")
     bomb = body[:-2] + body[last:-2] * 3000 + body[-2:]
-    assert treat(body, AcquireConfig(max_pixels=160_000)).code is None
+    assert prepare_image(body, AcquireConfig(max_pixels=160_000)).code is None
     assert refusal(bomb, AcquireConfig(max_pixels=1_000_000)) == Code.PIXEL_CAP
 
 
@@ -290,10 +290,10 @@ def test_a_line_is_not_enlarged_into_a_bomb():
 def test_size_and_shape_limits():
     body = encode(noise(100, 20))
     assert refusal(body, AcquireConfig(min_image_size=21)) == Code.TOO_SMALL
-    assert treat(body, AcquireConfig(min_image_size=20)).code is None
+    assert prepare_image(body, AcquireConfig(min_image_size=20)).code is None
     assert refusal(body, AcquireConfig(max_aspect_ratio=4.9)) == Code.ASPECT_RATIO
-    assert treat(body, AcquireConfig(max_aspect_ratio=5)).code is None
-    rejected = treat(body, AcquireConfig(min_image_size=21))
+    assert prepare_image(body, AcquireConfig(max_aspect_ratio=5)).code is None
+    rejected = prepare_image(body, AcquireConfig(min_image_size=21))
     assert (rejected.original_format, rejected.original_width, rejected.original_height) == ("jpeg", 100, 20)
 
 
@@ -302,7 +302,7 @@ def test_what_needs_no_change_can_be_kept_as_it_is(form):
     encoding = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[form]
     config = AcquireConfig(image_size=64, encode_format=encoding, encode_quality=5, skip_reencode=True)
     body = encode(noise(64, 64), form)
-    assert treat(body, config).data == body
+    assert prepare_image(body, config).data == body
     exif = Image.Exif()
     exif[0x0112] = 3
     changed = [
@@ -313,8 +313,8 @@ def test_what_needs_no_change_can_be_kept_as_it_is(form):
     if form != "JPEG":
         changed.append(encode(Image.new("RGBA", (64, 64), (0, 0, 0, 9)), form))
         changed.append(encode(noise(64, 64), form, save_all=True, append_images=[noise(64, 64, 1)]))
-    assert all(treat(other, config).data not in (other, None) for other in changed)
-    assert treat(body, AcquireConfig(image_size=64, encode_format=encoding, encode_quality=5)).data != body
+    assert all(prepare_image(other, config).data not in (other, None) for other in changed)
+    assert prepare_image(body, AcquireConfig(image_size=64, encode_format=encoding, encode_quality=5)).data != body
 
 
 @pytest.mark.parametrize("encoding", ["jpg", "png", "webp"])
@@ -329,7 +329,7 @@ def test_stored_pictures_carry_no_metadata(encoding):
         encode(noise(40, 30), "WEBP", exif=exif, icc_profile=b"SECRET" * 50, xmp=b"SECRET"),
     ]
     for body in bodies:
-        data = treat(body, AcquireConfig(encode_format=encoding, encode_quality=5)).data
+        data = prepare_image(body, AcquireConfig(encode_format=encoding, encode_quality=5)).data
         assert b"SECRET" not in data
         image = Image.open(io.BytesIO(data))
         assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "loop", "background"}
@@ -339,7 +339,7 @@ def test_stored_pictures_carry_no_metadata(encoding):
 def test_the_same_bytes_come_out_every_time():
     bodies = [encode(noise(700, 500, seed), form) for seed, form in enumerate(FORMS)]
     config = AcquireConfig(image_size=224)
-    assert [treat(body, config) for body in bodies] == [treat(body, config) for body in bodies]
+    assert [prepare_image(body, config) for body in bodies] == [prepare_image(body, config) for body in bodies]
 
 
 @pytest.mark.parametrize("size", [(900, 1300), (640, 480), (257, 300)])

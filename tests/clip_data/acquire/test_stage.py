@@ -17,13 +17,14 @@ import pytest
 
 from clip_core import ClipError
 from clip_core.config import fingerprint
-from clip_data.acquire import AcquireConfig, AcquireTask, Code
-from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
-from clip_data.dataset import shard_name, sidecar_name
+from clip_data.acquire import AcquireConfig, AcquireStage, Code
+from clip_data.acquire.shard import TarWriter, verify
+from clip_data.dataset import shard_name, sidecar_name, sidecar_schema
 from clip_data.errors import ClipDataError
-from clip_data.plan import SIDECAR_COLUMNS, PlanConfig, plan
-from clip_data.score import ScoreTask
+from clip_data.plan import PlanConfig, plan
+from clip_data.score import ScoreStage
 from clip_data.select import SelectConfig, select
+from clip_data.stage import run_unit
 from clip_data.uid import uid
 from tests.support.hostile_server import HostileServer
 from tests.support.pictures import decode, encode, noise
@@ -47,7 +48,7 @@ def make(folder, rows, name="out", **options):
 
 
 def acquire(dataset, config=CONFIG):
-    return [AcquireTask(dataset.root, config)(unit) for unit in dataset.units]
+    return [run_unit(dataset.url, AcquireStage(dataset.url, config), unit) for unit in dataset.units]
 
 
 def files(dataset, unit):
@@ -136,7 +137,7 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
     assert dataset.record("acquire", unit) == record
     assert record["counts"] == {"success": 2, "http_404": 1}
     assert (record["unit"], record["stage"], record["rows"]) == ("00000000", "acquire", 3)
-    assert record["fingerprint"] == dataset.open_stage("acquire", CONFIG.settings()) == fingerprint(CONFIG.settings())
+    assert record["fingerprint"] == dataset.open_stage("acquire", CONFIG.identity()) == fingerprint(CONFIG.identity())
     for name, content in zip((shard_name(unit), sidecar_name(unit)), files(dataset, unit), strict=True):
         assert record["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert [name for name in (tmp_path / "out").iterdir() if name.name.startswith(".tmp")] == []
@@ -189,16 +190,18 @@ def test_scores_of_a_replaced_shard_are_due_again(tmp_path, server):
     dataset = make(
         tmp_path, [{"url": server.put("late.png", b"not yet"), "caption": "a late image"}] * 2, rows_per_unit=1
     )
-    task, first = ScoreTask(dataset.root, "caption"), dataset.units[0]
+    stage, first = ScoreStage(dataset.url, "caption"), dataset.units[0]
     assert [record["counts"]["success"] for record in acquire(dataset)] == [0, 0]
-    dataset.open_stage(task.stage, task.config)
-    assert [task(unit)["counts"] for unit in dataset.units] == [{"success": 0, "rejected_upstream": 1}] * 2
+    dataset.open_stage(stage.name, stage.config)
+    assert [run_unit(dataset.url, stage, unit)["counts"] for unit in dataset.units] == [
+        {"success": 0, "rejected_upstream": 1}
+    ] * 2
     server.put("late.png", encode(noise(90, 80), "PNG"))
-    assert AcquireTask(dataset.root, CONFIG)(first)["counts"] == {"success": 1}
-    assert dataset.pending(task.stage) == [first]
+    assert run_unit(dataset.url, AcquireStage(dataset.url, CONFIG), first)["counts"] == {"success": 1}
+    assert dataset.pending(stage.name) == [first]
     with pytest.raises(ClipDataError, match="1 of 2 units have no score-caption results yet"):
         select(dataset, SelectConfig(name="words", where="words >= 2"))
-    assert task(first)["counts"] == {"success": 1}
+    assert run_unit(dataset.url, stage, first)["counts"] == {"success": 1}
     assert select(dataset, SelectConfig(name="words", where="words >= 2"))["kept"] == 1
 
 
@@ -217,8 +220,8 @@ def test_an_exception_that_no_code_foresees_costs_its_row(tmp_path, server, monk
     def trip(body, config):
         return image_treat(body, config) if len(body) > 10 else {}["width"]
 
-    image_treat = image.treat
-    monkeypatch.setattr(image, "treat", trip)
+    image_treat = image.prepare_image
+    monkeypatch.setattr(image, "prepare_image", trip)
     rows = [{"url": server.put(name, encode(noise(90, 90))), "caption": name} for name in ("a", "b")]
     rows.insert(1, {"url": server.put("short", b"tiny"), "caption": "short"})
     dataset = make(tmp_path, rows)
@@ -234,7 +237,7 @@ def test_trouble_of_this_machine_is_no_row_s_fault(tmp_path, server, monkeypatch
     def fail(body, config):
         raise error
 
-    monkeypatch.setattr("clip_data.acquire.image.treat", fail)
+    monkeypatch.setattr("clip_data.acquire.image.prepare_image", fail)
     dataset = make(tmp_path, [{"url": server.put("a.jpg", encode(noise(90, 90))), "caption": "a"}] * 5)
     with pytest.raises((MemoryError, ClipError), match=r"short|no files|ours"):
         acquire(dataset)
@@ -256,7 +259,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, serv
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(ClipError, match=rf"^cannot write in {dataset.root}: File too large; .*another folder$"):
+        with pytest.raises(ClipError, match=rf"^cannot write in {dataset.url}: File too large; .*another folder$"):
             acquire(dataset)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -269,7 +272,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path, serv
 def leaves_nothing(dataset):
     assert dataset.store.list("shards") == []
     assert not dataset.committed("acquire")
-    assert [path for path in Path(dataset.root).iterdir() if path.name.startswith(".tmp-")] == []
+    assert [path for path in Path(dataset.url).iterdir() if path.name.startswith(".tmp-")] == []
 
 
 HEADERS = [
@@ -368,10 +371,6 @@ def test_damage_on_the_way_to_the_disk_is_noticed(tmp_path):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(OSError, match="not reliable"):
         verify(tmp_path / "a.tar", tar.sha256, members)
-
-
-def test_the_plan_knows_the_columns_of_the_sidecar():
-    assert set(sidecar_schema().names) == SIDECAR_COLUMNS
 
 
 @pytest.mark.parity

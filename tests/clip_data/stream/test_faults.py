@@ -21,11 +21,11 @@ BATCH = 12
 
 
 def manifest_of(root):
-    return build_manifest([Source(root=str(root))])
+    return build_manifest([Source(dataset=str(root))])
 
 
 def stream(manifest, **options):
-    defaults = {"treatment": TRAIN, "tokenizer": letters, "global_batch_size": BATCH, "seed": 3, "workers": 0}
+    defaults = {"preprocess": TRAIN, "tokenizer": letters, "global_batch_size": BATCH, "seed": 3, "workers": 0}
     return SampleStream(manifest, **{**defaults, **options})
 
 
@@ -70,7 +70,7 @@ def test_a_corrupt_sample_is_replaced_counted_and_shifts_nothing(root, tmp_path)
 
 
 def test_the_replacement_is_the_next_good_sample_of_the_stream(root, tmp_path):
-    one = {"canonical_streams": 1, "treatment": EVAL}
+    one = {"canonical_streams": 1, "preprocess": EVAL}
     with stream(manifest_of(root), **one) as samples:
         order = [uid for batch in islice(samples, 6) for uid in batch["uid"]]
     dataset = stream_dataset(tmp_path / "damaged", corrupt=CORRUPT)
@@ -87,7 +87,7 @@ def test_read_once_leaves_corrupt_samples_out(tmp_path):
     for workers in (0, 2):
         reader = read_once(
             manifest_of(tmp_path / "damaged"),
-            treatment=EVAL,
+            preprocess=EVAL,
             tokenizer=letters,
             batch_size=20,
             workers=workers,
@@ -110,7 +110,7 @@ def test_a_truncated_tar_loses_its_end_only(where, tmp_path):
     data = dataset.store.read_bytes(name)
     end = dataset.sidecar(dataset.units[2])["image_offset"].to_pylist()[4] + 10
     dataset.store.write_bytes(name, data[:end])
-    reader = read_once(manifest_of(folder), treatment=EVAL, tokenizer=None, columns=("number",))
+    reader = read_once(manifest_of(folder), preprocess=EVAL, tokenizer=None, columns=("number",))
     lost = set(range(90)) - {n for batch in reader for n in batch["number"]} - {n for n in range(90) if n % 11 == 5}
     assert lost == {20, 21, 22, 23}
     assert reader.stats["corrupt"] == 4
@@ -182,7 +182,7 @@ def test_a_worker_that_is_stopped_before_it_has_started_blocks_nothing(root, mon
 
     monkeypatch.setattr("clip_data.stream.engine.start", start_stopped)
     monkeypatch.setattr("clip_data.stream.engine.STOPPED_S", 0.1)
-    wide = build_manifest([Source(root=str(root))] * 200)  # its plan does not fit into a pipe
+    wide = build_manifest([Source(dataset=str(root))] * 200)  # its plan does not fit into a pipe
     with (
         stream(wide, workers=1, global_batch_size=400) as samples,
         pytest.raises(
@@ -235,8 +235,8 @@ from clip_data.stream import SampleStream, Source, build_manifest
 from tests.support.streams import EVAL, children, letters
 import os, time
 # No `if __name__ == "__main__"` here: workers must not run this file.
-manifest = build_manifest([Source(root=sys.argv[1])])
-stream = SampleStream(manifest, treatment=EVAL, tokenizer=letters, global_batch_size=12, workers=2)
+manifest = build_manifest([Source(dataset=sys.argv[1])])
+stream = SampleStream(manifest, preprocess=EVAL, tokenizer=letters, global_batch_size=12, workers=2)
 next(stream)
 held = next(stream)
 print(*children(os.getpid()), flush=True)

@@ -8,7 +8,7 @@ import pytest
 from clip_core import ClipError
 from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
-from clip_data.stream.treatment import parse_treatment
+from clip_data.stream.preprocess import parse_preprocess
 from tests.support.datasets import jpeg
 from tests.support.streams import EVAL, TRAIN, content, letters, picture, stream_dataset
 
@@ -24,11 +24,11 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def manifest(root):
-    return build_manifest([Source(root=root)])
+    return build_manifest([Source(dataset=root)])
 
 
 def stream(manifest, **options):
-    defaults = {"treatment": TRAIN, "tokenizer": letters, "global_batch_size": BATCH, "seed": 3, "workers": 0}
+    defaults = {"preprocess": TRAIN, "tokenizer": letters, "global_batch_size": BATCH, "seed": 3, "workers": 0}
     return SampleStream(manifest, **{**defaults, **options})
 
 
@@ -68,15 +68,15 @@ def test_batches_are_as_promised(manifest):
     assert all(len(bytes.fromhex(uid)) == 16 for uid in batch["uid"])
     words = batches(manifest, 1, tokenizer=None)[0]["text"]
     np.testing.assert_array_equal(letters(words), batch["text"])
-    plain = batches(manifest, 1, treatment=EVAL)[0]
+    plain = batches(manifest, 1, preprocess=EVAL)[0]
     number = int(words[5].removeprefix("picture number "))
-    expected = parse_treatment(EVAL).decode(jpeg(picture(number)))
+    expected = parse_preprocess(EVAL).decode(jpeg(picture(number)))
     np.testing.assert_array_equal(plain["image"][5], expected.transpose(2, 0, 1))
 
 
 def test_seed_and_manifest_change_the_batches(manifest, reference, tmp_path):
     stream_dataset(tmp_path / "other", seed=1)
-    other = build_manifest([Source(root=str(tmp_path / "other"))])
+    other = build_manifest([Source(dataset=str(tmp_path / "other"))])
     for changed in (batches(manifest, 2, seed=4), batches(other, 2)):
         assert content(changed)[0][1] != reference[0][1]
 
@@ -124,7 +124,7 @@ def test_a_state_of_another_order_is_refused(manifest, change, message):
 
 def test_a_state_of_other_data_is_refused(manifest, tmp_path):
     stream_dataset(tmp_path / "other", seed=1)
-    other = stream(build_manifest([Source(root=str(tmp_path / "other"))]))
+    other = stream(build_manifest([Source(dataset=str(tmp_path / "other"))]))
     with pytest.raises(ClipDataError, match="manifest = "):
         other.load_state_dict(stream(manifest).state_dict())
     with pytest.raises(ClipDataError, match="step = None must be an integer"):
@@ -133,12 +133,12 @@ def test_a_state_of_other_data_is_refused(manifest, tmp_path):
 
 @pytest.mark.parametrize("size", [12, 41, 82])
 def test_each_sample_is_seen_once_an_epoch(manifest, size):
-    everyone = [uid for batch in read_once(manifest, treatment=EVAL, tokenizer=None) for uid in batch["uid"]]
+    everyone = [uid for batch in read_once(manifest, preprocess=EVAL, tokenizer=None) for uid in batch["uid"]]
     assert len(everyone) == 82
     epochs = np.lcm(82, size) // 82
     seen = Counter(
         uid
-        for batch in batches(manifest, 82 * epochs // size, global_batch_size=size, treatment=EVAL)
+        for batch in batches(manifest, 82 * epochs // size, global_batch_size=size, preprocess=EVAL)
         for uid in batch["uid"]
     )
     assert seen == dict.fromkeys(everyone, epochs)
@@ -146,26 +146,26 @@ def test_each_sample_is_seen_once_an_epoch(manifest, size):
 
 def test_sources_are_mixed_by_their_weights(manifest, root, tmp_path):
     stream_dataset(tmp_path / "small", samples=20, seed=1)
-    mixed = build_manifest([Source(root=root, weight=3.0), Source(root=str(tmp_path / "small"))])
+    mixed = build_manifest([Source(dataset=root, weight=3.0), Source(dataset=str(tmp_path / "small"))])
     small = {
         uid
         for batch in read_once(
-            build_manifest([Source(root=str(tmp_path / "small"))]), treatment=EVAL, tokenizer=letters
+            build_manifest([Source(dataset=str(tmp_path / "small"))]), preprocess=EVAL, tokenizer=letters
         )
         for uid in batch["uid"]
     }
     # The two datasets share captions and URLs, and therefore uids: pictures tell them apart.
-    found = batches(mixed, 40, treatment=EVAL)
+    found = batches(mixed, 40, preprocess=EVAL)
     assert small <= {uid for batch in found for uid in batch["uid"]}
     pictures = {
         picture_bytes(batch, index): name
         for name, source in (("large", root), ("small", str(tmp_path / "small")))
-        for batch in read_once(build_manifest([Source(root=source)]), treatment=EVAL, tokenizer=None)
+        for batch in read_once(build_manifest([Source(dataset=source)]), preprocess=EVAL, tokenizer=None)
         for index in range(len(batch["uid"]))
     }
     per_batch = [Counter(pictures[picture_bytes(batch, index)] for index in range(BATCH))["small"] for batch in found]
     assert per_batch == [BATCH // 4] * 40
-    assert content(global_batches(mixed, 8, world=4, treatment=EVAL)) == content(found[:8])
+    assert content(global_batches(mixed, 8, world=4, preprocess=EVAL)) == content(found[:8])
     drawn = Counter(picture_bytes(batch, index) for batch in found for index in range(BATCH))
     times = [count for key, count in drawn.items() if pictures[key] == "small"]
     assert max(times) - min(times) <= 1  # 120 draws of 18 samples, without replacement
@@ -201,33 +201,33 @@ def test_open_files_stay_few_and_are_closed(manifest, monkeypatch):
 
 def test_memory_of_other_file_systems_serves_the_same_batches(reference):
     stream_dataset("memory://streams/data")
-    manifest = build_manifest([Source(root="memory://streams/data")])
+    manifest = build_manifest([Source(dataset="memory://streams/data")])
     assert content(batches(manifest, 20)) == reference
 
 
 def test_worker_processes_read_through_fsspec(root, reference):
-    manifest = build_manifest([Source(root=f"simplecache::file://{root}")])
+    manifest = build_manifest([Source(dataset=f"simplecache::file://{root}")])
     assert not manifest.parts[0].selection.store.local
     assert content(batches(manifest, 4, workers=1)) == reference[:4]
 
 
 def test_read_once_reads_everything_in_order(manifest):
     expected = [f"picture number {number}" for number in range(90) if number % 11 != 5]
-    reader = read_once(manifest, treatment=EVAL, tokenizer=None, batch_size=30, columns=("number", "url"))
+    reader = read_once(manifest, preprocess=EVAL, tokenizer=None, batch_size=30, columns=("number", "url"))
     found = list(reader)
     assert [len(batch["uid"]) for batch in found] == [len(batch["image"]) for batch in found] == [30, 30, 22]
     assert [text for batch in found for text in batch["text"]] == expected
     assert [f"picture number {number}" for batch in found for number in batch["number"]] == expected
     assert found[0]["url"][0].startswith("http://")
     assert content(reader) == content(found)
-    threaded = read_once(manifest, treatment=EVAL, tokenizer=letters, batch_size=30, workers=2)
+    threaded = read_once(manifest, preprocess=EVAL, tokenizer=letters, batch_size=30, workers=2)
     assert [images for _, images, _ in content(threaded)] == [images for _, images, _ in content(found)]
 
 
 def test_read_once_of_several_sources_keeps_their_order(manifest, root):
-    twice = build_manifest([Source(root=root), Source(root=root, weight=9.0)])
-    single = [uid for batch in read_once(manifest, treatment=EVAL, tokenizer=None) for uid in batch["uid"]]
-    double = [uid for batch in read_once(twice, treatment=EVAL, tokenizer=None) for uid in batch["uid"]]
+    twice = build_manifest([Source(dataset=root), Source(dataset=root, weight=9.0)])
+    single = [uid for batch in read_once(manifest, preprocess=EVAL, tokenizer=None) for uid in batch["uid"]]
+    double = [uid for batch in read_once(twice, preprocess=EVAL, tokenizer=None) for uid in batch["uid"]]
     assert double == single * 2
 
 
@@ -242,7 +242,7 @@ def half(captions):
         ({"world_size": 3}, "world_size=3 does not divide the 4 canonical streams"),
         ({"workers": -1}, "workers = -1 must be an integer of at least 0"),
         ({"start_step": 1.5}, "start_step = 1.5 must be an integer"),
-        ({"treatment": {"size": [8, 8], "resize": 1}}, "unknown key resize"),
+        ({"preprocess": {"size": [8, 8], "resize": 1}}, "unknown key resize"),
         ({"tokenizer": half}, r"integer ndarray of shape \[n, context\], not ndarray int64 \(0, 24\)"),
         ({"tokenizer": lambda texts: [[1]] * len(texts)}, "not list"),
         ({"tokenizer": lambda texts: letters(texts) / 2}, "not ndarray float64"),
@@ -256,8 +256,8 @@ def test_bad_values_are_refused(manifest, change, message):
 
 def test_bad_values_of_read_once_are_refused(manifest):
     with pytest.raises(ClipDataError, match="batch_size = 0"):
-        read_once(manifest, treatment=EVAL, tokenizer=None, batch_size=0)
+        read_once(manifest, preprocess=EVAL, tokenizer=None, batch_size=0)
     with pytest.raises(ClipDataError, match="columns: uid is always part of a batch"):
-        read_once(manifest, treatment=EVAL, tokenizer=None, columns=("uid",))
+        read_once(manifest, preprocess=EVAL, tokenizer=None, columns=("uid",))
     with pytest.raises(ClipDataError, match="has no column 'labl'; it has uid, key"):
-        list(read_once(manifest, treatment=EVAL, tokenizer=None, columns=("labl",)))
+        list(read_once(manifest, preprocess=EVAL, tokenizer=None, columns=("labl",)))

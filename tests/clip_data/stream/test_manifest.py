@@ -10,11 +10,11 @@ from tests.support.streams import EVAL, stream_dataset
 
 
 def manifest_of(root, **options):
-    return build_manifest([Source(root=str(root), **options)])
+    return build_manifest([Source(dataset=str(root), **options)])
 
 
 def uids(manifest):
-    return [uid for batch in read_once(manifest, treatment=EVAL, tokenizer=None) for uid in batch["uid"]]
+    return [uid for batch in read_once(manifest, preprocess=EVAL, tokenizer=None) for uid in batch["uid"]]
 
 
 def test_a_manifest_counts_the_successful_samples(tmp_path):
@@ -33,8 +33,8 @@ def test_the_fingerprint_follows_the_data_and_not_its_place(tmp_path):
     assert manifest_of(f"{tmp_path}/moved/").fingerprint == first
     assert manifest_of(f"file://{tmp_path}/moved").fingerprint == first
     assert manifest_of(tmp_path / "other").fingerprint != first
-    both = [Source(root=str(tmp_path / name)) for name in ("a", "other")]
-    heavier = [both[0], Source(root=both[1].root, weight=2.0)]
+    both = [Source(dataset=str(tmp_path / name)) for name in ("a", "other")]
+    heavier = [both[0], Source(dataset=both[1].dataset, weight=2.0)]
     found = {build_manifest(sources).fingerprint for sources in (both, both[::-1], heavier)}
     assert len({*found, first}) == 4
 
@@ -45,7 +45,7 @@ def test_a_selection_narrows_the_manifest(tmp_path):
     manifest = manifest_of(tmp_path / "a", selection="few")
     assert manifest.samples == 19
     assert manifest.fingerprint != manifest_of(tmp_path / "a").fingerprint
-    batches = list(read_once(manifest, treatment=EVAL, tokenizer=None, batch_size=5, columns=("number",)))
+    batches = list(read_once(manifest, preprocess=EVAL, tokenizer=None, batch_size=5, columns=("number",)))
     assert [n for batch in batches for n in batch["number"]] == [n for n in range(40, 60) if n % 11 != 5]
 
 

@@ -7,7 +7,7 @@ from tests.support.streams import stream_dataset
 
 
 def manifest(root, *selections: str) -> Manifest:
-    return build_manifest([Source(root=str(root), selection=name) for name in selections])
+    return build_manifest([Source(dataset=str(root), selection=name) for name in selections])
 
 
 def check(training: Manifest, held_out: Manifest) -> None:

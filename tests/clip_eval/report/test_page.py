@@ -145,7 +145,7 @@ def test_unfinished_units_are_not_attempted(tmp_path):
     attempted, _, stored = read_funnel(dataset, ())
     assert attempted.lost == [("not_attempted", "units that are not finished yet", 4)]
     assert (attempted.kept, stored.kept) == (4, 4)
-    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.root))
+    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url))
     assert "4attemptedof 8 URLs of the plan" in Page(Path(out).read_text(encoding="utf-8")).text
 
 
@@ -197,13 +197,13 @@ def test_pictures_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_p
     uid = dataset.sidecar(dataset.units[0])["uid"][4].as_py()
     dataset.take_down([uid.hex()], "asked for")
     select(dataset, SelectConfig(name="clean"))
-    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.root, selections=("clean",)))
+    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url, selections=("clean",)))
     page = Page(Path(out).read_text(encoding="utf-8"))
     assert page.tags.count("img") == 4
     assert "no picture" in page.text
     assert "taken_down" in page.text
     assert "red 4" not in page.text
-    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.root))
+    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url))
     assert "red 4" not in Page(Path(out).read_text(encoding="utf-8")).text
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import clip_models
-from clip_data.executor import ExecutorConfig, make_executor
-from clip_data.run import run_stage
-from clip_data.score import ScoreTask
+from clip_data.executors import ExecutorConfig, make_executor
+from clip_data.score import ScoreStage
+from clip_data.stage import run_stage, run_unit
 from clip_data.tables import read_table
 from clip_models import ClipModelsError
 from clip_models.inference.scorer import ClipScorer
@@ -67,9 +67,9 @@ def test_scores_of_a_dataset(tmp_path, weights):
     ]
     dataset = make_dataset(tmp_path / "d", samples, rows_per_unit=4)
     scorer = ClipScorer(model=MODEL, pretrained=weights, batch_size=3, device="cpu")
-    task = ScoreTask(dataset.root, pickle.loads(pickle.dumps(scorer)))
+    stage = ScoreStage(dataset.url, pickle.loads(pickle.dumps(scorer)))
     with make_executor(ExecutorConfig(workers=1)) as executor:
-        run_stage(dataset, task.stage, task.config, task, executor)
+        run_stage(dataset, stage, executor)
     found = [
         value
         for unit in dataset.units
@@ -84,7 +84,7 @@ def test_scores_of_a_dataset(tmp_path, weights):
     np.testing.assert_allclose([found[row] for row in kept], direct["clip_similarity"].to_pylist(), atol=0.03)
     before = {unit.name: dataset.store.read_bytes(f"columns/clip/{unit.name}.parquet") for unit in dataset.units}
     for unit in dataset.units:
-        task(unit)
+        run_unit(dataset.url, stage, unit)
         assert dataset.store.read_bytes(f"columns/clip/{unit.name}.parquet") == before[unit.name]
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "acquire": "fetch, decode, resize and shard the images",
     "score": "add columns computed from captions and images",
     "select": "choose rows by an expression over columns, and drop duplicates",
+    "takedown": "exclude samples for good, by uid, URL or key",
     "status": "show progress and rejections, from any terminal",
     "verify": "check files against the commit records",
 }
@@ -24,9 +25,9 @@ Exit code 0 means done; 2, after one line that says why, a mistake or an outcome
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point; exits with 0, or with 2 after one line that says what is wrong."""
-    run_commands("clip_data", COMMANDS, ABOUT, args, adjust=_make_root_absolute)
+    run_commands("clip_data", COMMANDS, ABOUT, args, adjust=_make_absolute)
 
 
-def _make_root_absolute(config: Any) -> None:
-    if config.root and Store(config.root).local and "://" not in config.root:  # workers may run in another folder
-        object.__setattr__(config, "root", os.path.abspath(os.path.expanduser(config.root)))
+def _make_absolute(config: Any) -> None:
+    if config.dataset and Store(config.dataset).local and "://" not in config.dataset:  # workers run in other folders
+        object.__setattr__(config, "dataset", os.path.abspath(os.path.expanduser(config.dataset)))

@@ -1,6 +1,7 @@
-"""The dataset folder: units, shards, sidecars, columns, commit records, selections, tombstones.
+"""The dataset folder: names of files, sample keys, the schema of sidecars, commit records, selections, tombstones.
 
-Every package reads and writes datasets through this module; the layout is written down in the package's README.
+Every package reads and writes datasets through this module, and no other module knows a file name of the folder. The
+layout is described in the package's README.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,42 @@ if TYPE_CHECKING:
 FORMAT = 1
 SUCCESS = "success"
 UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected already
-MAX_ROWS_PER_UNIT = 100_000  # a row's place in its unit has 5 digits in the key
+ACQUIRE = "acquire"  # the stage that writes shards and sidecars
+MAX_ROWS_PER_UNIT = 100_000  # a row's index in its unit has 5 digits in the key
+RECORD_READERS = 16  # threads that read commit records: on an object store each is one round trip
+
+DESCRIPTION, UNITS = "dataset.json", "units.parquet"
+SOURCES, COMMITS, COLUMNS, SELECTIONS, TOMBSTONES = "sources", "commits", "columns", "selections", "tombstones"
+
+SIDECAR_COLUMNS: Mapping[str, str | int] = {
+    "uid": 16,
+    "key": "string",
+    "url": "string",
+    "caption": "string",
+    "status": "string",
+    "error_class": "string",
+    "error": "string",
+    "http_status": "int16",
+    "optout": "string",
+    "redirects": "int8",
+    "content_type": "string",
+    "bytes": "int64",
+    "sha256": 32,
+    "original_format": "string",
+    "original_width": "int32",
+    "original_height": "int32",
+    "exif_orientation": "int8",
+    "width": "int32",
+    "height": "int32",
+    "image_ext": "string",
+    "image_offset": "int64",
+    "image_length": "int64",
+    "text_offset": "int64",
+    "text_length": "int64",
+    "json_offset": "int64",
+    "json_length": "int64",
+}
+"""The sidecar's own columns: their Arrow types, or the bytes of a fixed-size binary. Extra columns follow them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +79,13 @@ class Unit:
         return f"{self.ordinal:08d}"
 
     def key(self, row: int) -> str:
-        """The sample key of a row of this unit: 8 digits of the unit, 5 of the row."""
+        """Returns the sample key of a row: 8 digits for the unit, 5 for the row."""
         return f"{self.ordinal:08d}{row:05d}"
+
+
+def parse_key(key: str) -> tuple[int, int] | None:
+    """Returns the ordinal of the unit and the row of a sample key; None if it is not such a key."""
+    return (int(key[:8]), int(key[8:])) if re.fullmatch("[0-9]{13}", key) else None
 
 
 def shard_name(unit: Unit) -> str:
@@ -55,111 +97,191 @@ def sidecar_name(unit: Unit) -> str:
 
 
 def column_name(columns: str, unit: Unit) -> str:
-    return f"columns/{columns}/{unit.name}.parquet"
+    return f"{COLUMNS}/{columns}/{unit.name}.parquet"
+
+
+def score_stage(columns: str) -> str:
+    """Returns the name of the stage that writes a set of columns."""
+    return f"score-{columns}"
+
+
+def record_name(stage: str, unit: str) -> str:
+    return f"{COMMITS}/{stage}/{unit}.json"
+
+
+def stage_name(stage: str) -> str:
+    """Returns the name of the file with the config of a stage."""
+    return f"{COMMITS}/{stage}.json"
+
+
+def selection_folder(selection: str) -> str:
+    return f"{SELECTIONS}/{selection}"
+
+
+def selection_description(selection: str) -> str:
+    """Returns the name of the file that describes a selection, and is written last."""
+    return f"{selection_folder(selection)}/selection.json"
+
+
+def selection_name(selection: str, unit: Unit) -> str:
+    return f"{selection_folder(selection)}/{unit.name}.parquet"
+
+
+def source_name(number: int) -> str:
+    """Returns the name of the parquet file that a text source is converted to."""
+    return f"{SOURCES}/{number:05d}.parquet"
+
+
+def sidecar_schema() -> pa.Schema:
+    """Returns the schema of the sidecar's own columns."""
+    import pyarrow as pa
+
+    types = SIDECAR_COLUMNS.items()
+    return pa.schema([(name, pa.binary(t) if isinstance(t, int) else pa.type_for_alias(t)) for name, t in types])
+
+
+def tar_members(row: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Returns (name, offset, length) of the members of a successful row of a sidecar, in the order of the tar."""
+    parts = (("image", row["image_ext"]), ("text", "txt"), ("json", "json"))
+    return [(f"{row['key']}.{ext}", row[f"{part}_offset"], row[f"{part}_length"]) for part, ext in parts]
 
 
 class Dataset:
     """An existing dataset folder."""
 
-    def __init__(self, root: str, store: Store, description: Mapping[str, Any]) -> None:
-        self.root = root
+    def __init__(self, store: Store, description: Mapping[str, Any]) -> None:
         self.store = store
         self.description = dict(description)
 
+    @property
+    def url(self) -> str:
+        return self.store.url
+
     @classmethod
-    def open(cls, root: str) -> Dataset:
-        """Opens the dataset at an fsspec URL; ClipDataError when there is none."""
-        store = Store(root)
-        if not store.exists("dataset.json"):
-            raise ClipDataError(f"{root} holds no dataset (no dataset.json): plan one with 'clip-data plan'")
-        description = store.read_json("dataset.json")
+    def open(cls, url: str) -> Dataset:
+        """Opens the dataset at an fsspec URL. Raises ClipDataError if there is none."""
+        store = Store(url)
+        if not is_dataset(store):
+            raise ClipDataError(f"{url} holds no dataset (no {DESCRIPTION}): plan one with 'clip-data plan'")
+        description = store.read_json(DESCRIPTION)
         if description.get("format") != FORMAT:
-            raise ClipDataError(f"{root} has dataset format {description.get('format')!r}; this version reads {FORMAT}")
-        return cls(root, store, description)
+            raise ClipDataError(f"{url} has dataset format {description.get('format')!r}; this version reads {FORMAT}")
+        return cls(store, description)
 
     @classmethod
-    def create(cls, root: str, units: Sequence[Unit], description: Mapping[str, Any]) -> Dataset:
-        """Writes a new dataset's plan, or opens the one that is there if it is the same plan.
+    def create(cls, url: str, units: Sequence[Unit], description: Mapping[str, Any]) -> Dataset:
+        """Writes the plan of a new dataset, or opens the dataset that is there if its plan is the same.
 
-        `description` (sources with fingerprints, options of the plan) is kept in dataset.json; a folder whose
-        description differs holds another dataset and is refused (ConfigError).
+        `description` (sources with fingerprints, options of the plan) is kept in dataset.json. Raises ConfigError for a
+        folder with another description.
         """
         import pyarrow as pa
 
-        store = Store(root)
+        store = Store(url)
         wanted = {"format": FORMAT, **description}
         wanted["fingerprint"] = fingerprint(wanted)
         if is_planned(store, wanted):
-            return cls.open(root)
-        write_table(store, "units.parquet", pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
-        store.write_json("dataset.json", wanted)  # last: the folder is a dataset from here on
-        return cls(root, store, wanted)
+            return cls.open(url)
+        write_table(store, UNITS, pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
+        store.write_json(DESCRIPTION, wanted)  # last: the folder is a dataset from here on
+        return cls(store, wanted)
 
     @cached_property
     def units(self) -> list[Unit]:
         """All units in the order of their ordinals."""
-        return [Unit(**row) for row in read_table(self.store, "units.parquet").to_pylist()]
+        return [Unit(**row) for row in read_table(self.store, UNITS).to_pylist()]
 
     # -- the ledger ------------------------------------------------------------------------------------------------
 
     def commit(self, stage: str, unit: Unit, record: Mapping[str, Any]) -> None:
-        """Writes the commit record, the last act of a unit's stage: from here on the unit is done."""
-        self.store.write_json(f"commits/{stage}/{unit.name}.json", record)
+        """Writes the commit record, the last file of a unit's stage: from here on the unit is done."""
+        self.store.write_json(record_name(stage, unit.name), record)
 
     def drop_scores(self, unit: Unit) -> None:
-        """Removes the commit records of a unit's scores: they are of a shard that is about to be replaced."""
-        for folder in self.store.list("commits"):
-            if folder.startswith("commits/score-") and not folder.endswith(".json"):
-                self.store.remove(f"{folder}/{unit.name}.json")
+        """Removes the commit records of a unit's scores, because its shard is about to be replaced."""
+        for stage in self.stages():
+            if stage.startswith(score_stage("")):
+                self.store.remove(record_name(stage, unit.name))
+
+    def stages(self) -> list[str]:
+        """Returns the names of the stages that were started."""
+        return self._names(COMMITS, ".json")
 
     def committed(self, stage: str) -> set[str]:
-        """Names of the units whose stage has a commit record: one listing, no reads."""
-        return {name.rsplit("/", 1)[-1].removesuffix(".json") for name in self.store.list(f"commits/{stage}")}
+        """Returns the names of the units that have a commit record of the stage: one listing, no reads."""
+        return set(self._names(f"{COMMITS}/{stage}", ".json"))
 
     def record(self, stage: str, unit: Unit) -> dict[str, Any]:
-        return self.store.read_json(f"commits/{stage}/{unit.name}.json")
+        """Returns a commit record."""
+        return self.store.read_json(record_name(stage, unit.name))
+
+    def records(self, stage: str, units: Iterable[Unit]) -> list[dict[str, Any]]:
+        """Returns the commit records of some units, in their order."""
+        with ThreadPoolExecutor(RECORD_READERS) as pool:
+            return list(pool.map(lambda unit: self.record(stage, unit), units))
 
     def open_stage(self, stage: str, config: Any) -> str:
-        """Fixes a stage's config at its first use and returns its fingerprint; another config later is refused."""
-        name = f"commits/{stage}.json"
+        """Fixes the config of a stage at its first use and returns its fingerprint.
+
+        Raises ClipDataError if the stage was started with another config.
+        """
         wanted = {"stage": stage, "config": config, "fingerprint": fingerprint(config)}
-        if self.store.exists(name):
-            found = self.store.read_json(name)
-            if found["fingerprint"] != wanted["fingerprint"]:
-                raise ClipDataError(
-                    f"{self.root} already holds {stage} results of other settings: "
-                    f"{difference(found['config'], wanted['config'])}; use the same settings or another folder"
-                )
-        else:
-            self.store.write_json(name, wanted)
+        if not self.store.exists(stage_name(stage)):
+            self.store.write_json(stage_name(stage), wanted)
+        found = self.stage(stage)
+        if found["fingerprint"] != wanted["fingerprint"]:
+            raise ClipDataError(
+                f"{self.url} already holds {stage} results of another config: "
+                f"{difference(found['config'], wanted['config'])}; use the same config or another folder"
+            )
         return wanted["fingerprint"]
 
+    def stage(self, stage: str) -> dict[str, Any]:
+        """Returns the name, the config and the fingerprint of a stage that was started."""
+        return self.store.read_json(stage_name(stage))
+
     def pending(self, stage: str) -> list[Unit]:
-        """Units without a commit record of the stage, in order."""
+        """Returns the units without a commit record of the stage, in order."""
         done = self.committed(stage)
         return [unit for unit in self.units if unit.name not in done]
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
     def sidecar(self, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row per attempted URL of the unit, in source order."""
+        """Returns one row per attempted URL of the unit, in source order."""
         return read_table(self.store, sidecar_name(unit), columns)
 
     def column_sets(self) -> list[str]:
-        """Names of the scorers whose columns stand beside the shards."""
-        return [name.removeprefix("columns/") for name in self.store.list("columns")]
+        """Returns the names of the scorers that have written columns."""
+        return self._names(COLUMNS)
+
+    def column_files(self, columns: str) -> list[str]:
+        """Returns the names of the files of a set of columns, in the order of their units."""
+        return self.store.list(f"{COLUMNS}/{columns}")
 
     def selections(self) -> list[str]:
-        return [
-            name.removeprefix("selections/")
-            for name in self.store.list("selections")
-            if self.store.exists(f"{name}/selection.json")
-        ]
+        """Returns the names of the finished selections."""
+        return [name for name in self._names(SELECTIONS) if self.store.exists(selection_description(name))]
+
+    def selection(self, name: str) -> dict[str, Any]:
+        """Returns the description of a selection. Raises ClipDataError if there is none of that name."""
+        if not self.store.exists(selection_description(name)):
+            known = ", ".join(self.selections()) or "none"
+            raise ClipDataError(f"{self.url} has no selection {name!r}; it has {known}")
+        return self.store.read_json(selection_description(name))
+
+    def _names(self, folder: str, suffix: str = "") -> list[str]:
+        found = self.store.list(folder)
+        return [name.removeprefix(f"{folder}/").removesuffix(suffix) for name in found if name.endswith(suffix)]
 
     # -- takedown --------------------------------------------------------------------------------------------------
 
     def take_down(self, uids: Iterable[str], reason: str) -> str:
-        """Appends a tombstone file for samples (uids of 32 hex digits); returns its name. No shard is touched."""
+        """Adds a tombstone file for samples (uids of 32 hex digits) and returns its name. No shard is changed.
+
+        The name follows from the content: two takedowns at the same time write two files, and the same takedown twice
+        writes one.
+        """
         import pyarrow as pa
 
         names = sorted(set(uids))
@@ -167,18 +289,23 @@ class Dataset:
         if wrong or not names:
             raise ClipDataError(f"a takedown needs uids of 32 hex digits, not {wrong[0] if wrong else 'none'!r}")
         rows = [{"uid": bytes.fromhex(uid), "reason": reason} for uid in names]
-        name = f"tombstones/{len(self.store.list('tombstones')):08d}.parquet"
+        name = f"{TOMBSTONES}/{fingerprint([names, reason])}.parquet"
         schema = pa.schema([("uid", pa.binary(16)), ("reason", pa.string())])
         write_table(self.store, name, pa.Table.from_pylist(rows, schema=schema))
         return name
 
     def taken_down(self) -> set[bytes]:
-        """The 16-byte uids of all tombstones."""
-        names = self.store.list("tombstones")
+        """Returns the 16-byte uids of all tombstones."""
+        names = self.store.list(TOMBSTONES)
         return {uid for name in names for uid in read_table(self.store, name, ["uid"])["uid"].to_pylist()}
 
 
+def is_dataset(store: Store) -> bool:
+    """Returns whether a folder holds a dataset."""
+    return store.exists(DESCRIPTION)
+
+
 def is_planned(store: Store, description: Mapping[str, Any]) -> bool:
-    """Whether this very dataset is planned there. Raises ConfigError for another one, or files of something else."""
+    """Returns whether a folder holds this very dataset. Raises ConfigError if it holds something else."""
     # A plan that was killed has left some of its own files.
-    return is_claimed(store, description, "dataset.json", what="dataset", own=("units.parquet", "sources"))
+    return is_claimed(store, description, DESCRIPTION, what="dataset", own=(UNITS, SOURCES))

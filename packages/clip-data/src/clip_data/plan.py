@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Any
 from clip_core.config import to_dict
 from clip_core.store import Store
 from clip_data import sources
-from clip_data.dataset import MAX_ROWS_PER_UNIT, Dataset, Unit, is_planned
+from clip_data.dataset import (
+    MAX_ROWS_PER_UNIT,
+    SIDECAR_COLUMNS,
+    Dataset,
+    Unit,
+    is_dataset,
+    is_planned,
+    source_name,
+)
 from clip_data.errors import ClipDataError
 from clip_data.text_tables import convert
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-# fmt: off
-SIDECAR_COLUMNS = frozenset({
-    "uid", "key", "url", "caption", "status", "error_class", "error", "http_status", "optout", "redirects",
-    "content_type", "bytes", "sha256", "original_format", "original_width", "original_height", "exif_orientation",
-    "width", "height", "image_ext", "image_offset", "image_length", "text_offset", "text_length", "json_offset",
-    "json_length",
-})
-# fmt: on
-"""Names a sidecar uses for itself: an extra column may not have one of them."""
 
 READ_ROWS = 8192  # rows decoded at a time on the way to a unit in the middle of a large row group
 
@@ -37,7 +35,7 @@ class PlanConfig:
     urls: tuple[str, ...]
     """tables of URLs: paths, fsspec URLs or globs of .parquet, .csv, .tsv or .jsonl files (text also .gz)"""
     url_column: str = "url"
-    """column with the address of the picture"""
+    """column with the address of the image"""
     caption_column: str = "caption"
     """column with the caption"""
     extra_columns: tuple[str, ...] = ()
@@ -59,31 +57,31 @@ class PlanConfig:
             raise ClipDataError(f"extra_columns names a column twice: {', '.join(self.extra_columns)}")
 
 
-def plan(root: str, config: PlanConfig) -> Dataset:
-    """Plans the dataset at `root`, or opens it if it holds this very plan already.
+def plan(url: str, config: PlanConfig) -> Dataset:
+    """Plans the dataset at an fsspec URL, or opens it if it holds this very plan already.
 
     Parquet sources stay where they are: only their footers are read. Text sources are converted once, to
-    `<root>/sources/<n>.parquet`. Raises ClipError for sources that do not fit, and for a folder with another plan.
+    `sources/<n>.parquet` in it. Raises ClipError for sources that do not fit, and for a folder with another plan.
     """
-    urls = [url for pattern in config.urls for url in sources.find(pattern)]
-    twice = next((url for url in urls if urls.count(url) > 1), None) if len(set(urls)) < len(urls) else None
+    urls = [found for pattern in config.urls for found in sources.find(pattern)]
+    twice = next((found for found in urls if urls.count(found) > 1), None) if len(set(urls)) < len(urls) else None
     if twice:
         raise ClipDataError(f"urls names {twice} twice")
-    store = Store(root)
+    store = Store(url)
     with ThreadPoolExecutor(16) as pool:  # remote files: latency, not work
-        entries = list(pool.map(lambda url: {"url": url, **sources.identity(url)}, urls))
+        entries = list(pool.map(lambda source: {"url": source, **sources.identity(source)}, urls))
     columns = {"url": config.url_column, "caption": config.caption_column, "extra": list(config.extra_columns)}
     description = {"sources": entries, "columns": columns, "config": to_dict(config)}
-    if store.exists("dataset.json"):
-        planned = Dataset.open(root).description
+    if is_dataset(store):
+        planned = Dataset.open(url).description
         description["sources"] = planned.get("sources")
-        dataset = Dataset.create(root, [], description)  # refuses other settings
-        _check_same_sources(root, planned["sources"], entries)
+        dataset = Dataset.create(url, [], description)  # refuses another config
+        _check_same_sources(url, planned["sources"], entries)
         return dataset
     is_planned(store, description)  # it is not; files of something else are refused before conversions are written
     for number, entry in enumerate(entries):
         if sources.table_format(entry["url"]) != "parquet":
-            name = f"sources/{number:05d}.parquet"
+            name = source_name(number)
             texts = (config.url_column, config.caption_column)
             convert(entry["url"], store, name, texts, config.extra_columns, config.rows_per_unit)
             entry["table"] = {"name": name, **sources.identity(f"{store.url}/{name}")}
@@ -107,7 +105,7 @@ def plan(root: str, config: PlanConfig) -> Dataset:
                 units.append(unit)
     if not units:
         raise ClipDataError(f"{', '.join(config.urls)}: an empty table, it has no rows")
-    return Dataset.create(root, units, description)
+    return Dataset.create(url, units, description)
 
 
 def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
@@ -176,13 +174,13 @@ def _location(store: Store, entry: Mapping[str, Any]) -> str:
     return f"{store.url}/{_source(entry)}" if "table" in entry else entry["url"]
 
 
-def _check_same_sources(root: str, planned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
+def _check_same_sources(dataset: str, planned: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> None:
     before = {entry["url"]: entry["fingerprint"] for entry in planned}
     after = {entry["url"]: entry["fingerprint"] for entry in now}
     for url in sorted({*before, *after}):
         if before.get(url) != after.get(url):
             what = "is new" if url not in before else "is gone" if url not in after else "has changed"
             raise ClipDataError(
-                f"{root} holds another dataset: the source {url} {what} since it was planned; "
+                f"{dataset} holds another dataset: the source {url} {what} since it was planned; "
                 "choose another output folder, or remove this one"
             )

@@ -6,28 +6,26 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from clip_data.dataset import SUCCESS, Dataset, Unit
-from clip_data.run import TOP_REASONS, merge_counts, read_records, warn_of
+from clip_data.dataset import SUCCESS, Dataset, Unit, record_name
+from clip_data.stage import TOP_REASONS, low_success, merge_counts
 
 RATE_WINDOW = 32  # latest commit records that the rate is estimated from
 
 
-def status(root: str) -> dict[str, Any]:
-    """The state of the dataset at `root`, JSON-able; ClipDataError when there is none.
+def status(url: str) -> dict[str, Any]:
+    """Returns the state of the dataset at a URL, in JSON types. Raises ClipDataError if there is none.
 
-    stages: per stage, units and rows done and in all, the share of successes, the
-    most frequent rejection reasons, and the recent rate in samples per second (None before the second unit) with the
-    seconds left at that rate. selections: of each the rows attempted and kept, and the dropped ones by reason.
+    stages: for each, units and rows done and in all, the share of successes, the most frequent rejections, and the
+    recent rate in samples per second (None before the second unit) with the seconds left at that rate. selections: for
+    each, the rows attempted and kept, and the counts of the others by reason.
     """
-    dataset = Dataset.open(root)
-    names = (name.removeprefix("commits/") for name in dataset.store.list("commits"))
-    stages = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    dataset = Dataset.open(url)
     return {
-        "root": root,
+        "dataset": url,
         "sources": len(dataset.description["sources"]),
         "units": len(dataset.units),
         "rows": sum(unit.rows for unit in dataset.units),
-        "stages": {stage: _stage(dataset, stage) for stage in stages},
+        "stages": {stage: _stage(dataset, stage) for stage in dataset.stages()},
         "selections": {name: _selection(dataset, name) for name in dataset.selections()},
         "taken_down": len(dataset.taken_down()),
     }
@@ -36,7 +34,7 @@ def status(root: str) -> dict[str, Any]:
 def _stage(dataset: Dataset, stage: str) -> dict[str, Any]:
     committed = dataset.committed(stage)
     units = [unit for unit in dataset.units if unit.name in committed]
-    counts = merge_counts(read_records(dataset, stage, units))
+    counts = merge_counts(dataset.records(stage, units))
     rows, left = sum(unit.rows for unit in units), sum(u.rows for u in dataset.units if u.name not in committed)
     rate = _rate(dataset, stage, units)
     return {
@@ -53,15 +51,15 @@ def _stage(dataset: Dataset, stage: str) -> dict[str, Any]:
 
 
 def _selection(dataset: Dataset, name: str) -> dict[str, Any]:
-    found = dataset.store.read_json(f"selections/{name}/selection.json")
-    return {"attempted": found["attempted"], "kept": found["kept"], "dropped": dict(found["counts"])}
+    found = dataset.selection(name)
+    return {"attempted": found["attempted"], "kept": found["kept"], "counts": dict(found["counts"])}
 
 
 def _rate(dataset: Dataset, stage: str, units: Sequence[Unit]) -> float | None:
     """Samples per second between the first and the last of the latest commits, by their times in the store."""
     fs, full = dataset.store.fs, dataset.store.full
     times: list[tuple[datetime, int]] = sorted(
-        (fs.modified(full(f"commits/{stage}/{unit.name}.json")), unit.rows) for unit in units[-RATE_WINDOW:]
+        (fs.modified(full(record_name(stage, unit.name))), unit.rows) for unit in units[-RATE_WINDOW:]
     )
     if len(times) < 2:
         return None
@@ -71,7 +69,7 @@ def _rate(dataset: Dataset, stage: str, units: Sequence[Unit]) -> float | None:
 
 def format_status(state: Mapping[str, Any]) -> str:
     """The state as a small table for people."""
-    lines = [f"{state['root']}: {state['rows']:,} rows of {state['sources']} source(s) in {state['units']:,} units"]
+    lines = [f"{state['dataset']}: {state['rows']:,} rows of {state['sources']} source(s) in {state['units']:,} units"]
     if state["stages"]:
         lines.append(f"{'stage':<16}{'units':>13}{'rows':>15}{'success':>9}{'samples/s':>11}{'left':>9}  rejections")
     for name, stage in state["stages"].items():
@@ -81,7 +79,7 @@ def format_status(state: Mapping[str, Any]) -> str:
         left = "-" if stage["seconds_left"] is None else _duration(stage["seconds_left"])
         why = ", ".join(f"{code} {count:,}" for code, count in stage["top_rejections"].items())
         lines.append(f"{name:<16}{units:>13}{stage['rows']:>15,}{share:>9}{rate:>11}{left:>9}  {why or '-'}")
-    warnings = (warn_of(name, stage["counts"]) for name, stage in state["stages"].items() if stage["rows"])
+    warnings = (low_success(name, stage["counts"]) for name, stage in state["stages"].items() if stage["rows"])
     lines += [f"warning: {warning}" for warning in warnings if warning]
     for name, selection in state["selections"].items():
         lines.append(f"selection {name}: {format_selection(selection)}")
@@ -91,9 +89,10 @@ def format_status(state: Mapping[str, Any]) -> str:
 
 
 def format_selection(selection: Mapping[str, Any]) -> str:
-    """One line: kept rows, and dropped ones by reason."""
-    why = ", ".join(f"{reason} {count:,}" for reason, count in selection["dropped"].items() if count)
-    return f"{selection['kept']:,} of {selection['attempted']:,} rows" + (f"; dropped: {why}" if why else "")
+    """Returns one line: the kept rows, and the counts of the others by reason."""
+    counts = dict(selection["counts"])
+    why = ", ".join(f"{reason} {count:,}" for reason, count in counts.items() if count)
+    return f"{selection['kept']:,} of {selection['attempted']:,} rows" + (f"; {why}" if why else "")
 
 
 def _duration(seconds: float) -> str:

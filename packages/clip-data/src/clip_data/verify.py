@@ -11,7 +11,20 @@ from typing import Any
 
 from clip_core import ClipError
 from clip_core.store import Store
-from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.dataset import (
+    ACQUIRE,
+    SUCCESS,
+    Dataset,
+    Unit,
+    column_name,
+    record_name,
+    score_stage,
+    selection_description,
+    selection_folder,
+    shard_name,
+    sidecar_name,
+    tar_members,
+)
 from clip_data.tables import read_table
 from clip_data.uid import uid
 
@@ -34,28 +47,25 @@ class Problem:
         return f"{self.file}: {self.what}; {self.remedy}"
 
 
-def verify(root: str, deep: bool = False, *, progress: bool = False) -> list[Problem]:
-    """Everything that is wrong in the dataset at `root`; ClipDataError when there is no dataset.
+def verify(url: str, deep: bool = False, *, progress: bool = False) -> list[Problem]:
+    """Returns all problems of the dataset at a URL. Raises ClipDataError if there is none.
 
     For each committed unit the files must be there with the recorded sizes. `deep` reads every byte: hashes, tar
     members against the sidecar's offsets, recomputed uids, row counts of columns, rows of selections.
     """
     from tqdm import tqdm
 
-    dataset = Dataset.open(root)
+    dataset = Dataset.open(url)
     units = {unit.name: unit for unit in dataset.units}
     problems: list[Problem] = []
-    for name in dataset.store.list("commits"):
-        if not name.endswith(".json"):
-            continue
-        stage = name.removeprefix("commits/").removesuffix(".json")
-        fingerprint = dataset.store.read_json(name)["fingerprint"]
+    for stage in dataset.stages():
+        fingerprint = dataset.stage(stage)["fingerprint"]
         committed = sorted(dataset.committed(stage))
         for unit_name in tqdm(committed, desc=f"verify {stage}", unit=" units", disable=not progress):
             if unit_name in units:
                 problems += _unit_problems(dataset, stage, units[unit_name], fingerprint, deep)
             else:
-                record = f"commits/{stage}/{unit_name}.json"
+                record = record_name(stage, unit_name)
                 problems.append(Problem(record, "the plan has no such unit", f"delete {record}"))
     for selection in dataset.selections():
         problems += _selection_problems(dataset, selection, units, deep)
@@ -63,8 +73,8 @@ def verify(root: str, deep: bool = False, *, progress: bool = False) -> list[Pro
 
 
 def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, deep: bool) -> Iterator[Problem]:
-    name = f"commits/{stage}/{unit.name}.json"
-    command = "clip-data score" if stage.startswith("score-") else f"clip-data {stage}"
+    name = record_name(stage, unit.name)
+    command = "clip-data score" if stage.startswith(score_stage("")) else f"clip-data {stage}"
     remedy = f"delete {name} and run '{command}' again"
     try:
         record = dataset.record(stage, unit)
@@ -84,10 +94,10 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
     if not deep or not intact:
         return
     try:
-        if stage == "acquire":
+        if stage == ACQUIRE:
             yield from (Problem(file, what, remedy) for file, what in _shard_problems(dataset, unit, record["counts"]))
-        elif stage.startswith("score-"):
-            file = column_name(stage.removeprefix("score-"), unit)
+        elif stage.startswith(score_stage("")):
+            file = column_name(stage.removeprefix(score_stage("")), unit)
             rows = read_table(dataset.store, file).num_rows
             if rows != unit.rows:
                 yield Problem(file, f"{rows} rows instead of {unit.rows}", remedy)
@@ -128,11 +138,7 @@ def _shard_problems(dataset: Dataset, unit: Unit, counts: Mapping[str, int]) -> 
     successes = [row for row in rows if row["status"] == SUCCESS]
     if len(successes) != counts.get(SUCCESS, 0):
         yield sidecar_name(unit), f"{len(successes)} successes, {counts.get(SUCCESS, 0)} in the commit record"
-    expected = [
-        (f"{row['key']}.{ext}", row[f"{part}_offset"], row[f"{part}_length"])
-        for row in successes
-        for part, ext in (("image", row["image_ext"]), ("text", "txt"), ("json", "json"))
-    ]
+    expected = [member for row in successes for member in tar_members(row)]
     try:
         with dataset.store.open(shard_name(unit)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = [(member.name, member.offset_data, member.size) for member in tar]
@@ -149,21 +155,21 @@ def _shard_problems(dataset: Dataset, unit: Unit, counts: Mapping[str, int]) -> 
 
 
 def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], deep: bool) -> Iterator[Problem]:
-    folder = f"selections/{name}"
+    folder, description = selection_folder(name), selection_description(name)
     remedy = f"delete {folder} and run 'clip-data select' for {name} again"
     try:
-        kept = dict(dataset.store.read_json(f"{folder}/selection.json")["units"])
+        kept = dict(dataset.selection(name)["units"])
     except (ClipError, KeyError, TypeError, ValueError) as error:
-        yield Problem(f"{folder}/selection.json", f"damaged description ({error!r})", remedy)
+        yield Problem(description, f"damaged description ({error!r})", remedy)
         return
-    present = {file.rsplit("/", 1)[-1] for file in dataset.store.list(folder)} - {"selection.json"}
+    present = {file.rsplit("/", 1)[-1] for file in dataset.store.list(folder) if file != description}
     for file in sorted({f"{unit}.parquet" for unit in kept} | present):
         unit = units.get(file.removesuffix(".parquet"))
         what = None
         if unit is None:
             what = "the plan has no such unit"
         elif unit.name not in kept or file not in present:
-            what = "the file is missing" if unit.name in kept else "selection.json does not name it"
+            what = "the file is missing" if unit.name in kept else f"{description} does not name it"
         elif deep:
             try:
                 rows = read_table(dataset.store, f"{folder}/{file}", ["row"])["row"].to_pylist()

@@ -83,7 +83,7 @@ def _check(config: EvalConfig) -> None:
 def _manifest(task: TaskConfig) -> Manifest:
     from clip_data.stream import Source, build_manifest
 
-    return build_manifest([Source(root=task.root, selection=task.selection)])
+    return build_manifest([Source(dataset=task.root, selection=task.selection)])
 
 
 def _fingerprint(task: TaskConfig, manifest: Manifest, labels: Labels | None, embedder: Embedder) -> str:

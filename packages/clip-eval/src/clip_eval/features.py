@@ -69,7 +69,7 @@ def check_corrupt(corrupt: int, manifest: Manifest, limit: float) -> None:
     """Raises ClipEvalError when more than a share `limit` of a manifest's samples cannot be read."""
     if corrupt / manifest.samples > limit:
         raise ClipEvalError(
-            f"at least {corrupt:,} of the {manifest.samples:,} samples of {manifest.parts[0].source.root} cannot be "
+            f"at least {corrupt:,} of the {manifest.samples:,} samples of {manifest.parts[0].source.dataset} cannot be "
             f"read, more than max_corrupt = {limit:g} allows: run 'clip-data verify --deep' on it, or raise max_corrupt"
         )
 
@@ -117,7 +117,7 @@ class Embedder:
         spec = self._loaded[1]
         samples = read_once(
             manifest,
-            treatment={**spec.preprocess.to_dict(), "augment": None},
+            preprocess={**spec.preprocess.to_dict(), "augment": None},
             tokenizer=None,
             batch_size=batch_size,
             workers=0,

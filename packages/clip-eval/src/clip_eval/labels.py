@@ -134,11 +134,11 @@ def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, st
     """(place, key, label) of each selected sample; a label is a plain string, an integer, or None for a null."""
     column = task.label_column
     (part,) = manifest.parts
-    dataset = Dataset.open(part.source.root)
+    dataset = Dataset.open(part.source.dataset)
     known = dataset.sidecar(part.units[0]).column_names
     if column not in known:
         hint = did_you_mean(column, known, f"it has {', '.join(known)}", cutoff=0.5, spell=repr)
-        raise ClipEvalError(f"{part.source.root} has no column {column!r}; {hint}")
+        raise ClipEvalError(f"{part.source.dataset} has no column {column!r}; {hint}")
     for unit in part.units:
         table = dataset.sidecar(unit, ["key", column])
         rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)

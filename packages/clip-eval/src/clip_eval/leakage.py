@@ -67,7 +67,7 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
     checked = {(task.root, task.selection): task for task in tasks if task.overlap == "error"}
     if not sources or not checked:
         return
-    held_out = {name: build_manifest([Source(root=name[0], selection=name[1])]) for name in checked}
+    held_out = {name: build_manifest([Source(dataset=name[0], selection=name[1])]) for name in checked}
     for source in sources:  # one by one: a source that is gone does not hide what another one shares
         try:
             training = build_manifest([source])

@@ -151,7 +151,7 @@ def resolve(config: FitConfig) -> FitConfig:
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
     if not data.sources:
-        raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.root")
+        raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
     if val.every and not val.sources:
         raise ClipTrainError(f"val.every = {val.every} has nothing to measure: give val.sources, or leave it out")
     at_least: list[tuple[str, float, float]] = [
@@ -181,7 +181,7 @@ def resolve(config: FitConfig) -> FitConfig:
             raise ClipTrainError(f"{name} = {value} must be above 0")
     for source in (*data.sources, *val.sources):
         if source.weight <= 0:
-            raise ClipTrainError(f"the weight of {source.root} is {source.weight}: it must be above 0")
+            raise ClipTrainError(f"the weight of {source.dataset} is {source.weight}: it must be above 0")
     if not all(0 <= beta < 1 for beta in optim.betas):
         raise ClipTrainError(f"optim.betas = {optim.betas} must lie in [0, 1)")
     for name, value in (("data.hflip", data.hflip), ("data.max_corrupt", data.max_corrupt)):

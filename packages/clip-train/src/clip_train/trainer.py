@@ -125,7 +125,7 @@ def _hooks(
         return [logging, corrupt, saving]
     reader = read_once(
         val_manifest,
-        treatment=_treatment(model, None),
+        preprocess=_preprocess(model, None),
         tokenizer=_tokenizer(model, config.data),
         batch_size=config.val.batch_size,
         workers=config.data.workers,
@@ -157,7 +157,7 @@ def _val_manifest(config: FitConfig) -> Manifest | None:
 def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) -> SampleStream:
     return SampleStream(
         manifest,
-        treatment=_treatment(model, config.data),
+        preprocess=_preprocess(model, config.data),
         tokenizer=_tokenizer(model, config.data),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
@@ -175,8 +175,8 @@ def _tokenizer(model: CLIP, data: DataConfig) -> Callable[[list[str]], np.ndarra
     return tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
 
 
-def _treatment(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
-    """The pictures' treatment: augmented as `data` says, or as for evaluation."""
+def _preprocess(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
+    """The pictures' preprocess: augmented as `data` says, or as for evaluation."""
     augment = data and {"scale": list(data.scale), "ratio": list(data.ratio), "hflip": data.hflip}
     return {**model.spec.preprocess.to_dict(), "augment": augment}
 

@@ -1,4 +1,4 @@
-"""The acquire stage: from the URLs of a unit to a shard of pictures and a sidecar that accounts for every URL."""
+"""The acquire stage: from the URLs of a unit to a shard of images and a sidecar that accounts for every URL."""
 
 import lazy_loader
 

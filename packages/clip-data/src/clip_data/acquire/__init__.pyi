@@ -3,6 +3,6 @@ from .codes import Rejected as Rejected
 from .config import AcquireConfig as AcquireConfig
 from .fetch import Fetcher as Fetcher
 from .fetch import FetchResult as FetchResult
-from .image import Picture as Picture
-from .image import treat as treat
-from .stage import AcquireTask as AcquireTask
+from .image import PreparedImage as PreparedImage
+from .image import prepare_image as prepare_image
+from .stage import AcquireStage as AcquireStage

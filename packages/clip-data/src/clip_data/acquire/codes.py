@@ -65,9 +65,9 @@ class Code(StrEnum):
     TRUNCATED_BODY = "body", "truncated_body", True, True, "the body ended before its announced end"
     CONTENT_ENCODING = "body", "content_encoding", False, False, "compressed although we asked not to, and not undoable"
 
-    NOT_AN_IMAGE = "image", "not_an_image", False, False, "the bytes are no picture: HTML, text or something else"
-    FORMAT_NOT_ALLOWED = "image", "format_not_allowed", False, False, "a picture in a format that is not decoded"
-    DECODE_ERROR = "image", "decode_error", False, False, "a damaged or cut-off picture"
+    NOT_AN_IMAGE = "image", "not_an_image", False, False, "not an image: HTML, text or something else"
+    FORMAT_NOT_ALLOWED = "image", "format_not_allowed", False, False, "an image in a format that is not decoded"
+    DECODE_ERROR = "image", "decode_error", False, False, "a damaged or cut-off image"
     PIXEL_CAP = "image", "pixel_cap", False, False, "more pixels than allowed, by its header or after resizing"
     PIXEL_FORMAT = "image", "pixel_format", False, False, "values without a defined 8-bit form"
     TOO_SMALL = "image", "too_small", False, False, "a side below min_image_size"

@@ -1,4 +1,4 @@
-"""Settings of the acquire stage."""
+"""The config of the acquire stage."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ SPEED_ONLY = ("concurrency", "per_host", "decode_threads")
 
 @dataclass(frozen=True, kw_only=True)
 class AcquireConfig:
-    """How pictures are fetched, what is refused, and how they are stored. Raises ClipDataError for a bad value."""
+    """How images are fetched, what is refused, and how they are stored. Raises ClipDataError for a bad value."""
 
     image_size: int = 256
-    """side of the stored picture in pixels; which side, the resize mode says"""
+    """side of the stored image in pixels; resize_mode says which side"""
     resize_mode: Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"] = "keep_ratio"
     """keep_ratio: shorter side = image_size; keep_ratio_largest: longer side; border: longer side, padded with white
     to a square; center_crop: shorter side, cut to a square; no: as it is"""
     resize_only_if_bigger: bool = True
-    """leave a picture alone whose deciding side is not above image_size"""
+    """leave an image alone whose deciding side is not above image_size"""
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    """format of the stored pictures"""
+    """format of the stored images"""
     encode_quality: int = 95
     """jpg and webp: 1 to 100; png: compression level 0 to 9"""
     skip_reencode: bool = False
-    """store the fetched bytes as they are (metadata included) where they already are an upright, opaque, still picture
+    """store the fetched bytes as they are (metadata included) where they already are an upright, opaque, still image
     of the right size and format"""
     min_image_size: int = 0
-    """refuse pictures with a side below this many pixels"""
+    """refuse images with a side below this many pixels"""
     max_aspect_ratio: float = 0.0
-    """refuse pictures whose longer side is more than this many times the shorter one; 0: no limit"""
+    """refuse images whose longer side is more than this many times the shorter one; 0: no limit"""
     max_pixels: int = MAX_PIXELS
-    """refuse larger pictures by their header, before decoding: 64 million hold the photos of nearly all cameras and
+    """refuse larger images by their header, before decoding: 64 million hold the photos of nearly all cameras and
     phones, and cost at most 0.5 GB while one is decoded"""
     max_bytes: int = 20_000_000
     """refuse larger bodies, as soon as so much was received or announced"""
@@ -57,7 +57,7 @@ class AcquireConfig:
     allow_private: bool = False
     """also fetch from loopback, private and other non-public addresses"""
     respect_opt_out: bool = True
-    """refuse pictures whose server says no in X-Robots-Tag; the directives are recorded either way"""
+    """refuse images whose server says no in X-Robots-Tag; the directives are recorded either way"""
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml")
     """the directives that mean no"""
     user_agent_token: str = "clip-data"
@@ -104,6 +104,6 @@ class AcquireConfig:
     def _hint(self, name: str) -> str:
         return f" for encode_format = {self.encode_format!r}" if name == "encode_quality" else ""
 
-    def settings(self) -> dict[str, Any]:
-        """What fixes the stage: everything but the settings of speed, which may change from run to run."""
+    def identity(self) -> dict[str, Any]:
+        """Returns what the stored bytes depend on: all fields but those of speed, which may change from run to run."""
         return {name: value for name, value in to_dict(self).items() if name not in SPEED_ONLY}

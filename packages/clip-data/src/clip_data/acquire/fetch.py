@@ -1,4 +1,4 @@
-"""Fetching pictures from addresses nobody vouches for: bounded in time, bytes, redirects and requests per host."""
+"""Fetching images from addresses nobody vouches for: bounded in time, bytes, redirects and requests per host."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FetchResult:
     """What came of one URL: a body, or a code that says why not."""
 
     body: bytes | None = None
-    """the bytes of the picture, decompressed"""
+    """the bytes of the image, decompressed"""
     code: Code | None = None
     """reason of the rejection; None with a body"""
     http_status: int | None = None

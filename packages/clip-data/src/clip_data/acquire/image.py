@@ -1,4 +1,4 @@
-"""From the bytes of a stranger's picture to the bytes that are stored: checked by its header, upright, opaque, resized.
+"""From a fetched body to the bytes that are stored: checked by the header, upright, opaque, resized.
 
 Pillow's own pixel limit is replaced by ours, which counts before anything is decoded and can be set per dataset.
 """
@@ -32,12 +32,12 @@ DRAFT_MARGIN = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture ready to be stored, or the code that says why not with as much as was known by then."""
+class PreparedImage:
+    """An image to store; or the code of its rejection, with what was known by then."""
 
     code: Code | None = None
     data: bytes | None = None
-    """encoded picture; None when rejected"""
+    """encoded image; None when rejected"""
     extension: str | None = None
     """jpg, png or webp"""
     width: int | None = None
@@ -62,21 +62,21 @@ def own_pixel_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def treat(body: bytes, config: AcquireConfig) -> Picture:
+def prepare_image(body: bytes, config: AcquireConfig) -> PreparedImage:
     """Decodes, turns upright, resizes and encodes a fetched body. The same bytes and config give the same bytes."""
     facts: dict[str, Any] = {}
     try:
-        data, extension, size = _treat(body, config, facts)
+        data, extension, size = _prepare(body, config, facts)
     except Rejected as rejected:
-        return Picture(code=rejected.code, **facts)
+        return PreparedImage(code=rejected.code, **facts)
     except ImageError as error:
-        return Picture(code=CODES[error.code], **facts)
+        return PreparedImage(code=CODES[error.code], **facts)
     except MemoryError:  # on damaged bytes a decoder may ask for any amount
-        return Picture(code=Code.DECODE_ERROR, **facts)
-    return Picture(data=data, extension=extension, width=size[0], height=size[1], **facts)
+        return PreparedImage(code=Code.DECODE_ERROR, **facts)
+    return PreparedImage(data=data, extension=extension, width=size[0], height=size[1], **facts)
 
 
-def _treat(body: bytes, config: AcquireConfig, facts: dict[str, Any]) -> tuple[bytes, str, tuple[int, int]]:
+def _prepare(body: bytes, config: AcquireConfig, facts: dict[str, Any]) -> tuple[bytes, str, tuple[int, int]]:
     kind = sniff(body)
     if kind is None:
         raise Rejected(Code.NOT_AN_IMAGE)

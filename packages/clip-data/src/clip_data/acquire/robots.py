@@ -1,4 +1,4 @@
-"""X-Robots-Tag: what the server of a picture forbids."""
+"""X-Robots-Tag: what the server of an image forbids."""
 
 from __future__ import annotations
 

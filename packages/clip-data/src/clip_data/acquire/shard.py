@@ -1,16 +1,12 @@
-"""A shard: a tar whose bytes follow from its members alone, and the sidecar that says where each of them lies."""
+"""A shard: a tar whose bytes follow from its members alone."""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clip_core.files import sha256_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class TarWriter:
@@ -59,39 +55,3 @@ def verify(path: Path, sha256: str, members: list[tuple[str, int, int]]) -> None
         found = [(member.name, member.offset_data, member.size) for member in tar]
     if sha256_of(path) != sha256 or found != members:
         raise OSError(f"{path} does not hold what was written to it: the disk under it is not reliable")
-
-
-def sidecar_schema() -> pa.Schema:
-    """The sidecar's own columns; the source's extra columns follow after them."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("uid", pa.binary(16)),
-            ("key", pa.string()),
-            ("url", pa.string()),
-            ("caption", pa.string()),
-            ("status", pa.string()),
-            ("error_class", pa.string()),
-            ("error", pa.string()),
-            ("http_status", pa.int16()),
-            ("optout", pa.string()),
-            ("redirects", pa.int8()),
-            ("content_type", pa.string()),
-            ("bytes", pa.int64()),
-            ("sha256", pa.binary(32)),
-            ("original_format", pa.string()),
-            ("original_width", pa.int32()),
-            ("original_height", pa.int32()),
-            ("exif_orientation", pa.int8()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("image_ext", pa.string()),
-            ("image_offset", pa.int64()),
-            ("image_length", pa.int64()),
-            ("text_offset", pa.int64()),
-            ("text_length", pa.int64()),
-            ("json_offset", pa.int64()),
-            ("json_length", pa.int64()),
-        ]
-    )

@@ -24,7 +24,7 @@ _SVG = re.compile(
 
 
 def sniff(body: bytes) -> str | None:
-    """A name of FORMATS, "other" for a picture in another format, None for what is no picture."""
+    """Returns a name of FORMATS, "other" for an image in another format, None for anything else."""
     if body.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if body.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -1,4 +1,4 @@
-"""The acquire stage: one unit's URLs become a shard, a sidecar with a row for each of them, and a commit record."""
+"""The acquire stage: the URLs of a unit become a shard, and a sidecar with a row for each of them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import hashlib
 import json
 import logging
 import math
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from clip_core.config import fingerprint
 from clip_data.acquire.codes import OUR_OWN
 from clip_data.acquire.config import AcquireConfig
-from clip_data.acquire.shard import TarWriter, sidecar_schema, verify
-from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name
+from clip_data.acquire.shard import TarWriter, verify
+from clip_data.dataset import (
+    ACQUIRE,
+    SUCCESS,
+    Dataset,
+    Unit,
+    shard_name,
+    sidecar_name,
+    sidecar_schema,
+    tar_members,
+)
 from clip_data.errors import ClipDataError
 from clip_data.plan import read_unit_rows
+from clip_data.stage import UnitResult
 from clip_data.tables import table_bytes
 from clip_data.uid import uid
 
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
     from clip_data.acquire.fetch import Fetcher
 
 log = logging.getLogger(__name__)
-STAGE = "acquire"
 REJECTED = "rejected"
 # Rows begun at a time, per slot for a fetch: rows that wait for a busy host must not keep the others from starting.
 ROWS_PER_SLOT = 8
@@ -40,38 +47,36 @@ MEASURED = ("original_format", "original_width", "original_height", "exif_orient
 
 
 @dataclass(frozen=True)
-class AcquireTask:
-    """Task of the stage "acquire": writes shards/<unit>.tar and .parquet, then the commit record, and returns that.
+class AcquireStage:
+    """The stage "acquire" of the dataset at a URL: writes shards/<unit>.tar and shards/<unit>.parquet.
 
-    Which bytes come out follows from the rows, the config and what the servers answer, not from timing. Raises
-    ClipDataError when the source changed or the disk is full; a row's own trouble never raises but is counted under its
+    The bytes follow from the rows, the config and the answers of the servers, not from timing. Raises ClipDataError
+    if the source has changed or the disk is full. An error of a single row never raises: the row is counted under its
     code, or as `unexpected:<type of the exception>`.
     """
 
-    root: str
-    config: AcquireConfig
+    dataset: str
+    acquire: AcquireConfig
 
     @property
-    def stage(self) -> str:
-        return STAGE
+    def name(self) -> str:
+        return ACQUIRE
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What the stage is opened with."""
-        return self.config.settings()
+    def config(self) -> dict[str, Any]:
+        return self.acquire.identity()
 
-    def __call__(self, unit: Unit) -> dict[str, Any]:
-        started = time.monotonic()
-        dataset = Dataset.open(self.root)
+    def __call__(self, unit: Unit) -> UnitResult:
+        dataset = Dataset.open(self.dataset)
         source = read_unit_rows(dataset, unit)
         with dataset.store.staging() as folder:
             shard, sidecar = folder / "shard.tar", folder / "sidecar.parquet"
             with (folder / "spool").open("w+b") as spool:
-                rows = asyncio.run(_fetch_all(source, self.config, spool))
+                rows = asyncio.run(_fetch_all(source, self.acquire, spool))
                 table, digest = _write_shard(shard, unit, source, rows, spool)
             data = table_bytes(table)
             sidecar.write_bytes(data)
-            verify(shard, digest, _members(table))
+            verify(shard, digest, [member for row in rows if row["status"] == SUCCESS for member in tar_members(row)])
             files = {
                 shard_name(unit): {"bytes": shard.stat().st_size, "sha256": digest},
                 sidecar_name(unit): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
@@ -79,22 +84,11 @@ class AcquireTask:
             dataset.drop_scores(unit)
             dataset.store.publish(shard, shard_name(unit))
             dataset.store.publish(sidecar, sidecar_name(unit))
-        counts = Counter(row["error"] or SUCCESS for row in rows)
-        record = {
-            "unit": unit.name,
-            "stage": STAGE,
-            "fingerprint": fingerprint(self.settings),
-            "rows": unit.rows,
-            "counts": {SUCCESS: counts.pop(SUCCESS, 0), **dict(sorted(counts.items()))},
-            "files": files,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        dataset.commit(STAGE, unit, record)
-        return record
+        return UnitResult(counts=Counter(row["error"] or SUCCESS for row in rows), files=files)
 
 
 async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) -> list[dict[str, Any]]:
-    """The sidecar's fields for every row, in order. Pictures go to `spool` as they come: slow rows hold up nobody, and
+    """The sidecar's fields for every row, in order. Images go to `spool` as they come: slow rows hold up nobody, and
     memory does not grow with the unit.
     """
     from clip_data.acquire.fetch import Fetcher
@@ -137,7 +131,7 @@ def _unexpected(error: Exception, url: str | None) -> dict[str, Any]:
 async def _fetch_one(
     url: str | None, fetcher: Fetcher, threads: ThreadPoolExecutor, spool: IO[bytes]
 ) -> dict[str, Any]:
-    from clip_data.acquire.image import treat
+    from clip_data.acquire.image import prepare_image
 
     async with fetcher.fetch(url) as result:
         row: dict[str, Any] = {
@@ -151,14 +145,14 @@ async def _fetch_one(
             work = asyncio.get_running_loop().run_in_executor
             row["bytes"] = len(result.body)
             row["sha256"] = hashlib.sha256(result.body).digest()
-            picture = await work(threads, treat, result.body, fetcher.config)
-            code = picture.code
+            image = await work(threads, prepare_image, result.body, fetcher.config)
+            code = image.code
             for name in MEASURED:
-                row[name] = getattr(picture, name)
-            if picture.data is not None:
-                row["image_ext"] = picture.extension
-                row["spooled"] = (spool.tell(), len(picture.data))
-                spool.write(picture.data)
+                row[name] = getattr(image, name)
+            if image.data is not None:
+                row["image_ext"] = image.extension
+                row["spooled"] = (spool.tell(), len(image.data))
+                spool.write(image.data)
     row["status"] = REJECTED if code else SUCCESS
     row["error_class"] = code.error_class if code else None
     row["error"] = code.value if code else None
@@ -188,8 +182,8 @@ def _write_shard(
                 "text": ("txt", (given["caption"] or "").encode()),
                 "json": ("json", json.dumps(_plain(values), ensure_ascii=False, sort_keys=True).encode()),
             }
-            for member, (extension, payload) in payloads.items():
-                row[f"{member}_offset"], row[f"{member}_length"] = tar.add(f"{key}.{extension}", payload)
+            for part, (extension, payload) in payloads.items():
+                row[f"{part}_offset"], row[f"{part}_length"] = tar.add(f"{key}.{extension}", payload)
     table = pa.Table.from_pylist(rows, schema=sidecar_schema())
     for name in extra:
         table = table.append_column(source.schema.field(name), source[name])
@@ -209,15 +203,6 @@ def _values(source: pa.Table, name: str) -> list[Any]:
     except (ValueError, LookupError, pa.ArrowException) as error:
         advice = "convert the column in the source, or leave it out"
         raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}; {advice}") from error
-
-
-def _members(table: pa.Table) -> list[tuple[str, int, int]]:
-    members = []
-    own = table.select(sidecar_schema().names)
-    for row in own.filter(own["image_offset"].is_valid()).to_pylist():
-        for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
-            members.append((f"{row['key']}.{extension}", row[f"{member}_offset"], row[f"{member}_length"]))
-    return members
 
 
 def _plain(value: Any) -> Any:

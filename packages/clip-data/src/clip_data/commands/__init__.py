@@ -1,6 +1,6 @@
 """The sub-commands of `clip-data`, one module each, with `Config`, which the flags fill, and `run`.
 
-What they share is here: the flags that name a dataset and its executor, and the line that tells the outcome.
+What they share is here: the flags that name a dataset and its executor, and the line that reports the counts.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from clip_data.dataset import SUCCESS
-from clip_data.executor import ExecutorConfig
+from clip_data.executors import ExecutorConfig
 
 C = TypeVar("C")
 
@@ -17,7 +17,7 @@ C = TypeVar("C")
 class Folder:
     """The dataset that a command works on."""
 
-    root: str
+    dataset: str
     """folder of the dataset: a path or an fsspec URL"""
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from clip_data.acquire import AcquireConfig
 from clip_data.commands import FolderAndExecutor, pick, say
 from clip_data.dataset import Dataset
-from clip_data.executor import make_executor
+from clip_data.executors import make_executor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,11 @@ class Config(FolderAndExecutor, AcquireConfig):
 
 
 def run(config: Config) -> int:
-    from clip_data.acquire import AcquireTask  # numpy, pyarrow and aiohttp, which --help does without
-    from clip_data.run import run_stage
+    from clip_data.acquire import AcquireStage  # numpy, pyarrow and aiohttp, which --help does without
+    from clip_data.stage import run_stage
 
-    settings = pick(AcquireConfig, config)
-    dataset = Dataset.open(config.root)
+    dataset = Dataset.open(config.dataset)
+    stage = AcquireStage(dataset.url, pick(AcquireConfig, config))
     with make_executor(config.executor) as executor:
-        task = AcquireTask(config.root, settings)
-        say("acquire", run_stage(dataset, "acquire", settings.settings(), task, executor))
+        say(stage.name, run_stage(dataset, stage, executor))
     return 0

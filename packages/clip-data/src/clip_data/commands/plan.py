@@ -12,6 +12,7 @@ class Config(Folder, PlanConfig):
 
 
 def run(config: Config) -> int:
-    dataset = plan(config.root, pick(PlanConfig, config))
-    print(f"plan: {sum(unit.rows for unit in dataset.units):,} rows in {len(dataset.units):,} units in {config.root}")
+    dataset = plan(config.dataset, pick(PlanConfig, config))
+    rows = sum(unit.rows for unit in dataset.units)
+    print(f"plan: {rows:,} rows in {len(dataset.units):,} units in {config.dataset}")
     return 0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from clip_data.commands import FolderAndExecutor, say
 from clip_data.dataset import Dataset
-from clip_data.executor import make_executor
+from clip_data.executors import make_executor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,16 +12,16 @@ class Config(FolderAndExecutor):
     """Which columns are added."""
 
     scorers: tuple[str, ...] = ()
-    """names of the scorers, or package.module:Class for your own; empty takes all that have a name"""
+    """names of the scorers, or package.module:Class for a user-defined one; empty: all that have a name"""
 
 
 def run(config: Config) -> int:
-    from clip_data.run import run_stage
-    from clip_data.score import SCORERS, ScoreTask
+    from clip_data.score import SCORERS, ScoreStage
+    from clip_data.stage import run_stage
 
-    dataset = Dataset.open(config.root)
-    tasks = [ScoreTask(config.root, name) for name in config.scorers or SCORERS]
+    dataset = Dataset.open(config.dataset)
+    stages = [ScoreStage(dataset.url, name) for name in config.scorers or SCORERS]
     with make_executor(config.executor) as executor:
-        for task in tasks:
-            say(task.stage, run_stage(dataset, task.stage, task.config, task, executor))
+        for stage in stages:
+            say(stage.name, run_stage(dataset, stage, executor))
     return 0

@@ -9,13 +9,13 @@ from clip_data.select import SelectConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Folder, SelectConfig):
-    """A selection that exists already is kept, if its settings are the same."""
+    """A selection that exists already is kept, if its config is the same."""
 
 
 def run(config: Config) -> int:
     from clip_data.select import select
     from clip_data.status import format_selection
 
-    made = select(Dataset.open(config.root), pick(SelectConfig, config))
-    print(f"selection {config.name}: {format_selection({**made, 'dropped': dict(made['counts'])})}")
+    made = select(Dataset.open(config.dataset), pick(SelectConfig, config))
+    print(f"selection {config.name}: {format_selection(made)}")
     return 0

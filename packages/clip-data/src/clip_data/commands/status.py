@@ -17,6 +17,6 @@ class Config(Folder):
 def run(config: Config) -> int:
     from clip_data.status import format_status, status
 
-    state = status(config.root)
+    state = status(config.dataset)
     print(json.dumps(state, indent=1) if config.json else format_status(state))
     return 0

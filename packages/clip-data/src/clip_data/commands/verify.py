@@ -17,9 +17,9 @@ class Config(Folder):
 def run(config: Config) -> int:
     from clip_data.verify import verify
 
-    problems = verify(config.root, config.deep, progress=sys.stderr.isatty())
+    problems = verify(config.dataset, config.deep, progress=sys.stderr.isatty())
     for problem in problems:
         print(problem, file=sys.stderr)
     if not problems:
-        print(f"{config.root}: no problems" + ("" if config.deep else " (sizes only; --deep reads every byte)"))
+        print(f"{config.dataset}: no problems" + ("" if config.deep else " (sizes only; --deep reads every byte)"))
     return 2 if problems else 0

@@ -4,4 +4,4 @@ from .scorer import SCORERS as SCORERS
 from .scorer import Batch as Batch
 from .scorer import Scorer as Scorer
 from .scorer import get_scorer as get_scorer
-from .task import ScoreTask as ScoreTask
+from .stage import ScoreStage as ScoreStage

@@ -20,7 +20,7 @@ class Batch:
     samples: pa.Table
     """their rows of the sidecar, every column"""
     images: Sequence[Image.Image]
-    """their stored pictures in RGB, one per row; empty for a scorer that needs none"""
+    """their stored images in RGB, one per row; empty for a scorer that needs none"""
 
 
 class Scorer(Protocol):

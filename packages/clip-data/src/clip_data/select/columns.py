@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import Dataset, Unit, column_name, sidecar_name
+from clip_data.dataset import ACQUIRE, Dataset, Unit, column_name, score_stage, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.tables import read_table
 
@@ -26,7 +26,7 @@ def read_catalog(dataset: Dataset) -> Catalog:
     """The columns of the dataset, as its first unit has them. The acquire stage must have a unit."""
     sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, sidecar_name(dataset.units[0]))}
     for name in dataset.column_sets():
-        files = dataset.store.list(f"columns/{name}")
+        files = dataset.column_files(name)
         if files:
             sets[name] = _schema(dataset, files[0])
     return sets
@@ -37,7 +37,7 @@ def _schema(dataset: Dataset, name: str) -> dict[str, pa.DataType]:
         try:
             schema = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ClipDataError(f"{dataset.root}/{name} is damaged: not a parquet file ({error})") from error
+            raise ClipDataError(f"{dataset.url}/{name} is damaged: not a parquet file ({error})") from error
     return dict(zip(schema.names, schema.types, strict=True))
 
 
@@ -66,7 +66,7 @@ def _list(names: Iterable[str]) -> str:
 
 def stage_of(column: Column) -> str:
     """The stage whose commits say that the column is complete."""
-    return "acquire" if column[0] in (SIDECAR, BUILTIN) else f"score-{column[0]}"
+    return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else score_stage(column[0])
 
 
 def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> dict[Column, pa.ChunkedArray]:
@@ -78,7 +78,7 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
         names = sorted(name for other, name in wanted if other == owner)
         table = read_table(dataset.store, file, names)
         if table.num_rows != unit.rows:
-            raise ClipDataError(f"{dataset.root}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
+            raise ClipDataError(f"{dataset.url}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
         found |= {(owner, name): table[name] for name in names}
     if UID_FRACTION in columns:
         found[UID_FRACTION] = pa.chunked_array([pa.array(uid_fraction(found[SIDECAR, "uid"].to_pylist()))])

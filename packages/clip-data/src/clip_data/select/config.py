@@ -13,7 +13,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig:
-    """A named selection. Rows are dropped in the order parent, rejected, taken down, where, dedup."""
+    """A named selection. Rows are left out in the order parent, rejected, taken down, where, dedup."""
 
     name: str
     """name of the selection: letters, digits, '_', '-' and '.'"""

@@ -13,11 +13,11 @@ import numpy as np
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import GlobalOrder, PlainOrder, SourceOrder
+from clip_data.stream.preprocess import CorruptSample, Preprocess
 from clip_data.stream.read import Sample, SourceReader, Window
-from clip_data.stream.treatment import CorruptSample, Treatment
 
 Tokenizer = Callable[[list[str]], np.ndarray]
-SEARCH = 1000  # neighbours tried for a corrupt sample: more in a row mean a broken shard, not a broken picture
+SEARCH = 1000  # neighbours tried for a corrupt sample: more in a row mean a broken shard, not a broken image
 CHUNK = 256  # payloads held at a time
 
 
@@ -26,7 +26,7 @@ class Plan:
     """All that determines a rank's batches; it travels to the worker processes."""
 
     manifest: Manifest
-    treatment: Treatment
+    preprocess: Preprocess
     tokenizer: Tokenizer | None
     context: int
     """tokens of a text; 0 without a tokenizer"""
@@ -144,7 +144,7 @@ class BatchMaker:
     def _decode(self, place: tuple[int, int, int, int], sample: Sample, payload: bytes) -> np.ndarray:
         if sample.length <= 0 or len(payload) < sample.length:
             raise CorruptSample(f"{len(payload)} of {sample.length} bytes at {sample.offset} of {sample.shard}")
-        return self.plan.treatment.decode(payload, self.plan.seed, place[2], sample.uid)
+        return self.plan.preprocess.decode(payload, self.plan.seed, place[2], sample.uid)
 
     def _replacement(self, place: tuple[int, int, int, int], lost: Sample) -> tuple[Sample, np.ndarray]:
         source, stream, epoch, offset = place

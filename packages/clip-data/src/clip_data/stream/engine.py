@@ -44,7 +44,7 @@ class LocalEngine:
 
     def batch(self, number: int, size: int) -> Made:
         plan = self.plan
-        images = np.empty((size, 3, *plan.treatment.size), np.uint8)
+        images = np.empty((size, 3, *plan.preprocess.size), np.uint8)
         texts = np.empty((size, plan.context), np.int64)
         return images, texts, [(0, self.maker.make(number, 0, size, images, texts))]
 

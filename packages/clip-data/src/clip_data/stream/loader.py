@@ -17,7 +17,7 @@ from clip_data.stream.batches import Plan, Slice, Tokenizer, tokens
 from clip_data.stream.engine import LocalEngine, Made, WorkerEngine
 from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import batching
-from clip_data.stream.treatment import parse_treatment
+from clip_data.stream.preprocess import parse_preprocess
 
 TIMEOUT_S = 600.0
 MAX_REPORTED = 1000  # uids of corrupt samples kept for reports; the count is exact
@@ -50,7 +50,7 @@ class SampleStream:
 
     A batch is {"image": uint8 ndarray [B_local, 3, H, W], "text": int64 ndarray [B_local, context] (the captions, a
     list of str, without a tokenizer), "uid": list of 32 hex digits}. Together, in rank order, the ranks' batches are
-    a pure function of (manifest, treatment, tokenizer, seed, step, global batch size, canonical streams).
+    a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size, canonical streams).
 
     Arrays may lie in memory shared with the workers. They stay valid as long as anything refers to them.
     """
@@ -59,7 +59,7 @@ class SampleStream:
         self,
         manifest: Manifest,
         *,
-        treatment: Mapping[str, Any],
+        preprocess: Mapping[str, Any],
         tokenizer: Tokenizer | None,
         global_batch_size: int,
         seed: int = 0,
@@ -80,7 +80,7 @@ class SampleStream:
         size = global_batch_size // world_size
         self._plan = Plan(
             manifest=manifest,
-            treatment=parse_treatment(treatment),
+            preprocess=parse_preprocess(preprocess),
             tokenizer=tokenizer,
             context=_context(tokenizer, workers),
             first=rank * size,
@@ -239,7 +239,7 @@ class OnceReader:
 def read_once(
     manifest: Manifest,
     *,
-    treatment: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
     tokenizer: Tokenizer | None,
     batch_size: int = 256,
     workers: int = 0,
@@ -258,7 +258,7 @@ def read_once(
         raise ClipDataError(f"columns: {', '.join(sorted(taken))} is always part of a batch")
     plan = Plan(
         manifest=manifest,
-        treatment=parse_treatment(treatment),
+        preprocess=parse_preprocess(preprocess),
         tokenizer=tokenizer,
         context=_context(tokenizer, workers),
         first=0,

@@ -78,13 +78,13 @@ def build_manifest(sources: Sequence[Source]) -> Manifest:
     that keeps no sample.
     """
     if not sources:
-        raise ClipDataError("a manifest needs at least one source: Source(root=…)")
+        raise ClipDataError("a manifest needs at least one source: Source(dataset=…)")
     pattern([source.weight for source in sources])
     return Manifest(parts=[_part(source) for source in sources])
 
 
 def _part(source: Source) -> Part:
-    dataset = Dataset.open(source.root)
+    dataset = Dataset.open(source.dataset)
     selection = load_selection(dataset, source.selection)
     units = [unit for unit in dataset.units if selection.units.get(unit.name)]
     tombstones = dataset.taken_down()
@@ -93,7 +93,7 @@ def _part(source: Source) -> Part:
     units = [unit for unit in units if counts[unit.name]]
     if not units:
         chosen = f"selection {source.selection!r}" if source.selection else "the whole dataset"
-        raise ClipDataError(f"{source.root}: {chosen} keeps no sample, so there is nothing to stream")
+        raise ClipDataError(f"{source.dataset}: {chosen} keeps no sample, so there is nothing to stream")
     digest = hashlib.blake2b(digest_size=16)
     for unit in units:
         digest.update(f"{unit.name} {counts[unit.name]}\n".encode())

@@ -28,7 +28,7 @@ MAX_BLOCK = 16 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """Where a sample's picture lies, and what the sidecar says of it."""
+    """Where a sample's image lies, and what the sidecar says of it."""
 
     shard: str
     offset: int
@@ -93,7 +93,7 @@ class SourceReader:
         )
 
     def payloads(self, samples: Sequence[Sample]) -> list[bytes]:
-        """The pictures' bytes; shorter than promised, or empty, where the tar ends too early.
+        """The images' bytes; shorter than promised, or empty, where the tar ends too early.
 
         Raises ClipDataError when a tar is missing or cannot be read: that is no matter of a single sample.
         """

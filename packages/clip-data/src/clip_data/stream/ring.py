@@ -26,7 +26,7 @@ class Ring:
 
     def __init__(self, plan: Plan, slots: int, file: int | None = None) -> None:
         """Creates the memory, or maps the one behind the descriptor `file`, which it then owns."""
-        self.image_shape = (plan.size, 3, *plan.treatment.size)
+        self.image_shape = (plan.size, 3, *plan.preprocess.size)
         self.text_shape = (plan.size, plan.context)
         self.text_offset = _aligned(int(np.prod(self.image_shape)))
         self.stride = _aligned(self.text_offset + 8 * int(np.prod(self.text_shape)))

@@ -1,4 +1,4 @@
-"""What a stream is told to draw from; recipes hold it as it is, so this module imports nothing heavy."""
+"""The sources of a stream, as recipes hold them; this module imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Source:
     """A dataset, or a selection of it, that a stream draws from."""
 
-    root: str
-    """fsspec URL of the dataset folder"""
+    dataset: str
+    """folder of the dataset: a path or an fsspec URL"""
     selection: str = ""
     """name of a selection; "" for every successful sample"""
     weight: float = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clip_data.acquire.codes import Code
-from clip_data.dataset import SUCCESS, Dataset
+from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
 from clip_eval.report.html import Html, bars, count, fill, foreign, join, note, percent, section
 
 CODES = {code.value: code for code in Code}
@@ -57,13 +57,13 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[Stage]:
     ]
     for name in selections:
         if name in dataset.selections():
-            stages.append(_selection(dataset.store.read_json(f"selections/{name}/selection.json"), dataset, stored))
+            stages.append(_selection(dataset.selection(name), dataset, stored))
     return stages
 
 
 def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> Stage:
     parent = (found["parent"] or {}).get("name")
-    before = dataset.store.read_json(f"selections/{parent}/selection.json")["kept"] if parent else stored
+    before = dataset.selection(parent)["kept"] if parent else stored
     upstream = {f"not in {parent}"} if parent else {"rejected"}
     lost = [(reason, "", n) for reason, n in found["counts"] if n and reason not in upstream]
     return Stage(
@@ -114,8 +114,8 @@ def funnel_section(dataset: Dataset, stages: Sequence[Stage]) -> Html:
     for name in dataset.column_sets():
         unread = 0
         for unit in dataset.units:
-            if dataset.store.exists(f"commits/score-{name}/{unit.name}.json"):
-                unread += dataset.record(f"score-{name}", unit)["counts"].get("decode_error", 0)
+            if dataset.store.exists(record_name(score_stage(name), unit.name)):
+                unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
         if unread:
             parts.append(note("The scorer {} could not decode {} stored pictures.", name, count(unread)))
     return section("funnel", "From URLs to samples", join(parts))

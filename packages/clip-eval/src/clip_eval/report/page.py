@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from clip_core import ClipError
 from clip_core.store import Store
-from clip_data.dataset import Dataset
+from clip_data.dataset import Dataset, is_dataset
 from clip_eval.config import ReportConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.report.evaluation import evaluation_section, metric_name
@@ -91,7 +91,7 @@ def _runs(config: ReportConfig, absent: list[str]) -> list[Run]:
 def _dataset(config: ReportConfig, absent: list[str]) -> Dataset | None:
     if not config.dataset:
         return None
-    if Store(config.dataset).exists("dataset.json"):
+    if is_dataset(Store(config.dataset)):
         return Dataset.open(config.dataset)
     absent.append(f"dataset {config.dataset}")
     return None

@@ -7,7 +7,7 @@ import io
 from functools import lru_cache
 from typing import Any
 
-from clip_data.dataset import Dataset, shard_name
+from clip_data.dataset import Dataset, parse_key, shard_name
 from clip_eval.report.html import Html, escape, fill, foreign
 
 SIDE = 112  # pixels; drawn at half to full size
@@ -28,9 +28,10 @@ class Pictures:
 
     def describe(self, key: str) -> dict[str, Any]:
         """The sample's row: uid, image_offset, image_length, caption; empty when there is none to be shown."""
-        if len(key) != 13 or not key.isdecimal() or int(key[:8]) >= len(self.dataset.units):
+        ordinal, row = parse_key(key) or (len(self.dataset.units), 0)
+        if ordinal >= len(self.dataset.units):
             return {}
-        table, row = self._rows(int(key[:8])), int(key[8:])
+        table = self._rows(ordinal)
         found = table.slice(row, 1).to_pylist()[0] if row < table.num_rows else {}
         return {} if found.get("uid") in self._gone else found
 
@@ -40,10 +41,10 @@ class Pictures:
 
         from clip_core.images import load_image
 
-        row = self.describe(key)
-        if not row or not row["image_length"]:
+        row, place = self.describe(key), parse_key(key)
+        if place is None or not row or not row["image_length"]:
             return MISSING
-        unit = self.dataset.units[int(key[:8])]
+        unit = self.dataset.units[place[0]]
         try:
             data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
             small = load_image(data)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_data.dataset import SUCCESS, Dataset, Unit
+from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_name
 from clip_data.tables import read_table
 from clip_eval.report.funnel import meaning
 from clip_eval.report.html import Html, count, figure, fill, foreign, grid, join, note, section, table
@@ -51,7 +51,7 @@ def scan(dataset: Dataset) -> Scan:
         for name in names:
             rows[name] += sidecar[name].to_pylist()
         for owner in dataset.column_sets():
-            file = f"columns/{owner}/{unit.name}.parquet"
+            file = column_name(owner, unit)
             if dataset.store.exists(file):
                 for name, values in _numeric(read_table(dataset.store, file)):
                     scores.setdefault(f"{owner}: {name}", []).append(values)
@@ -145,7 +145,7 @@ def _kept(dataset: Dataset, units: Sequence[Unit], name: str) -> set[int]:
     """Rows of the scan that a selection keeps."""
     kept, start = set(), 0
     for unit in units:
-        rows = read_table(dataset.store, f"selections/{name}/{unit.name}.parquet", ["row"])["row"].to_pylist()
+        rows = read_table(dataset.store, selection_name(name, unit), ["row"])["row"].to_pylist()
         kept |= {start + row for row in rows}
         start += unit.rows
     return kept
@@ -159,7 +159,7 @@ def _dropped(dataset: Dataset, found: Scan, name: str) -> dict[str, list[int]]:
     from clip_data.select import parse_where
     from clip_data.select.columns import read_catalog, read_columns
 
-    description = dataset.store.read_json(f"selections/{name}/selection.json")
+    description = dataset.selection(name)
     config = description["config"]
     if config["parent"]:
         return {}

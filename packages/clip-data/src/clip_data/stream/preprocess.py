@@ -1,7 +1,7 @@
-"""The picture's treatment: decode, resize and crop to uint8, as OpenCLIP's Pillow path does it to the pixel.
+"""Preprocessing of images: decode, resize and crop to uint8, to the pixel as OpenCLIP's Pillow path does it.
 
-A treatment is plain data, the keys of OpenCLIP's `preprocess_cfg` plus `augment` and `image_mode`. Mean and std are
-carried but not applied: pictures travel as uint8 and are normalised on the device.
+It is described by plain data: the keys of OpenCLIP's `preprocess_cfg` plus `augment` and `image_mode`. Mean and std are
+carried but not applied: images travel as uint8 and are normalised on the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # what shards hold; Pillow's other decoders n
 
 
 class CorruptSample(Exception):
-    """A payload that is not a picture we decode; the message says why."""
+    """A payload that does not decode as an image; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Augment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Treatment:
-    """A treatment: see the module."""
+class Preprocess:
+    """How images are preprocessed: see the module."""
 
     size: tuple[int, int]
     """height and width of the result, in pixels"""
@@ -71,9 +71,9 @@ class Treatment:
             raise ClipDataError(f"fill_color = {self.fill_color} must be an integer from 0 to 255")
 
     def decode(self, payload: bytes, *key: object) -> np.ndarray:
-        """The picture as uint8 [H, W, 3]; augmented by a generator keyed by `key` when the treatment says so.
+        """Returns the image as uint8 [H, W, 3]; with `augment`, random numbers are drawn by a generator keyed by `key`.
 
-        Raises CorruptSample for anything that does not decode.
+        Raises CorruptSample for a payload that does not decode.
         """
         try:
             image = load_image(payload, max_pixels=MAX_PIXELS, formats=FORMATS, image_mode=self.image_mode)
@@ -109,6 +109,6 @@ def crop_box(width: int, height: int, augment: Augment, draws: Sequence[float]) 
     return random_crop(width, height, augment.ratio, draw, lambda count: int(count * next(places)))
 
 
-def parse_treatment(data: Mapping[str, Any]) -> Treatment:
-    """Validates a treatment dict. Raises ConfigError that names the key, the value and what would do."""
-    return from_dict(Treatment, data, "treatment")
+def parse_preprocess(data: Mapping[str, Any]) -> Preprocess:
+    """Returns the checked form of a preprocess dict. Raises ConfigError that names the key and the valid values."""
+    return from_dict(Preprocess, data, "preprocess")

@@ -6,10 +6,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 # Before the import: no telemetry, and workers that use this environment instead of building one from `uv run`.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -20,7 +19,7 @@ from ray.exceptions import RayError
 
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
-from clip_data.executor import ExecutorConfig, Outcome, Task, attempt, dead_unit
+from clip_data.executors.base import Executor, ExecutorConfig, Outcome, Task, attempt
 
 CONNECT_SECONDS = 120.0  # what Ray may take to start here, or to join a cluster that has answered
 GREETING_SECONDS = 10.0  # what a Ray node may take to answer a new connection
@@ -30,71 +29,54 @@ SHOWN = 3  # units that a message names
 IN_FLIGHT_PER_CPU = 2  # enough that no CPU waits for the driver, few enough that the driver holds almost nothing
 
 
-class RayExecutor:
-    """Runs units as Ray tasks of one CPU each; Ray itself tries a task again when its worker or node dies.
+class RayExecutor(Executor):
+    """Runs units as Ray tasks of one CPU each.
 
     Joins a Ray that this process is connected to already; otherwise connects, and disconnects at `close`.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
-        self.retries = config.retries
-        self.timeout = config.timeout
+        super().__init__(config)
         self._own = not ray.is_initialized()
         if self._own:
             _connect(config)
         cpus = int(ray.cluster_resources().get("CPU", 0))
         self.window = config.workers or IN_FLIGHT_PER_CPU * max(cpus, 1)
+        self._flying: dict[ray.ObjectRef, Unit] = {}
 
-    def run(self, task: Task, units: Sequence[Unit]) -> Iterator[tuple[Unit, dict[str, Any]]]:
-        remote = ray.remote(attempt).options(num_cpus=1, max_retries=self.retries, name=type(task).__name__)
-        shared = ray.put(task)
-        waiting = iter(units)
-        flying: dict[ray.ObjectRef, Unit] = {}
-        lost: list[ClipDataError] = []
-        failed: tuple[Unit, Outcome] | None = None
-        try:
-            while True:
-                while failed is None and len(flying) < self.window and (unit := next(waiting, None)) is not None:
-                    flying[remote.remote(shared, unit)] = unit
-                if not flying:
-                    break
-                ready, _ = ray.wait(list(flying), num_returns=1, timeout=self.timeout)
-                if not ready:
-                    names = ", ".join(unit.name for unit in list(flying.values())[:SHOWN])
-                    raise ClipDataError(
-                        f"of {len(flying)} units under way ({names}, …) none was done within {self.timeout:g} s "
-                        "(timeout): look at the cluster's tasks, and run again"
-                    )
-                for reference in ready:
-                    unit = flying.pop(reference)
-                    try:
-                        outcome: Outcome = ray.get(reference)
-                    except RayError as error:
-                        lost.append(dead_unit(unit, self.retries + 1, _first_line(error)))
-                        continue
-                    if outcome.error is not None:
-                        failed = failed or (unit, outcome)
-                    else:
-                        yield unit, outcome.unwrap(unit)
-            if failed:
-                failed[1].unwrap(failed[0])
-            if lost:
-                raise lost[0]
-        finally:
-            for reference in flying:
-                ray.cancel(reference, force=True)
+    def start(self, task: Task) -> None:
+        # No retries by Ray: the driver's loop counts deaths, and tries a unit again after all others.
+        name = getattr(task, "name", type(task).__name__)
+        self._remote = ray.remote(attempt).options(num_cpus=1, max_retries=0, name=name)
+        self._task = ray.put(task)
+
+    def submit(self, unit: Unit) -> None:
+        self._flying[self._remote.remote(self._task, unit)] = unit
+
+    def collect(self) -> Iterator[tuple[Unit, Outcome]]:
+        ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=self.config.timeout)
+        if not ready:
+            names = ", ".join(unit.name for unit in list(self._flying.values())[:SHOWN])
+            raise ClipDataError(
+                f"of {len(self._flying)} units under way ({names}, …) none was done within {self.config.timeout:g} s "
+                "(timeout): look at the cluster's tasks, and run again"
+            )
+        for reference in ready:
+            unit = self._flying.pop(reference)
+            try:
+                yield unit, ray.get(reference)
+            except RayError as error:
+                yield unit, Outcome(death=_first_line(error))
+
+    def stop(self) -> None:
+        for reference in self._flying:
+            ray.cancel(reference, force=True)
+        self._flying = {}
 
     def close(self) -> None:
+        super().close()
         if self._own and ray.is_initialized():
             ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _connect(config: ExecutorConfig) -> None:

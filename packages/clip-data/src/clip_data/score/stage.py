@@ -1,10 +1,9 @@
-"""The score stage: one unit's columns, then its commit record."""
+"""The score stage: the columns of a scorer for one unit."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -15,28 +14,39 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from clip_core import ImageError
-from clip_core.config import fingerprint
 from clip_core.images import load_image
-from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.dataset import (
+    ACQUIRE,
+    SUCCESS,
+    UPSTREAM,
+    Dataset,
+    Unit,
+    column_name,
+    record_name,
+    score_stage,
+    shard_name,
+    sidecar_name,
+)
 from clip_data.errors import ClipDataError
 from clip_data.score.scorer import Batch, Scorer, get_scorer
+from clip_data.stage import UnitResult
 from clip_data.tables import table_bytes
 
-IMAGES_PER_BATCH = 64  # 50 MB of decoded pictures at 512 × 512
+IMAGES_PER_BATCH = 64  # 50 MB of decoded images at 512 × 512
 RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer
 
 
 @dataclass(frozen=True)
-class ScoreTask:
-    """Task of the stage `score-<name>`: writes columns/<name>/<unit>.parquet, row for row beside the sidecar.
+class ScoreStage:
+    """The stage `score-<name>` of the dataset at a URL: writes columns/<name>/<unit>.parquet.
 
-    `scorer` is a name of SCORERS or a Scorer. A row has nulls where the sample was rejected earlier
-    ("rejected_upstream") or its stored picture does not decode ("decode_error"); one for which the scorer answers with
-    nothing but nulls and NaNs counts as "no_score". A shard that is not the one its commit record describes raises
-    ClipDataError.
+    `scorer` is a name of SCORERS or a Scorer. The rows are those of the sidecar. A row has nulls where the sample was
+    rejected earlier ("rejected_upstream") or its stored image does not decode ("decode_error"); one for which the
+    scorer returns only nulls and NaNs counts as "no_score". Raises ClipDataError for a shard that is not the one its
+    commit record describes.
     """
 
-    root: str
+    dataset: str
     scorer: str | Scorer
 
     def __post_init__(self) -> None:
@@ -45,18 +55,16 @@ class ScoreTask:
             raise ClipDataError(f"a scorer cannot be named {name!r}: choose an identifier other than {RESERVED}")
 
     @property
-    def stage(self) -> str:
-        return f"score-{self._resolved().name}"
+    def name(self) -> str:
+        return score_stage(self._resolved().name)
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the stage is opened with."""
         scorer = self._resolved()
         return {"scorer": scorer.name, "version": scorer.version}
 
-    def __call__(self, unit: Unit) -> dict[str, Any]:
-        started = time.monotonic()
-        dataset = Dataset.open(self.root)
+    def __call__(self, unit: Unit) -> UnitResult:
+        dataset = Dataset.open(self.dataset)
         scorer = self._resolved()
         sidecar = _read_sidecar(dataset, unit)
         accepted = np.flatnonzero(np.array(sidecar["status"].to_pylist()) == SUCCESS)
@@ -79,25 +87,15 @@ class ScoreTask:
             "decode_error": len(accepted) - len(found),
             "no_score": int(void),
         }
-        record = {
-            "unit": unit.name,
-            "stage": self.stage,
-            "fingerprint": fingerprint(self.config),
-            "rows": unit.rows,
-            "counts": {code: count for code, count in counts.items() if count or code == SUCCESS},
-            "files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        dataset.commit(self.stage, unit, record)
-        return record
+        return UnitResult(counts=counts, files={name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}})
 
     def _resolved(self) -> Scorer:
         return get_scorer(self.scorer) if isinstance(self.scorer, str) else self.scorer
 
 
 def _read_sidecar(dataset: Dataset, unit: Unit) -> pa.Table:
-    if not dataset.store.exists(f"commits/acquire/{unit.name}.json"):
-        raise ClipDataError(f"{dataset.root}: unit {unit.name} is not acquired yet: finish acquire before scoring")
+    if not dataset.store.exists(record_name(ACQUIRE, unit.name)):
+        raise ClipDataError(f"{dataset.url}: unit {unit.name} is not acquired yet: finish acquire before scoring")
     sidecar = dataset.sidecar(unit)
     if sidecar.num_rows != unit.rows:
         raise _damaged(dataset, unit, sidecar_name(unit), f"{sidecar.num_rows} rows instead of the {unit.rows}")
@@ -121,7 +119,7 @@ def _fields(schema: pa.Schema) -> str:
 def _batches(
     dataset: Dataset, unit: Unit, sidecar: pa.Table, accepted: np.ndarray, needs_image: bool
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(rows of the unit [n], the batch of those rows); rows whose picture does not decode are left out."""
+    """(rows of the unit [n], the batch of those rows); rows whose image does not decode are left out."""
     if not needs_image:
         if len(accepted):
             yield accepted, Batch(samples=sidecar.take(accepted), images=())
@@ -137,7 +135,7 @@ def _batches(
                 if image is not None:
                     rows.append(row)
                     images.append(image)
-                elif not is_intact:  # the picture is bad, or the shard is: only the first is a sample's own fault
+                elif not is_intact:  # the image is damaged, or the shard is: only the first is a sample's own fault
                     _check_hash(dataset, unit, file)
                     is_intact = True
             if rows:
@@ -153,7 +151,7 @@ def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
 
 
 def _check_size(dataset: Dataset, unit: Unit, size: int) -> None:
-    promised = dataset.record("acquire", unit)["files"][shard_name(unit)]["bytes"]
+    promised = dataset.record(ACQUIRE, unit)["files"][shard_name(unit)]["bytes"]
     if size != promised:
         raise _damaged(dataset, unit, shard_name(unit), f"{size} bytes instead of the {promised}")
 
@@ -164,13 +162,13 @@ def _check_hash(dataset: Dataset, unit: Unit, file: IO[bytes]) -> None:
     while block := file.read(1 << 20):
         digest.update(block)
     found = digest.hexdigest()
-    promised = dataset.record("acquire", unit)["files"][shard_name(unit)]["sha256"]
+    promised = dataset.record(ACQUIRE, unit)["files"][shard_name(unit)]["sha256"]
     if found != promised:
         raise _damaged(dataset, unit, shard_name(unit), f"sha256 {found[:12]}… instead of the {promised[:12]}…")
 
 
 def _damaged(dataset: Dataset, unit: Unit, name: str, what: str) -> ClipDataError:
     return ClipDataError(
-        f"{dataset.root}/{name} is damaged: {what} of its commit record; "
-        f"remove commits/acquire/{unit.name}.json and run acquire again"
+        f"{dataset.url}/{name} is damaged: {what} of its commit record; "
+        f"remove {record_name(ACQUIRE, unit.name)} and run acquire again"
     )

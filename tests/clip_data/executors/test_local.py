@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from clip_core import ClipError
-from clip_data import executor
 from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
-from clip_data.executor import ExecutorConfig, LocalExecutor, make_executor
+from clip_data.executors import ExecutorConfig, make_executor
+from clip_data.executors import local as local_executor
+from clip_data.executors.local import LocalExecutor
 from tests.support.stages import UNITS, Deadly, Failing, fail_untravelled
 
 
@@ -50,8 +51,8 @@ def test_a_unit_that_always_kills_is_named_after_the_others_are_done(tmp_path):
 
 
 def test_a_stopped_worker_is_replaced(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
-    monkeypatch.setattr(executor, "STOPPED_SECONDS", 0.2)
+    monkeypatch.setattr(local_executor, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(local_executor, "STOPPED_SECONDS", 0.2)
     with LocalExecutor(ExecutorConfig(workers=2, retries=1)) as local:
         answers = dict(local.run(Deadly(str(tmp_path), 1, signal.SIGSTOP), UNITS))
     assert sorted(answers, key=lambda unit: unit.ordinal) == UNITS
@@ -61,7 +62,7 @@ def test_a_stopped_worker_is_replaced(tmp_path, monkeypatch, caplog):
 
 
 def test_a_unit_that_takes_too_long_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(executor, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(local_executor, "POLL_SECONDS", 0.1)
     with (
         LocalExecutor(ExecutorConfig(retries=0, timeout=0.5)) as local,
         pytest.raises(ClipDataError, match=r"unit 00000002 .* 1 times, .* no answer within 0\.5 s \(timeout\)"),
@@ -92,7 +93,7 @@ def test_no_process_is_left_when_a_run_is_given_up(tmp_path):
 DRIVER = """
     import os, re, sys, time
     from clip_data.dataset import Unit
-    from clip_data.executor import ExecutorConfig, LocalExecutor
+    from clip_data.executors import ExecutorConfig, LocalExecutor
 
     def hang(unit):
         with open(f"{sys.argv[1]}/{unit.ordinal}", "w") as file:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from clip_core.config import ConfigError
-from clip_data.stream import treatment
-from clip_data.stream.treatment import Augment, CorruptSample, crop_box, parse_treatment
+from clip_data.stream import preprocess
+from clip_data.stream.preprocess import Augment, CorruptSample, crop_box, parse_preprocess
 from tests.support.datasets import jpeg
 from tests.support.streams import picture
 
@@ -38,7 +38,7 @@ def test_evaluation_gives_the_pixels_of_openclip(resize_mode, interpolation):
     shapes = [(40, 40), (57, 33), (33, 58), (16, 16), (16, 61), (200, 31), (7, 9), (48, 32)]
     for size in [(16, 16), (32, 32), (24, 24)]:
         theirs = image_transform(size[0], False, resize_mode=resize_mode, interpolation=interpolation, fill_color=7)
-        mine = parse_treatment(
+        mine = parse_preprocess(
             {
                 "size": list(size),
                 "resize_mode": resize_mode,
@@ -86,14 +86,14 @@ def test_a_crop_that_never_fits_falls_back_to_the_centre():
 
 def test_sizes_are_height_by_width():
     for mode in ("shortest", "longest", "squash"):
-        treatment = parse_treatment({"size": [12, 20], "resize_mode": mode})
-        assert treatment.decode(jpeg(picture(1))).shape == (12, 20, 3)
-    treatment = parse_treatment({"size": [12, 20], "augment": {}})
-    assert treatment.decode(jpeg(picture(1)), 0).shape == (12, 20, 3)
+        preprocess = parse_preprocess({"size": [12, 20], "resize_mode": mode})
+        assert preprocess.decode(jpeg(picture(1))).shape == (12, 20, 3)
+    preprocess = parse_preprocess({"size": [12, 20], "augment": {}})
+    assert preprocess.decode(jpeg(picture(1)), 0).shape == (12, 20, 3)
 
 
 def test_longest_pads_with_the_fill_colour():
-    pixels = parse_treatment({"size": [8, 8], "resize_mode": "longest", "fill_color": 9}).decode(
+    pixels = parse_preprocess({"size": [8, 8], "resize_mode": "longest", "fill_color": 9}).decode(
         encoded(Image.new("RGB", (16, 8), (200, 200, 200)))
     )
     assert (pixels[[0, 1, 6, 7]] == 9).all()
@@ -102,16 +102,16 @@ def test_longest_pads_with_the_fill_colour():
 
 def test_augmentation_depends_on_its_key_alone():
     payload = encoded(noise(60, 50))
-    treatment = parse_treatment({"size": [16, 16], "augment": {"scale": [0.2, 1.0]}})
-    seen = [treatment.decode(payload, *key).tobytes() for key in [(0, 0, "a"), (0, 1, "a"), (1, 0, "a"), (0, 0, "b")]]
+    preprocess = parse_preprocess({"size": [16, 16], "augment": {"scale": [0.2, 1.0]}})
+    seen = [preprocess.decode(payload, *key).tobytes() for key in [(0, 0, "a"), (0, 1, "a"), (1, 0, "a"), (0, 0, "b")]]
     assert len(set(seen)) == 4
-    assert treatment.decode(payload, 0, 0, "a").tobytes() == seen[0]
+    assert preprocess.decode(payload, 0, 0, "a").tobytes() == seen[0]
 
 
 def test_flips_happen_as_often_as_asked():
     payload = encoded(noise(16, 16))
     plain, always, half = (
-        parse_treatment({"size": [16, 16], "augment": {"scale": [1, 1], "ratio": [1, 1], "hflip": p}})
+        parse_preprocess({"size": [16, 16], "augment": {"scale": [1, 1], "ratio": [1, 1], "hflip": p}})
         for p in (0.0, 1.0, 0.5)
     )
     straight = plain.decode(payload, 0)
@@ -127,8 +127,8 @@ def test_a_flip_does_not_depend_on_the_crop(monkeypatch):
         areas.append(draws[0])
         return 0, 0, width, height
 
-    monkeypatch.setattr(treatment, "crop_box", whole)
-    plain, half = (parse_treatment({"size": [16, 16], "augment": {"hflip": p}}) for p in (0.0, 0.5))
+    monkeypatch.setattr(preprocess, "crop_box", whole)
+    plain, half = (parse_preprocess({"size": [16, 16], "augment": {"hflip": p}}) for p in (0.0, 0.5))
     straight = plain.decode(payload, 0)
     areas.clear()
     flips = [not np.array_equal(half.decode(payload, key), straight) for key in range(400)]
@@ -148,20 +148,20 @@ def test_a_flip_does_not_depend_on_the_crop(monkeypatch):
 )
 def test_what_does_not_decode_is_a_corrupt_sample(payload, reason):
     with pytest.raises(CorruptSample, match=reason):
-        parse_treatment({"size": [8, 8]}).decode(payload)
+        parse_preprocess({"size": [8, 8]}).decode(payload)
 
 
 def test_an_absurdly_large_picture_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr("clip_data.stream.treatment.MAX_PIXELS", 99)
+    monkeypatch.setattr("clip_data.stream.preprocess.MAX_PIXELS", 99)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(CorruptSample, match="10 × 10 pixels; images over 99 are refused"):
-        parse_treatment({"size": [8, 8]}).decode(encoded(noise(10, 10)))
+        parse_preprocess({"size": [8, 8]}).decode(encoded(noise(10, 10)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sise": 3}, "treatment: unknown key sise; did you mean size?"),
+        ({"sise": 3}, "preprocess: unknown key sise; did you mean size?"),
         ({"colour_space": 3}, "unknown key colour_space; valid keys: size, mode"),
         ({"size": 16}, "size = 16 must be a list of 2 values"),
         ({"size": [16, 0]}, "size = [16, 0] must be [height, width] in pixels"),
@@ -178,11 +178,11 @@ def test_an_absurdly_large_picture_is_refused_before_it_is_decoded(monkeypatch):
         ({"augment": {"hflip": 2}}, "hflip = 2.0 must be a probability"),
     ],
 )
-def test_a_treatment_that_is_wrong_names_the_key_and_the_value(change, message):
+def test_a_preprocess_dict_that_is_wrong_names_the_key_and_the_value(change, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        parse_treatment({"size": [16, 16], **change})
+        parse_preprocess({"size": [16, 16], **change})
 
 
-def test_a_treatment_needs_a_size():
-    with pytest.raises(ConfigError, match="treatment: missing key size"):
-        parse_treatment({"mode": "RGB"})
+def test_a_preprocess_dict_needs_a_size():
+    with pytest.raises(ConfigError, match="preprocess: missing key size"):
+        parse_preprocess({"mode": "RGB"})

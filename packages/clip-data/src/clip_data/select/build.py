@@ -10,50 +10,50 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_core.config import fingerprint, to_dict
-from clip_data.dataset import SUCCESS, Dataset, Unit
+from clip_data.dataset import (
+    ACQUIRE,
+    SUCCESS,
+    Dataset,
+    Unit,
+    selection_description,
+    selection_folder,
+    selection_name,
+)
 from clip_data.errors import ClipDataError
 from clip_data.select.columns import SIDECAR, Catalog, Column, read_catalog, read_columns, resolve, stage_of
 from clip_data.select.config import SelectConfig
 from clip_data.select.dedup import HashBuckets, hash_keys
 from clip_data.select.expression import Clause, parse_where
-from clip_data.select.reader import (
-    FORMAT,
-    Selection,
-    data_fingerprint,
-    description_file,
-    load_selection,
-    selection_file,
-    stage_records,
-)
+from clip_data.select.selection import FORMAT, Selection, data_fingerprint, load_selection, stage_records
 from clip_data.tables import write_table
 
-Counts = dict[str, int]  # dropped rows by reason, in the order of the funnel
+Counts = dict[str, int]  # rows that are not kept, by reason, in the order of the funnel
 
 
 def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
-    """Makes the selection `config.name` and returns its selection.json; one that is there already is only read.
+    """Makes the selection `config.name` and returns its description; an existing one is only read.
 
-    A row is dropped, and counted, for the first of these reasons that holds: not in the parent, rejected by acquire,
-    taken down, each clause of `where` in its order, each hash of `dedup`. Equal rows keep the first of (unit, row).
-    Memory: one byte per attempted row, one unit's columns, one bucket of hashes (see dedup.py).
+    A row is left out, and counted, for the first of these reasons that holds: not in the parent, rejected by acquire,
+    taken down, each clause of `where` in its order, each hash of `dedup`. Of equal rows the first by (unit, row) is
+    kept. Memory: one byte per attempted row, the columns of one unit, one bucket of hashes (see dedup.py).
 
-    Raises ClipDataError when a stage that is needed is not finished, when the name holds another selection, and when
-    no row is left.
+    Raises ClipDataError if a required stage is not finished, if the name holds another selection, and if no row is
+    left.
     """
     found = None
-    if dataset.store.exists(description_file(config.name)):
-        found = dataset.store.read_json(description_file(config.name))
+    if dataset.store.exists(selection_description(config.name)):
+        found = dataset.selection(config.name)
         _check_same_config(dataset, config, found)
-    records = {"acquire": stage_records(dataset, "acquire")}  # before anything else: the catalog reads the first unit
+    records = {ACQUIRE: stage_records(dataset, ACQUIRE)}  # before anything else: the catalog reads the first unit
     if not dataset.units:
-        raise ClipDataError(f"{dataset.root} has no rows to select from")
+        raise ClipDataError(f"{dataset.url} has no rows to select from")
     parent = load_selection(dataset, config.parent) if config.parent else None
     if found is None:
         catalog = read_catalog(dataset)
         clauses = parse_where(config.where, catalog)
         hashes = {name: _hash_column(catalog, name) for name in config.dedup}
         needed = {*hashes.values(), *(column for clause in clauses for column in clause.columns)}
-        stages = sorted({"acquire", *map(stage_of, needed)})
+        stages = sorted({ACQUIRE, *map(stage_of, needed)})
     else:
         stages = found["stages"]
     records |= {name: stage_records(dataset, name) for name in stages if name not in records}
@@ -65,8 +65,8 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     if found is not None:
         if found["fingerprint"] != fingerprint(identity):
             raise ClipDataError(
-                f"selection {config.name!r} of {dataset.root} was made from other data than is there now: "
-                f"choose another name, or remove selections/{config.name}"
+                f"selection {config.name!r} of {dataset.url} was made from other data than is there now: "
+                f"choose another name, or remove {selection_folder(config.name)}"
             )
         return found
 
@@ -77,7 +77,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     if not kept:
         worst = max(counts, key=lambda reason: counts[reason])
         raise ClipDataError(
-            f"selection {config.name!r} keeps none of {len(alive)} rows: most are dropped by "
+            f"selection {config.name!r} keeps none of {len(alive)} rows: most are left out by "
             f"{worst!r} ({counts[worst]}); nothing was written"
         )
     units = _write(dataset, config.name, alive)
@@ -91,11 +91,12 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
         "units": units,
         "counts": [[reason, count] for reason, count in counts.items()],
         "attempted": len(alive),
-        "successful": sum(record["counts"].get(SUCCESS, 0) for record in records["acquire"]),
+        "successful": sum(record["counts"].get(SUCCESS, 0) for record in records[ACQUIRE]),
         "kept": kept,
     }
     assert len(alive) == kept + sum(counts.values())
-    dataset.store.write_json(description_file(config.name), description)  # last: the selection is there from here on
+    # Written last: the selection exists from here on.
+    dataset.store.write_json(selection_description(config.name), description)
     return description
 
 
@@ -104,8 +105,8 @@ def _check_same_config(dataset: Dataset, config: SelectConfig, found: dict[str, 
     for key in wanted:
         if found["config"].get(key) != wanted[key]:
             raise ClipDataError(
-                f"selection {config.name!r} of {dataset.root} exists with {key} = {found['config'].get(key)!r}, now it "
-                f"is {wanted[key]!r}: choose another name, or remove selections/{config.name}"
+                f"selection {config.name!r} of {dataset.url} exists with {key} = {found['config'].get(key)!r}, now it "
+                f"is {wanted[key]!r}: choose another name, or remove {selection_folder(config.name)}"
             )
 
 
@@ -159,7 +160,7 @@ def _write(dataset: Dataset, name: str, alive: np.ndarray) -> dict[str, int]:
     kept = {}
     for unit, start in _starts(dataset.units):
         rows = np.flatnonzero(alive[start : start + unit.rows]).astype(np.int32)
-        write_table(dataset.store, selection_file(name, unit), pa.table({"row": rows}))
+        write_table(dataset.store, selection_name(name, unit), pa.table({"row": rows}))
         kept[unit.name] = len(rows)
     return kept
 

@@ -1,4 +1,4 @@
-"""clip_data.select.stage and reader: funnels, deduplication over units, re-runs, refusals."""
+"""clip_data.select.build and reader: funnels, deduplication over units, re-runs, refusals."""
 
 import json
 import pickle
@@ -12,9 +12,10 @@ from clip_core import ClipError
 from clip_core.config import from_dict
 from clip_data.dataset import Dataset
 from clip_data.errors import ClipDataError
-from clip_data.score import ScoreTask
+from clip_data.score import ScoreStage
 from clip_data.select import SelectConfig, load_selection, select
 from clip_data.select.columns import uid_fraction
+from clip_data.stage import run_unit
 from clip_data.tables import read_table, write_table
 from tests.support.datasets import jpeg, make_dataset, picture
 
@@ -41,7 +42,7 @@ def dataset(tmp_path):
     dataset = make_dataset(tmp_path / "d", SAMPLES, rows_per_unit=4)
     for scorer in ("caption", "image"):
         for unit in dataset.units:
-            ScoreTask(dataset.root, scorer)(unit)
+            run_unit(dataset.url, ScoreStage(dataset.url, scorer), unit)
     dataset.take_down([dataset.sidecar(dataset.units[1])["uid"][3].as_py().hex()], "asked for")
     return dataset
 
@@ -133,9 +134,9 @@ def test_the_same_again_is_only_read(dataset, tmp_path):
     done = select(dataset, FULL)
     before = files(tmp_path)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "d/selections/clean").iterdir()}
-    ScoreTask(dataset.root, "caption")(dataset.units[0])  # the same bytes, in another time
+    run_unit(dataset.url, ScoreStage(dataset.url, "caption"), dataset.units[0])  # the same bytes, in another time
     dataset.take_down([dataset.sidecar(dataset.units[0])["uid"][0].as_py().hex()], "applied when the rows are read")
-    assert select(Dataset.open(dataset.root), FULL) == done
+    assert select(Dataset.open(dataset.url), FULL) == done
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {path: data for path, data in files(tmp_path).items() if path in before and "selections" in str(path)} == {
         path: data for path, data in before.items() if "selections" in str(path)
@@ -247,7 +248,7 @@ def test_on_an_object_store():
     flat = [{"caption": f"{row}", "image": Image.new("RGB", (8, 8), (row % 3 * 80, 0, 0))} for row in range(9)]
     dataset = make_dataset("memory://test_on_an_object_store", flat, rows_per_unit=4)
     for unit in dataset.units:
-        ScoreTask(dataset.root, "image")(unit)
+        run_unit(dataset.url, ScoreStage(dataset.url, "image"), unit)
     select(dataset, SelectConfig(name="unique", dedup=("sha256",)))
     assert kept(dataset, "unique") == [0, 1, 2]
 

@@ -1,0 +1,167 @@
+"""The local executor: a set of processes that survive each other's death."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from clip_data.dataset import Unit
+from clip_data.executors.base import Executor, ExecutorConfig, Outcome, Task, attempt
+from clip_data.stream.worker import state_of
+
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+ENDING_SECONDS = 10.0  # what an idle worker may take to end before it is killed
+POLL_SECONDS = 1.0  # between looks at workers that give no answer
+STOPPED_SECONDS = 5.0  # until a worker that someone has stopped is replaced
+
+log = logging.getLogger(__name__)
+
+
+class LocalExecutor(Executor):
+    """One process per worker, each with one unit at a time, so that a death is charged to the right unit.
+
+    Processes are spawned: a script that uses this needs the usual `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        super().__init__(config)
+        self.window = config.workers or len(os.sched_getaffinity(0))
+        self._task = b""
+        self._running: dict[Connection, _Worker] = {}
+        self._looked = 0.0
+
+    def start(self, task: Task) -> None:
+        self._task = pickle.dumps(task)
+
+    def submit(self, unit: Unit) -> None:
+        idle = next((worker for worker in self._running.values() if worker.unit is None), None)
+        if idle is None:
+            idle = _Worker(self._task)
+            self._running[idle.connection] = idle
+        idle.give(unit)
+
+    def collect(self) -> Iterator[tuple[Unit, Outcome]]:
+        self._kill_stuck()
+        for ready in wait(list(self._running), POLL_SECONDS):
+            assert isinstance(ready, Connection)
+            worker = self._running[ready]
+            unit, outcome = worker.unit, worker.take()
+            if outcome is None:
+                outcome = Outcome(death=self._bury(worker))
+            if unit is not None:
+                yield unit, outcome
+
+    def _kill_stuck(self) -> None:
+        """Kills workers that someone has stopped, or whose unit takes too long: they read as dead afterwards."""
+        now = time.monotonic()
+        # Not more than was looked at: all of us may have been stopped, as by Ctrl-Z, and go on together.
+        passed, self._looked = min(now - self._looked, 2 * POLL_SECONDS), now
+        for worker in self._running.values():
+            if worker.unit is None or worker.stuck:
+                continue
+            worker.busy += passed
+            worker.stopped = worker.stopped + passed if state_of(worker.process.pid) == "stopped" else 0.0
+            if worker.stopped > STOPPED_SECONDS:
+                worker.stuck = "a stop by a signal"
+            elif worker.busy > self.config.timeout:
+                worker.stuck = f"no answer within {self.config.timeout:g} s (timeout)"
+            if worker.stuck:
+                log.warning(
+                    "worker process %d, unit %s: %s; killed", worker.process.pid, worker.unit.name, worker.stuck
+                )
+                worker.process.kill()
+
+    def stop(self) -> None:
+        for worker in self._running.values():
+            if worker.unit is None:
+                worker.connection.close()  # an end of file: it ends by itself, and what its task holds with it
+            else:
+                worker.process.kill()
+        for worker in list(self._running.values()):
+            self._bury(worker)
+
+    def _bury(self, worker: _Worker) -> str:
+        """Forgets a worker that is dead or ending; says how it died."""
+        del self._running[worker.connection]
+        worker.connection.close()
+        worker.process.join(ENDING_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join(ENDING_SECONDS)
+        code = worker.process.exitcode or 0
+        with contextlib.suppress(ValueError):  # it waits for storage, and ends when that answers
+            worker.process.close()
+        if worker.stuck:
+            return worker.stuck
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class _Worker:
+    """The driver's end of a worker process."""
+
+    def __init__(self, payload: bytes) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.unit: Unit | None = None
+        self.busy = self.stopped = 0.0  # seconds, since it has its unit and since it was seen running
+        self.stuck = ""  # why it was killed
+        self.process: SpawnProcess = context.Process(target=_serve, args=(payload, theirs), name="clip-data-worker")
+        self.process.start()
+        theirs.close()  # the worker has the only other end: its death reads as an end of file
+
+    def give(self, unit: Unit) -> None:
+        self.unit, self.busy = unit, 0.0
+        with contextlib.suppress(OSError):  # it died while idle: reading from it says so
+            self.connection.send(unit)
+
+    def take(self) -> Outcome | None:
+        """The outcome of the unit at hand; None if the worker is dead."""
+        try:
+            outcome = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.unit = None
+        return outcome
+
+
+def _serve(payload: bytes, connection: Connection) -> None:
+    """The worker process: units in, outcomes out, until the driver is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends the workers
+    if sys.platform == "linux":
+        # The kernel kills even a worker whose C code keeps Python's lock. It goes by the thread that started the
+        # worker, which is the one that is in `run`.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    task: Task | None = None
+
+    def run(unit: Unit) -> dict[str, Any]:
+        nonlocal task
+        task = task or pickle.loads(payload)
+        return task(unit)
+
+    while True:
+        try:
+            unit = connection.recv()
+        except EOFError:
+            return
+        connection.send(attempt(run, unit))
+
+
+def _follow_parent() -> None:
+    """Ends this process when the driver dies, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
