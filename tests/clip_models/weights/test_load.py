@@ -404,7 +404,7 @@ TOWERS = {
 def test_a_loaded_model_of_every_family_is_the_saved_one(tmp_path, vision, text):
     """Buffers that no file holds included: rotary tables, indices of relative positions."""
     for config, library in ((vision, "timm"), (text, "transformers")):
-        if config.kind_of_config in ("timm", "hf"):
+        if config.kind in ("timm", "hf"):
             pytest.importorskip(library)
     size = (vision.image_size, vision.image_size)
     spec = ModelSpec(

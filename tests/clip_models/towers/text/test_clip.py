@@ -124,5 +124,5 @@ def test_norms_can_stay_trainable_in_a_locked_tower():
 
 
 def test_a_width_that_is_not_projected_must_fit():
-    with pytest.raises(ClipModelsError, match="width 64 is not embed_dim 32"):
+    with pytest.raises(ClipModelsError, match="width 64 to be embed_dim 32"):
         build(proj_type="none")

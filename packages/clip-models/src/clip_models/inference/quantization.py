@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.model import CLIP
-from clip_models.specs import HFTextConfig, ModelSpec, as_pair
+from clip_models.specs import ModelSpec, as_pair
 
 SCHEMES = {
     "int8-weight-only": "Int8WeightOnlyConfig",
@@ -123,7 +123,7 @@ def quantize(
 def _blocks(model: CLIP, tower: str) -> list[nn.Module]:
     if tower == "image":
         return list(model.visual.blocks())
-    return list(model.transformer.resblocks if model.spec.text_at_root else model.text.blocks())
+    return list(model.text_tower.blocks())
 
 
 def _matrices(blocks: list[nn.Module]) -> list[tuple[nn.Module, str]]:
@@ -176,6 +176,6 @@ def _random_ids(spec: ModelSpec, device: torch.device) -> Tensor:
     text = spec.text
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, text.vocab_size - 1, (4, text.context_length), generator=generator)
-    end = None if isinstance(text, HFTextConfig) else text.eos_id
+    end = getattr(text, "eos_id", None)
     ids[:, -1] = text.vocab_size - 1 if end is None else end
     return ids.to(device)

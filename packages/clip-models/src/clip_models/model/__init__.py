@@ -1,4 +1,4 @@
-"""The models that towers are put together to, as torch modules, and the number formats of their weights."""
+"""Models made of towers, and the number formats of their weights."""
 
 from clip_models.model.build import build_model
 from clip_models.model.clip import CLIP

@@ -1,4 +1,4 @@
-"""From a spec to its model."""
+"""Builds the model of a spec."""
 
 from clip_models.model.clip import CLIP
 from clip_models.model.coca import CoCa
@@ -6,8 +6,8 @@ from clip_models.specs import ModelSpec
 
 
 def build_model(spec: ModelSpec) -> CLIP:
-    """The model of a spec, a CoCa where it has a decoder, with random weights.
+    """Returns the model of a spec with random weights: a CoCa if it has a decoder.
 
-    ClipModelsError where a tower needs an extra that is missing.
+    Raises ClipModelsError if a tower needs an extra that is missing.
     """
     return CLIP(spec) if spec.decoder is None else CoCa(spec)

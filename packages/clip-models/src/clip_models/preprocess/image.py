@@ -12,7 +12,7 @@ that are not; and a side that would round to nothing keeps one pixel.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from clip_models.preprocess.image_augmentation import (
     turn_gray,
 )
 from clip_models.specs.augmentation import AugmentationConfig
-from clip_models.specs.plain import require_choice
-from clip_models.specs.preprocess import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig
+from clip_models.specs.preprocess import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig, ResizeMode
+from clip_models.specs.values import require_choice
 
 _RATIO = (3 / 4, 4 / 3)
 
@@ -129,8 +129,8 @@ def image_transform(
     is_train: bool,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-    resize_mode: str | None = None,
-    interpolation: str | None = None,
+    resize_mode: ResizeMode | None = None,
+    interpolation: Literal["bicubic", "bilinear", "random", ""] | None = None,
     fill_color: int = 0,
     aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
     image_mode: ImageMode = "standard",
@@ -147,7 +147,7 @@ def image_transform(
         mean=_triple(OPENAI_DATASET_MEAN if mean is None else mean),
         std=_triple(OPENAI_DATASET_STD if std is None else std),
         resize_mode=resize_mode or "shortest",
-        interpolation="bicubic" if interpolation in (None, "", "random") else str(interpolation),
+        interpolation=interpolation if interpolation and interpolation != "random" else "bicubic",
         fill_color=fill_color,
     )
     if not is_train:

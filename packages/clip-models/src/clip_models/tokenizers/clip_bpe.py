@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import regex
 
-from clip_models.specs.plain import require_choice
+from clip_models.specs import ModelSpec
+from clip_models.specs.values import require_choice
 from clip_models.tokenizers.base import Captions, CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import mend
 from clip_models.tokenizers.reductions import REDUCTIONS, keep_by_syntax, reduce_ids
@@ -105,6 +106,7 @@ class ClipTokenizer(CaptionTokenizer):
     simple, random, shuffle, syntax. Pickles as its settings: a worker process reads the vocabulary itself, once.
     """
 
+    own_cleaning = "lower"
     sot_token_id: int = 49406
     eot_token_id: int = 49407
     pad_token_id: int = 0
@@ -114,6 +116,10 @@ class ClipTokenizer(CaptionTokenizer):
         require_choice("tokenizer.reduction", reduction, ("", *REDUCTIONS))
         self.reduction = reduction
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "ClipTokenizer":
+        return cls(context_length, clean, spec.tokenizer.reduction)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ids_of_piece": {}}

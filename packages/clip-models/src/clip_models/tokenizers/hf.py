@@ -11,6 +11,7 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
+from clip_models.specs import ModelSpec
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 from clip_models.weights import hub
@@ -74,6 +75,19 @@ class HFTokenizer(CaptionTokenizer):
 
         vocabulary = self._backend.get_vocab(with_added_tokens=False).values()
         self._vocab_size: int = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "HFTokenizer":
+        config = spec.tokenizer
+        return cls(
+            config.name,
+            context_length,
+            clean,
+            config.strip_sep_token,
+            config.language,
+            config.mode,
+            cache_dir=cache_dir,
+        )
 
     @property
     def vocab_size(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
+from clip_models.specs import ModelSpec
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 from clip_models.weights import hub
@@ -27,6 +28,7 @@ class SigLipTokenizer(CaptionTokenizer):
     (whose vocabulary has a start token) with the padding of its own. Errors: ClipModelsError.
     """
 
+    own_cleaning = "canonicalize"
     eot_token_id: int = 1
 
     def __init__(
@@ -52,6 +54,10 @@ class SigLipTokenizer(CaptionTokenizer):
                 f" {self.eot_token_id}"
             )
         self.pad_token_id = self._model.pad_id() if self._model.bos_id() >= 0 else self.eot_token_id
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "SigLipTokenizer":
+        return cls(spec.tokenizer.name, context_length, clean, cache_dir=cache_dir)
 
     @property
     def vocab_size(self) -> int:

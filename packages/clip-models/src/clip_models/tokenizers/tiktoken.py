@@ -7,6 +7,7 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
+from clip_models.specs import ModelSpec
 from clip_models.tokenizers.base import CaptionTokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 
@@ -44,6 +45,12 @@ class TikTokenTokenizer(CaptionTokenizer):
                 f"id {min(self._controls)} of a control token lies in the vocabulary of {self.name!r}; text.eos_id,"
                 f" text.pad_id and text.bos_id start at {words}"
             )
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "TikTokenTokenizer":
+        text: Any = spec.text  # a modern tower with eos_id, as the spec has checked
+        ids = {"eos_id": text.eos_id, "pad_id": text.pad_id, "bos_id": text.bos_id}
+        return cls(spec.tokenizer.name, context_length, clean, **ids)
 
     @property
     def vocab_size(self) -> int:

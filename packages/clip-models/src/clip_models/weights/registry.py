@@ -14,6 +14,7 @@ from clip_core.files import sha256_of
 from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs import PreprocessConfig, get_model_spec, list_models
+from clip_models.specs.preprocess import Interpolation, ResizeMode
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 
@@ -28,8 +29,8 @@ class PretrainedTag:
     """Lower case, with _ in place of -."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str
-    resize_mode: str
+    interpolation: Interpolation
+    resize_mode: ResizeMode
     quick_gelu: bool = False
     hub: str = ""
     """Repository on the hub, org/name."""

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from clip_core import MAX_PIXELS, ImageMode
 from clip_models.errors import ClipModelsError
 from clip_models.inference.embedding.samples import PICTURES
-from clip_models.specs.plain import require_choice
+from clip_models.specs.values import require_choice
 
 FREE = ("device", "batch_size", "workers", "quick_gelu")
 """Settings that may change when a run is continued: they move the last bits of a number at the most, or the model's

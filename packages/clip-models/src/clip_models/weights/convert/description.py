@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModelSpec, PreprocessConfig, TokenizerConfig, as_pair, get_model_spec, list_models
 from clip_models.specs.openclip import from_open_clip_config
 from clip_models.specs.overrides import FORCEABLE
-from clip_models.specs.plain import to_plain
 from clip_models.weights.convert.formats import Format
 from clip_models.weights.convert.huggingface import spec_from_huggingface
 from clip_models.weights.registry import identify
@@ -136,8 +136,8 @@ def reconcile(asked: ModelSpec, known: Description | None, sure_of: Collection[s
             wanted = dataclasses.replace(wanted, name=known.tokenizer.name)
         if known.tokenizer != wanted and not _is_default(asked, "tokenizer"):
             raise ClipModelsError(
-                f"{where}: {known.origin} names the tokenizer {to_plain(known.tokenizer)}, and"
-                f" {to_plain(asked.tokenizer)} was asked for; ask for one of them in the spec"
+                f"{where}: {known.origin} names the tokenizer {to_dict(known.tokenizer)}, and"
+                f" {to_dict(asked.tokenizer)} was asked for; ask for one of them in the spec"
             )
         spec = dataclasses.replace(spec, tokenizer=known.tokenizer)
     return spec
@@ -151,7 +151,7 @@ def network_difference(one: ModelSpec, other: ModelSpec, sure_of: Collection[str
         mine, theirs = (_network_facts(getattr(spec, part)) for spec in (one, other))
         if type(getattr(one, part)) is not type(getattr(other, part)):
             configs = (getattr(one, part), getattr(other, part))
-            kinds = ("none" if config is None else getattr(config, "kind_of_config", "one") for config in configs)
+            kinds = ("none" if config is None else getattr(config, "kind", "one") for config in configs)
             found.append("{} {} against {}".format(part, *kinds))
             continue
         for key in mine:
@@ -182,7 +182,7 @@ def _hint(key: str, value: Any) -> str:
 def _network_facts(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
-    facts = {key: value for key, value in to_plain(config).items() if key not in _OF_TRAINING | _OF_NO_FLAG}
+    facts = {key: value for key, value in to_dict(config).items() if key not in _OF_TRAINING | _OF_NO_FLAG}
     if "mlp_ratio" in facts:  # only its product with the width counts
         facts["mlp_ratio"] = int(facts["width"] * facts["mlp_ratio"]) / facts["width"]
     if "config" in facts:

@@ -6,8 +6,9 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModelSpec, PreprocessConfig
+from clip_models.specs.preprocess import Interpolation
 
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
 
 

@@ -23,7 +23,7 @@ _OF_CONFIG = {
     "hf": "one of transformers'",
     "modern": "a modern transformer",
 }
-"""kind_of_config of a tower → what it is called in messages."""
+"""kind of a tower → what it is called in messages."""
 _KINDS = {
     "image": (
         (r"visual\.trunk\.", _OF_CONFIG["timm"]),
@@ -101,7 +101,7 @@ def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
 def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
     """Whether the spec agrees with what is known without building it."""
     vision, text = spec.vision, spec.text
-    towers = (_OF_CONFIG[vision.kind_of_config], _OF_CONFIG[text.kind_of_config], _DECODER if spec.decoder else None)
+    towers = (_OF_CONFIG[vision.kind], _OF_CONFIG[text.kind], _DECODER if spec.decoder else None)
     if towers != tuple(facts.get((tower, "")) for tower in _KINDS):
         return False
     said: _Facts = {("", "embed_dim"): spec.embed_dim}
