@@ -57,7 +57,8 @@ class TokenizerConfig:
         except ClipError as error:
             raise ClipModelsError(f"tokenizer.kind: {error}") from error
         check_fields(self, "tokenizer.")
-        if self.kind in TOKENIZERS and (self.kind == "clip-bpe") != (self.name == ""):
+        needs_name = {"clip-bpe": False, "hf": True, "sentencepiece": True, "tiktoken": True}
+        if needs_name.get(self.kind, bool(self.name)) != bool(self.name):
             raise ClipModelsError(f"tokenizer.name {self.name!r} does not go with tokenizer.kind {self.kind!r}")
         for key, kind in (("strip_sep_token", "hf"), ("language", "hf"), ("mode", "hf"), ("reduction", "clip-bpe")):
             if getattr(self, key) and self.kind != kind:

@@ -5,10 +5,9 @@ import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clip_core import ClipError
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, registered
 from clip_models.specs import (
     TOKENIZERS,
     CLIPTextConfig,
@@ -47,7 +46,7 @@ def get_tokenizer(
     spec = dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, **renamed))  # type: ignore[arg-type]
     clean = cleaning_of(spec.tokenizer)
     length = spec.text.context_length if context_length is None else context_length
-    tokenizer: Tokenizer = _class_of(spec.tokenizer).from_spec(spec, length, clean, cache_dir)
+    tokenizer: Tokenizer = registered(TOKENIZERS, spec.tokenizer.kind).from_spec(spec, length, clean, cache_dir)
     check_fit(tokenizer, spec)
     return tokenizer
 
@@ -96,14 +95,7 @@ def check_fit(tokenizer: Tokenizer, spec: ModelSpec) -> None:
 
 def cleaning_of(config: TokenizerConfig) -> str:
     """Returns the cleaning mode of a config: its own, or the default of the kind of tokenizer."""
-    return config.clean or str(_class_of(config).own_cleaning)
-
-
-def _class_of(config: TokenizerConfig) -> Any:
-    try:
-        return TOKENIZERS.get(config.kind)
-    except ClipError as error:
-        raise ClipModelsError(f"tokenizer.kind: {error}") from error
+    return config.clean or str(registered(TOKENIZERS, config.kind).own_cleaning)
 
 
 def tokenize(texts: Captions, context_length: int = 77) -> "torch.Tensor":
