@@ -188,7 +188,7 @@ def test_columns_of_tables(tmp_path):
     assert found == [("17", picture_bytes(1), "one"), ("a.parquet#1", picture_bytes(1), None)]
     found = samples(path, image_column="nested")
     assert found == [("a.parquet#0", picture_bytes(2), None), ("a.parquet#1", picture_bytes(1), None)]
-    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; say with --image-column"):
+    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; name one with --image-column"):
         samples(path)
     with pytest.raises(ClipModelsError, match="has no column 'wrods'; it has photo"):
         samples(path, what="text", text_column="wrods")
@@ -221,7 +221,7 @@ def test_lists(tmp_path):
         ("2", ""),
         ("3", "thïrd"),
     ]
-    with pytest.raises(ClipModelsError, match="has one thing a line; for pairs"):
+    with pytest.raises(ClipModelsError, match="has one item a line; for pairs"):
         samples(captions, what="both")
     blank = [item for item in open_source(paths, EmbedConfig(), None) if isinstance(item, Unused)]
     assert blank == [Unused(f"{paths}:2", "blank_line")]
