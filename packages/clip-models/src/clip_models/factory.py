@@ -204,7 +204,7 @@ def load_checkpoint(
     """
     if not (strict and weights_only):
         raise ClipModelsError(
-            "load_checkpoint requires that every tensor fits and runs no code of a file: leave strict and weights_only out"
+            "load_checkpoint requires that every tensor fits and runs no code: leave strict and weights_only out"
         )
     load_into(model, checkpoint_path)
 

@@ -47,6 +47,21 @@ class Encoder:
         self.transform = preprocess_eval(self.spec.preprocess, image_mode)
 
     @classmethod
+    def of(
+        cls,
+        model: str | CLIP,
+        pretrained: str | None = None,
+        precision: str = "fp32",
+        device: str = "auto",
+        quick_gelu: bool = False,
+        image_mode: ImageMode = "standard",
+    ) -> "Encoder":
+        """Returns the encoder of a CLIP, or of a named model (see `load`)."""
+        if not isinstance(model, str):
+            return cls(model, precision, image_mode)
+        return cls.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
+
+    @classmethod
     def load(
         cls,
         model: str,
@@ -59,11 +74,13 @@ class Encoder:
     ) -> "Encoder":
         """Returns the encoder of a named model with weights. Raises ClipModelsError."""
         require_weights(model, pretrained)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         built = create_model(
             model,
             pretrained or None,
             precision=precision,
-            device=_default_device() if device == "auto" else device,
+            device=device,
             force_quick_gelu=quick_gelu,
             require_pretrained=True,
         )
@@ -113,10 +130,6 @@ class Encoder:
             dtype = torch.float16 if self.precision == "amp" else torch.bfloat16
             stack.enter_context(torch.autocast(self.device.type, dtype))
         return stack
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _finish(features: Tensor, normalize: bool) -> Tensor:

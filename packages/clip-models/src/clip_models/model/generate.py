@@ -1,8 +1,8 @@
 """Captions from a CoCa: greedy, top-k, top-p and beam search, each token computed once.
 
 Keys and values of the caption are cached, those of the image are computed once. That is exact because text tower and
-decoder are causal (CoCa's class token is the last one, and nothing is decoded from it). A text tower that is not causal,
-as RoBERTa's, reads the whole caption again at each step.
+decoder are causal (CoCa's class token is the last one, and nothing is decoded from it). Other text towers, such as
+RoBERTa's, read the whole caption again at each step.
 
 Shapes: B images, W beams for each, N = B · W captions, T tokens of a caption, D width, H heads, C channels of a head,
 V vocabulary.

@@ -46,8 +46,8 @@ class EmbedConfig:
     max_pixels: int = MAX_PIXELS
     """images with more are rejected before they are decoded"""
     image_mode: ImageMode = "standard"
-    """how images become RGB: standard applies the EXIF orientation, scales 16-bit and float values and puts transparency
-    on white; openclip does neither, as OpenCLIP"""
+    """how images become RGB: standard applies the EXIF orientation, scales 16-bit and float values and puts
+    transparency on white; openclip does neither, as OpenCLIP"""
     image_member: str = ""
     """of a tar or folder: extensions of the images, the preferred one first, as in "jpg;rgb.png"; without it the
     usual ones"""
