@@ -1,4 +1,4 @@
-"""Whether tensors are those that a model has: all of them, no other, in their shapes."""
+"""Checks that tensors are those of a model: all of them, no other, in their shapes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from clip_models.weights.convert.mismatch import describe_mismatch, find_fitting
 
 
 def build_empty(spec: ModelSpec) -> CLIP:
-    """The model of `spec` on the CPU with arbitrary numbers in place of random weights.
+    """Returns the model of `spec` on the CPU with arbitrary numbers. Draws no random numbers.
 
-    Not on the meta device: the buffers that no file holds (rotary tables, indices of relative positions) get their
-    values when a tower is built. Draws no random numbers.
+    It is not on the meta device: buffers that are in no file (rotary tables, indices of relative positions) get their
+    values when a tower is built.
     """
     with NoRandomInit():
         return build_model(spec)
@@ -24,7 +24,7 @@ def build_empty(spec: ModelSpec) -> CLIP:
 
 @contextmanager
 def advising(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Adds to an error which architectures the weights fit, unless that is the one of `spec`."""
+    """Adds to an error which architectures the weights fit, unless `spec` is one of them."""
     try:
         yield
     except ClipModelsError as error:
@@ -35,8 +35,10 @@ def advising(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, what: str) -> None:
-    """ClipModelsError, with the sizes that differ, counts and the first names, unless `tensors` (of `where`) are those
-    `wanted` by `what`; both have OpenCLIP's names."""
+    """Raises ClipModelsError unless `tensors` (of `where`) are those `wanted` by `what`; both have OpenCLIP's names.
+
+    The message has the sizes that differ, counts and the first names.
+    """
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
     shared = [name for name in wanted if name in tensors]
@@ -60,7 +62,7 @@ def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """ClipModelsError, with the count and the first names, if tensors hold numbers that are none in float32."""
+    """Raises ClipModelsError, with the count and the first names, if tensors are not finite in float32."""
     if broken := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
         raise ClipModelsError(
             f"{where} holds NaN or infinite numbers in {len(broken)} tensors ({_first(broken)}); take weights from"

@@ -163,7 +163,7 @@ class _Run:
                 totals.update(samples=part.samples, rows=part.rows, truncated=part.truncated, parts=1)
                 rejected.update(code for _, code, _ in part.rejects)
                 bar.set_postfix(rejected=rejected.total(), refresh=False)
-        counts = {
+        counts: dict[str, Any] = {
             **totals,
             "rejected": dict(sorted(rejected.items())),
             "unused": dict(sorted(self.unused.counts.items())),

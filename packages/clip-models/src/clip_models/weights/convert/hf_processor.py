@@ -1,4 +1,4 @@
-"""preprocessor_config.json of transformers ↔ our treatment of pictures."""
+"""preprocessor_config.json of transformers, to and from PreprocessConfig."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
 
 def preprocess_from_processor(processor: Mapping[str, Any], default: PreprocessConfig) -> PreprocessConfig:
-    """The treatment that CLIPImageProcessor, SiglipImageProcessor and their like describe; `default` for absent keys.
+    """Returns the preprocessing of CLIPImageProcessor, SiglipImageProcessor and others; `default` for absent keys.
 
-    `size` stays that of `default`: it follows the tower. ClipModelsError for what our treatment cannot do.
+    `size` stays that of `default`: it follows the tower. Raises ClipModelsError for what our preprocessing cannot do.
     """
     off = [key for key in ("do_resize", "do_rescale", "do_normalize") if processor.get(key) is False]
     resample = processor.get("resample", None)
@@ -43,7 +43,7 @@ def preprocess_from_processor(processor: Mapping[str, Any], default: PreprocessC
 
 
 def processor_config(spec: ModelSpec) -> dict[str, Any]:
-    """preprocessor_config.json for the treatment of `spec`; ClipModelsError for resize_mode longest."""
+    """Returns the preprocessor_config.json of `spec`. Raises ClipModelsError for resize_mode longest."""
     config = spec.preprocess
     height, width = config.size
     sizes: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Why weights do not fit a model, told from the shapes of both, and which architectures they do fit."""
+"""Explains by shapes why weights do not fit a model, and finds the architectures that they fit."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _OF_CONFIG = {
     "hf": "one of transformers'",
     "modern": "a modern transformer",
 }
-"""kind of a tower → what it is called in messages."""
+"""Kind of a tower → its name in messages."""
 _KINDS = {
     "image": (
         (r"visual\.trunk\.", _OF_CONFIG["timm"]),
@@ -39,7 +39,7 @@ _KINDS = {
     ),
     "caption": ((r"text_decoder\.", _DECODER),),
 }
-"""Tower → what it is if a tensor has a name like this; the first counts. Names are without the `text.` of the tower."""
+"""Tower → (pattern of a tensor's name, what the tower is); the first match counts. Names are without `text.`."""
 _SIZES: tuple[tuple[str, str, str, int], ...] = (
     ("image", "patch size", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", -1),
     ("image", "width", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", 0),
@@ -61,8 +61,8 @@ _Facts = dict[tuple[str, str], Any]
 
 
 def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What differs between weights and what a model wants (both with OpenCLIP's names): "image patch size 32 against
-    16". Empty if only single tensors do."""
+    """Returns the differences of weights from those of a model (both with OpenCLIP's names), such as "image patch size
+    32 against 16". Empty if only single tensors differ."""
     theirs, ours = _facts(tensors), _facts(wanted)
     causes = {}
     for tower, size in ours | theirs:
@@ -76,9 +76,9 @@ def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
 
 
 def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The named architectures whose every tensor has the name and shape of these, which have OpenCLIP's names.
+    """Returns the named architectures whose tensors have the names (OpenCLIP's) and shapes of these.
 
-    Those of a library that is not installed are passed over.
+    Architectures of a library that is not installed are skipped.
     """
     facts = _facts(tensors)
     has = {name.removeprefix("text."): tensor.shape for name, tensor in tensors.items()}
@@ -99,9 +99,9 @@ def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
-    """Whether the spec agrees with what is known without building it."""
+    """Whether the spec agrees with the facts; does not build it."""
     vision, text = spec.vision, spec.text
-    towers = (_OF_CONFIG[vision.kind], _OF_CONFIG[text.kind], _DECODER if spec.decoder else None)
+    towers = (_OF_CONFIG.get(vision.kind), _OF_CONFIG.get(text.kind), _DECODER if spec.decoder else None)
     if towers != tuple(facts.get((tower, "")) for tower in _KINDS):
         return False
     said: _Facts = {("", "embed_dim"): spec.embed_dim}
@@ -117,7 +117,7 @@ def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
 
 
 def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
-    """(Tower, size) → its value, and (tower, "") → what the tower is."""
+    """Returns (tower, size) → its value, and (tower, "") → what the tower is."""
     named = {name.removeprefix("text."): tuple(tensor.shape) for name, tensor in tensors.items()}
     facts: _Facts = {}
     for tower, kinds in _KINDS.items():

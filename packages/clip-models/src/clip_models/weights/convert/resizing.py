@@ -1,4 +1,4 @@
-"""Learned positions and patch embeddings brought to the size of the model."""
+"""Resizes learned positions and patch embeddings to the size of the model."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,10 +19,10 @@ _PATCHES = "visual.trunk.patch_embed.proj.weight"
 def resize_to(
     model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], sure_of: Collection[str], where: str
 ) -> dict[str, Tensor]:
-    """The tensors with positions, and the patches of timm's ViT, of the size that `model` has.
+    """Returns the tensors with positions, and the patches of timm's ViT, in the size of `model`.
 
-    Only where the caller insists on the size (`image_size`, `context_length` in `sure_of`); else the error names both
-    sizes and the flag, if the size is all that differs. What is left as it is, the comparison names.
+    Resizes if `sure_of` has the size (`image_size`, `context_length`). Otherwise raises ClipModelsError with both sizes
+    and the flag, if nothing else differs; other differences are left to the comparison with the model.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     resized = dict(tensors)
@@ -57,9 +57,9 @@ def resize_to(
 
 
 def resample_patches(kernel_OIHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The embedding for patches of another size that gives a resized patch nearly the same output (float32).
+    """Returns the embedding for patches of another size, whose output of a resized patch is nearly the same (float32).
 
-    The pseudo-inverse of bilinear resizing; FlexiViT (arXiv:2212.08013), section 3.4.
+    It is the pseudo-inverse of bilinear resizing; FlexiViT (arXiv:2212.08013), section 3.4.
     """
     rows, columns = kernel_OIHW.shape[2:]
     basis = torch.eye(rows * columns).reshape(-1, 1, rows, columns)
@@ -75,7 +75,7 @@ def _differ_in_length(old: Any, new: Any, name: str) -> bool:
 
 
 def _grid(model: Any, spec: ModelSpec) -> tuple[int, int]:
-    """(rows, columns) of the positions of the image tower."""
+    """Returns (rows, columns) of the positions of the image tower."""
     trunk = getattr(model.visual, "trunk", None)
     if trunk is not None:
         rows, columns = trunk.patch_embed.grid_size
