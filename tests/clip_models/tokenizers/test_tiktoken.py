@@ -34,7 +34,7 @@ def test_bad_ids_and_files_are_refused(tiktoken_file, tmp_path):
             TikTokenTokenizer(name, 12, **(IDS | ids))
         return str(caught.value)
 
-    assert "id 263 of a control token lies in the vocabulary" in refusal(tiktoken_file, pad_id=263)
+    assert "id 263 of a control token is in the vocabulary" in refusal(tiktoken_file, pad_id=263)
     assert "text.pad_id and text.bos_id start at 264" in refusal(tiktoken_file, pad_id=263)
     assert "must differ" in refusal(tiktoken_file, pad_id=300)
     (tmp_path / "bad.tiktoken").write_text("not a line of it\n")

@@ -10,7 +10,7 @@ class Config:
     model: str
     """name of the architecture, hf-hub:org/repo or local-dir:folder"""
     repo_id: str
-    """organisation/name on the hub; it is made if it is not there"""
+    """organisation/name on the hub; it is created if it does not exist"""
     pretrained: str = ""
     """a tag, or a file or folder with weights"""
     private: bool = False

@@ -17,7 +17,7 @@ TOKENIZERS: Registry[Any] = Registry(
         "tiktoken": "clip_models.tokenizers.tiktoken:TikTokenTokenizer",
     },
 )
-"""Subclasses of `clip_models.tokenizers.base.CaptionTokenizer` by kind."""
+"""Subclasses of `clip_models.tokenizers.base.Tokenizer` by kind."""
 
 _KNOWN_IDS = {
     ("clip-bpe", ""): CLIP_BPE_VOCAB_SIZE,

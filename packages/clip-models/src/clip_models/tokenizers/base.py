@@ -1,9 +1,9 @@
-"""The interface of tokenizers, and their common base. Free of torch until one is called."""
+"""The base of all tokenizers. Free of torch until one is called."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -19,62 +19,23 @@ if TYPE_CHECKING:
 Captions = str | Sequence[str]
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """Captions → rows of token ids of one length: the caption's tokens, the end token if there is one, and padding.
 
     A caption that is too long loses its tail and keeps its end token. Tokenizers can be pickled; an unpickled one needs
-    neither torch nor a network, so that reader processes are small.
-    """
-
-    context_length: int
-    """Tokens of a row."""
-    clean: str
-    """lower, whitespace, whitespace_underscore or canonicalize; see `clean_caption`."""
-    pad_token_id: int
-    """Id that fills the rows."""
-
-    @property
-    def eot_token_id(self) -> int | None:
-        """Id that ends a caption; None if there is none."""
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id that it can emit."""
-
-    def __call__(self, texts: Captions, context_length: int | None = None) -> "torch.Tensor":
-        """Returns an int64 tensor [N, context_length]. Raises ClipModelsError for a caption that is not a string."""
-
-    def encode_numpy(self, texts: Captions, context_length: int | None = None) -> np.ndarray:
-        """Returns the same as an array, without torch."""
-
-    def encode(self, text: str) -> list[int]:
-        """Returns all ids of one caption, without start and end."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`, with start, end and padding. Raises ClipModelsError for an unknown id."""
-
-    def count_tokens(self, text: str) -> int:
-        """Returns how many tokens the whole caption has, its start and end included."""
-
-    def count_truncated(self, texts: Captions, context_length: int | None = None) -> int:
-        """Returns how many of `texts` have more tokens than fit."""
-
-    def save(self, folder: Path) -> list[str]:
-        """Writes the files of the tokenizer into an existing folder; returns their names."""
-
-
-class CaptionTokenizer(ABC):
-    """The common part: checks, rows and counts. A subclass turns strings into lists of ids.
-
-    A kind is registered in `clip_models.specs.TOKENIZERS`, or named as `module:class` in a spec.
+    neither torch nor a network, so that reader processes are small. A kind is registered in
+    `clip_models.specs.TOKENIZERS`, or named as `module:class` in a spec.
     """
 
     own_cleaning: ClassVar[str] = "whitespace"
-    """Cleaning mode of the kind where the config names none."""
+    """Cleaning mode of the kind if the config names none."""
     pad_token_id: int
+    """Id that fills the rows."""
     eot_token_id: int | None
+    """Id that ends a caption; None if there is none."""
 
     def __init__(self, context_length: int, clean: str) -> None:
+        """`context_length`: tokens of a row. `clean`: a mode of `clean_caption`."""
         require_choice("tokenizer.clean", clean, CLEANINGS)
         self.clean = clean
         self.context_length = context_length
@@ -87,10 +48,16 @@ class CaptionTokenizer(ABC):
 
     @property
     @abstractmethod
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """One more than the largest id that it can emit."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Returns all ids of one caption, without start and end."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> list[str]:
+        """Writes the files of the tokenizer into an existing folder; returns their names."""
 
     @abstractmethod
     def _rows(self, texts: Sequence[str], length: int | None) -> Iterable[list[int]]:
@@ -100,11 +67,13 @@ class CaptionTokenizer(ABC):
     def _decode(self, ids: list[int]) -> str: ...
 
     def __call__(self, texts: Captions, context_length: int | None = None) -> "torch.Tensor":
+        """Returns an int64 tensor [N, context_length]. Raises ClipModelsError for a caption that is not a string."""
         import torch
 
         return torch.from_numpy(self.encode_numpy(texts, context_length))
 
     def encode_numpy(self, texts: Captions, context_length: int | None = None) -> np.ndarray:
+        """Returns the same as an array, without torch."""
         length = self._length(context_length)
         texts = require_strings(texts)
         out = np.full((len(texts), length), self.pad_token_id, dtype=np.int64)
@@ -113,14 +82,17 @@ class CaptionTokenizer(ABC):
         return out
 
     def count_tokens(self, text: str) -> int:
+        """Returns how many tokens the whole caption has, its start and end included."""
         (ids,) = self._rows(require_strings([text]), None)
         return len(ids)
 
     def count_truncated(self, texts: Captions, context_length: int | None = None) -> int:
+        """Returns how many of `texts` have more tokens than fit."""
         length = self._length(context_length)
         return sum(len(ids) > length for ids in self._rows(require_strings(texts), None))
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, with start, end and padding. Raises ClipModelsError for an unknown id."""
         plain = [int(i) for i in ids]
         last = self._last_id()
         for i in plain:

@@ -8,16 +8,16 @@ from typing import Any
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
 from clip_models.specs import ModelSpec
-from clip_models.tokenizers.base import CaptionTokenizer, require_strings
+from clip_models.tokenizers.base import Tokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 
 
-class TikTokenTokenizer(CaptionTokenizer):
-    """Captions → token ids: start where there is one, the caption's tokens, end, padding.
+class TikTokenTokenizer(Tokenizer):
+    """Captions → token ids: start if there is one, the caption's tokens, end, padding.
 
-    `name`: an encoding of tiktoken (r50k_base, …), which the library fetches once and keeps (TIKTOKEN_CACHE_DIR names
-    the folder), or a `.tiktoken` file, whose words are split as the encoding of its name does (GPT-2's way for other
-    names). The control ids belong to the model: they stand in its text config. Errors: ClipModelsError.
+    `name`: an encoding of tiktoken (r50k_base, …), which the library fetches once (into TIKTOKEN_CACHE_DIR), or a
+    `.tiktoken` file, whose words are split as in the encoding of its name, or as in GPT-2. The ids of start, end and
+    padding are those of the model's text config. Raises ClipModelsError.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class TikTokenTokenizer(CaptionTokenizer):
         words = self._encoding.n_vocab
         if min(self._controls) < words:
             raise ClipModelsError(
-                f"id {min(self._controls)} of a control token lies in the vocabulary of {self.name!r}; text.eos_id,"
-                f" text.pad_id and text.bos_id start at {words}"
+                f"id {min(self._controls)} of a control token is in the vocabulary of {self.name!r}; set text.eos_id,"
+                f" text.pad_id and text.bos_id from {words} on"
             )
 
     @classmethod
@@ -119,7 +119,9 @@ def _from_file(tiktoken: Any, path: Path) -> Any:
     except OSError as error:
         raise ClipModelsError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, Error) as error:
-        raise ClipModelsError(f"{str(path)!r} is no .tiktoken file: lines of a token in base64 and its id") from error
+        raise ClipModelsError(
+            f"{str(path)!r} is not a .tiktoken file, whose lines are a token in base64 and its id"
+        ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise ClipModelsError(f"{str(path)!r} is damaged: a .tiktoken file has every byte, and ids without gaps")
     return tiktoken.Encoding(path.stem, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})

@@ -26,9 +26,9 @@ def tower_config(config: Mapping[str, Any], key: str, model_type: str) -> dict[s
     not of its default's type.
     """
     given = {k: v for part in (key, f"{key}_dict") for k, v in (config.get(part) or {}).items() if v is not None}
-    defaults = _defaults()[model_type][key]
-    merged = {**defaults, **given}
-    for name, default in defaults.items():
+    usual = defaults(model_type)[key]
+    merged = {**usual, **given}
+    for name, default in usual.items():
         kinds = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(merged[name], kinds):
             raise ClipModelsError(f"config.json has {key}.{name} = {merged[name]!r}, which is not converted")
@@ -36,8 +36,10 @@ def tower_config(config: Mapping[str, Any], key: str, model_type: str) -> dict[s
 
 
 @functools.cache
-def _defaults() -> dict[str, Any]:
-    return tomllib.loads((files("clip_models") / "data" / "huggingface.toml").read_text(encoding="utf-8"))
+def defaults(model_type: str) -> dict[str, Any]:
+    """Returns the tables of a model type in data/huggingface.toml."""
+    tables = tomllib.loads((files("clip_models") / "data" / "huggingface.toml").read_text(encoding="utf-8"))
+    return dict(tables[model_type])
 
 
 def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig, TokenizerConfig, as_pair
 from clip_models.weights.convert.hf_clip import TIMM_BLOCK, block_steps, count_layers
-from clip_models.weights.convert.hf_configs import mlp_ratio, text_fields, to_text_config, tower_config
+from clip_models.weights.convert.hf_configs import defaults, mlp_ratio, text_fields, to_text_config, tower_config
 from clip_models.weights.convert.steps import (
     Step,
     convert_to_ours,
@@ -21,15 +21,6 @@ from clip_models.weights.convert.steps import (
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 _TIMM_ACTS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
-_TRUNKS = {
-    (768, 12, 12, 3072, 16): "vit_base_patch16_siglip_224",
-    (768, 12, 12, 3072, 32): "vit_base_patch32_siglip_256",
-    (1024, 24, 16, 4096, 16): "vit_large_patch16_siglip_256",
-    (1152, 27, 16, 4304, 14): "vit_so400m_patch14_siglip_224",
-    (1152, 27, 16, 4304, 16): "vit_so400m_patch16_siglip_256",
-    (1536, 40, 16, 6144, 16): "vit_giantopt_patch16_siglip_256",
-}
-"""(width, layers, heads, MLP width, patch) → one of timm's names, which differ in the input size alone."""
 
 
 def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
@@ -70,12 +61,13 @@ def _trunk(vision: Mapping[str, Any]) -> TimmConfig:
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
     shape = (width, vision["num_hidden_layers"], vision["num_attention_heads"], hidden, vision["patch_size"])
     kwargs: dict[str, Any] = {}
-    if shape not in _TRUNKS:
+    trunks = {tuple(row["shape"]): str(row["name"]) for row in defaults("siglip")["trunks"]}
+    if shape not in trunks:
         kwargs = {
             "embed_dim": width, "depth": shape[1], "num_heads": shape[2], "mlp_ratio": mlp_ratio(hidden, width),
             "patch_size": shape[4],
         }  # fmt: skip
-    name = _TRUNKS.get(shape, "vit_base_patch16_siglip_224")
+    name = trunks.get(shape, "vit_base_patch16_siglip_224")
     own_act = "gelu_tanh" if "giantopt" in name else "gelu"
     if _TIMM_ACTS[vision["hidden_act"]] != own_act:
         kwargs["act_layer"] = _TIMM_ACTS[vision["hidden_act"]]

@@ -1,7 +1,10 @@
 """Explains by shapes why weights do not fit a model, and finds the architectures that they fit."""
 
+import functools
 import re
+import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -14,50 +17,12 @@ from clip_models.towers.common import NoRandomInit
 from clip_models.weights.convert.steps import count_blocks
 
 _Shape = tuple[int, ...]
-_DECODER = "a decoder"
-_OF_CONFIG = {
-    "vit": "a plain ViT",
-    "resnet": "a ResNet",
-    "timm": "one of timm's",
-    "clip": "CLIP's transformer",
-    "hf": "one of transformers'",
-    "modern": "a modern transformer",
-}
-"""Kind of a tower → its name in messages."""
-_KINDS = {
-    "image": (
-        (r"visual\.trunk\.", _OF_CONFIG["timm"]),
-        (r"visual\.layer1\.", _OF_CONFIG["resnet"]),
-        (r"visual\.transformer\.", _OF_CONFIG["vit"]),
-        (r"visual\.", "an unknown one"),
-    ),
-    "text": (
-        (r"transformer\.resblocks\.\d+\.attn\.in_proj_weight", _OF_CONFIG["clip"]),
-        (r"blocks\.\d+\.attn\.gate\.", _OF_CONFIG["modern"]),
-        (r"transformer\.", _OF_CONFIG["hf"]),
-        (r"(token_embedding|positional_embedding)\b", "an unknown one"),
-    ),
-    "caption": ((r"text_decoder\.", _DECODER),),
-}
-"""Tower → (pattern of a tensor's name, what the tower is); the first match counts. Names are without `text.`."""
-_SIZES: tuple[tuple[str, str, str, int], ...] = (
-    ("image", "patch size", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", -1),
-    ("image", "width", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", 0),
-    ("image", "MLP width", r"visual\.(transformer\.resblocks|trunk\.blocks)\.0\.mlp\.(c_fc|fc1)\.weight", 0),
-    ("image", "positions", r"visual\.(positional_embedding|attnpool\.positional_embedding|trunk\.pos_embed)", -2),
-    ("text", "width", r"token_embedding\.weight", 1),
-    ("text", "MLP width", r"transformer\.resblocks\.0\.mlp\.c_fc\.weight", 0),
-    ("text", "vocabulary size", r"token_embedding\.weight", 0),
-    ("text", "context_length", r"positional_embedding", 0),
-    ("", "embed_dim", r"visual\.proj|text_projection", -1),
-    ("", "embed_dim", r"text_projection\.weight|visual\.head\.proj\.weight", 0),
-)
-"""(Tower, size, name of a tensor, its axis that has this size)."""
-_LAYERS = (
-    ("image", "layers", r"visual\.(?:transformer\.resblocks|trunk\.blocks|layer3)\.(\d+)\."),
-    ("text", "layers", r"transformer\.resblocks\.(\d+)\."),
-)
 _Facts = dict[tuple[str, str], Any]
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+    return tomllib.loads((files("clip_models") / "data" / "mismatch.toml").read_text(encoding="utf-8"))
 
 
 def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -101,8 +66,9 @@ def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
 def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
     """Whether the spec agrees with the facts; does not build it."""
     vision, text = spec.vision, spec.text
-    towers = (_OF_CONFIG.get(vision.kind), _OF_CONFIG.get(text.kind), _DECODER if spec.decoder else None)
-    if towers != tuple(facts.get((tower, "")) for tower in _KINDS):
+    names = _tables()["towers"]
+    towers = (names.get(vision.kind), names.get(text.kind), _tables()["decoder"] if spec.decoder else None)
+    if towers != tuple(facts.get((tower, "")) for tower in ("image", "text", "caption")):
         return False
     said: _Facts = {("", "embed_dim"): spec.embed_dim}
     if isinstance(vision, ViTConfig):
@@ -120,12 +86,14 @@ def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
     """Returns (tower, size) → its value, and (tower, "") → what the tower is."""
     named = {name.removeprefix("text."): tuple(tensor.shape) for name, tensor in tensors.items()}
     facts: _Facts = {}
-    for tower, kinds in _KINDS.items():
+    tables = _tables()
+    for tower, kinds in tables["kinds"].items():
         for pattern, kind in kinds:
             if any(re.match(pattern, name) for name in named):
                 facts.setdefault((tower, ""), kind)
-    for tower, size, pattern, axis in _SIZES:
+    for row in tables["sizes"]:
         for name, shape in named.items():
-            if len(shape) > 1 and re.fullmatch(pattern, name):
-                facts.setdefault((tower, size), shape[axis])
-    return facts | {(tower, size): count for tower, size, name in _LAYERS if (count := count_blocks(name, named))}
+            if len(shape) > 1 and re.fullmatch(row["tensor"], name):
+                facts.setdefault((row["tower"], row["size"]), shape[row["axis"]])
+    layers = {(tower, "layers"): count_blocks(pattern, named) for tower, pattern in tables["layers"].items()}
+    return facts | {key: count for key, count in layers.items() if count}
