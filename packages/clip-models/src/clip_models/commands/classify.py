@@ -42,7 +42,7 @@ def run(config: Config) -> int:
     from clip_models.inference.classify import check_labels, classify
 
     if not config.images:
-        raise ClipModelsError("classify needs at least one image, as in clip-models classify photo.jpg --labels a b")
+        raise ClipModelsError("classify needs at least one image, as in clip-models classify image.jpg --labels a b")
     check_labels(config.labels, config.template)
     model, pretrained = config.model, config.pretrained
     if not model:

@@ -17,7 +17,7 @@ _DEPTH = 8
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """Returns the content of a file of torch.save by dotted names, such as `state_dict.a` for entry `a` of `state_dict`.
+    """Returns the content of a file of torch.save by dotted names: `state_dict.a` is entry `a` of `state_dict`.
 
     Arrays of NumPy become tensors; of other objects only the class is known. A table with several names has the first.
     """
