@@ -142,12 +142,12 @@ def test_augmentation_is_plain_data():
         ({"re_count": 0}, "re_count 0"),
         ({"color_jitter": (0.1, 0.1)}, "color_jitter (0.1, 0.1)"),
         ({"color_jitter": (0.1, 0.1, 0.1, 0.7)}, "the fourth (hue) up to 0.5"),
-        ({"color_jitter": "strong"}, "color_jitter must be a number or several, not 'strong'"),
+        ({"color_jitter": "strong"}, "color_jitter = 'strong' must be a finite number or a list"),
         ({"color_jitter_prob": 0.5}, "color_jitter_prob has nothing to apply"),
         ({"use_timm": True, "color_jitter": 0.1, "color_jitter_prob": 0.5}, "do not go with use_timm"),
         ({"use_timm": True, "gray_scale_prob": 0.5}, "do not go with use_timm"),
-        ({"interpolation": "nearest"}, "interpolation 'nearest'"),
-        ({"colour_jitter": 0.5}, "unknown key 'colour_jitter' in augmentation; did you mean color_jitter?"),
+        ({"interpolation": "nearest"}, "interpolation = 'nearest'"),
+        ({"colour_jitter": 0.5}, "unknown key colour_jitter; did you mean color_jitter?"),
     ],
 )
 def test_impossible_augmentation_is_refused(options, message):

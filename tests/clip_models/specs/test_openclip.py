@@ -127,7 +127,7 @@ def test_a_decoder_has_the_classes_of_the_text_config():
         (config({"norm_kwargs": {"bias": False}}), "vision_cfg.norm_kwargs {'bias': False} is not supported"),
         (config({"act_kwargs": {"inplace": True}}), "vision_cfg.act_kwargs {'inplace': True} is not supported"),
         (config({"timm_model_name": "m", "width": 3}), "vision_cfg.width 3 is not supported with timm_model_name"),
-        (config({"timm_model_name": "naflexvit_base_patch16_map"}), "towers of variable resolution are not supported"),
+        (config({"timm_model_name": "naflexvit_base_patch16_map"}), "variable resolution is not supported"),
         (config({"layers": [3, 4, 6, 3], "pool_type": "avg"}), "pool_type 'avg' is not supported with a ResNet"),
         (config(text={"text_arch": "old"}), "text_cfg.text_arch 'old' is unknown; choose from clip, modern"),
         (config(text={"scale_heads": True}), "text_cfg.scale_heads True is not supported"),

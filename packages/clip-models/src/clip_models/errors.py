@@ -23,9 +23,7 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     if not text:
         raise ClipModelsError(f"{name} is empty; give it a path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise ClipModelsError(
-            f"{name} {text!r} is a URL: give a path of a local or shared file system, and copy it after"
-        )
+        raise ClipModelsError(f"{name} {text!r} is a URL: give a path of a local or shared file system, and copy it")
     return Path(text)
 
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from clip_core import ImageMode
 
@@ -61,11 +60,7 @@ def run(config: Config) -> int:
     for path, scores in zip(config.images, found, strict=True):
         if len(config.images) > 1:
             print(f"{path}:")
-        _print_table(width, scores)
+        print(f"{'label':<{width}}  probability  similarity")
+        for score in scores:
+            print(f"{score.label:<{width}}  {score.probability:>11.1%}  {score.similarity:>10.4f}")
     return 0
-
-
-def _print_table(width: int, scores: list[Any]) -> None:
-    print(f"{'label':<{width}}  probability  similarity")
-    for score in scores:
-        print(f"{score.label:<{width}}  {score.probability:>11.1%}  {score.similarity:>10.4f}")

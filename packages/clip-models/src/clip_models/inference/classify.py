@@ -42,7 +42,7 @@ def classify(
     clip_core.ImageMode.
     """
     check_labels(labels, template)
-    encoder = Encoder.of(model, pretrained, precision, device, quick_gelu, image_mode)
+    encoder = Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
     if not images:
         return []
     image = encoder.encode_images(images)

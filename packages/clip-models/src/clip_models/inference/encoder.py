@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,24 +48,9 @@ class Encoder:
         self.transform = preprocess_eval(self.spec.preprocess, image_mode)
 
     @classmethod
-    def of(
-        cls,
-        model: str | CLIP,
-        pretrained: str | None = None,
-        precision: str = "fp32",
-        device: str = "auto",
-        quick_gelu: bool = False,
-        image_mode: ImageMode = "standard",
-    ) -> "Encoder":
-        """Returns the encoder of a CLIP, or of a named model (see `load`)."""
-        if not isinstance(model, str):
-            return cls(model, precision, image_mode)
-        return cls.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
-
-    @classmethod
     def load(
         cls,
-        model: str,
+        model: str | CLIP,
         pretrained: str | None,
         precision: str = "fp32",
         device: str = "auto",
@@ -72,19 +58,14 @@ class Encoder:
         quick_gelu: bool = False,
         image_mode: ImageMode = "standard",
     ) -> "Encoder":
-        """Returns the encoder of a named model with weights. Raises ClipModelsError."""
-        require_weights(model, pretrained)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        built = create_model(
-            model,
-            pretrained or None,
-            precision=precision,
-            device=device,
-            force_quick_gelu=quick_gelu,
-            require_pretrained=True,
-        )
-        return cls(built, precision, image_mode)
+        """Returns the encoder of a named model with weights, or of a CLIP. Raises ClipModelsError."""
+        if isinstance(model, str):
+            require_weights(model, pretrained)
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            options: dict[str, Any] = {"force_quick_gelu": quick_gelu, "require_pretrained": True}
+            model = create_model(model, pretrained or None, precision=precision, device=device, **options)
+        return cls(model, precision, image_mode)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -37,9 +37,7 @@ class AugmentationConfig:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise ClipModelsError(
-                f"augmentation.scale {self.scale} must be two shares of the area, 0 < low <= high <= 1"
-            )
+            raise ClipModelsError(f"augmentation.scale {self.scale} must be two shares, 0 < low <= high <= 1")
         if self.ratio is not None and not 0 < self.ratio[0] <= self.ratio[1]:
             raise ClipModelsError(f"augmentation.ratio {self.ratio} must be two positive numbers, low <= high")
         for name in ("hflip", "color_jitter_prob", "gray_scale_prob", "re_prob"):

@@ -153,9 +153,7 @@ def _read_vision(keys: _Keys) -> _Plain:
     name = keys.take("timm_model_name")
     if name is not None:
         if str(name).startswith("naflexvit"):
-            raise ClipModelsError(
-                f"vision_cfg.timm_model_name {name!r}: towers of variable resolution are not supported"
-            )
+            raise ClipModelsError(f"vision_cfg.timm_model_name {name!r}: variable resolution is not supported")
         vision: _Plain = {"kind": "timm", "model_name": name}
         keys.move(_TIMM_KEYS[1:], vision, prefix="timm_")
         keys.move(("image_size", "patch_dropout"), vision)
@@ -172,9 +170,7 @@ def _read_vision(keys: _Keys) -> _Plain:
     _read_layer_arguments(keys, vision)
     keys.move(_names(ViTConfig, "norm_eps", "gelu_tanh"), vision)
     if not isinstance(vision.get("attentional_pool", False), bool):
-        raise ClipModelsError(
-            f"vision_cfg.attentional_pool {vision['attentional_pool']!r} is not supported, only a bool"
-        )
+        raise ClipModelsError(f"vision_cfg.attentional_pool {vision['attentional_pool']!r} must be true or false")
     keys.finish()
     return vision
 
@@ -307,9 +303,7 @@ def _written(values: _Plain, defaults: Mapping[str, Any]) -> _Plain:
 @functools.singledispatch
 def _write_tower(config: TowerConfig) -> _Plain:
     """Returns the `vision_cfg` or `text_cfg` of a tower."""
-    raise ClipModelsError(
-        f"OpenCLIP's config cannot express a tower of the kind {config.kind!r}; save it with save_model"
-    )
+    raise ClipModelsError(f"OpenCLIP's config cannot express a tower of the kind {config.kind!r}; use save_model")
 
 
 @_write_tower.register
@@ -365,9 +359,7 @@ def _write_native(config: ViTConfig | CLIPTextConfig, defaults: _Plain) -> _Plai
 
 def _write_tokenizer(config: TokenizerConfig) -> _Plain:
     if config.kind == "sentencepiece":
-        raise ClipModelsError(
-            f"OpenCLIP's config cannot express the sentencepiece tokenizer {config.name!r}; choose the kind hf"
-        )
+        raise ClipModelsError(f"OpenCLIP's config cannot express the sentencepiece tokenizer {config.name!r}; use hf")
     text: _Plain = {}
     if config.kind == "hf":
         text["hf_tokenizer_name"] = config.name

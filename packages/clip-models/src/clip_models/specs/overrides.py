@@ -28,8 +28,8 @@ def override_spec(
 ) -> ModelSpec:
     """Returns `spec` with the changes; None and False change nothing. Raises ClipModelsError for unknown options.
 
-    `preprocess` has keys of PreprocessConfig, `changes` those of ModelSpec, whose tables (vision, text, decoder) are merged;
-    both override the rest.
+    `preprocess` has keys of PreprocessConfig, `changes` those of ModelSpec, whose tables (vision, text, decoder) are
+    merged; both override the rest.
     """
     forced: dict[str, Any] = {"custom_text": True} if custom_text else {}
     if patch_dropout is not None:

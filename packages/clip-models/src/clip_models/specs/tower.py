@@ -80,9 +80,7 @@ class TextConfig(TowerConfig):
     def check_width(self, embed_dim: int) -> None:
         """Raises ClipModelsError if the features are not projected and have another width than the embedding."""
         if getattr(self, "proj_type", "") == "none" and self.width != embed_dim:
-            raise ClipModelsError(
-                f"text.proj_type none needs text.width {self.width} to be embed_dim {embed_dim}; choose linear"
-            )
+            raise ClipModelsError(f"text.proj_type none needs text.width {self.width} to be embed_dim {embed_dim}")
 
     if TYPE_CHECKING:
 

@@ -53,9 +53,7 @@ class HFTokenizer(Tokenizer):
             self._set_language(loaded, language)
         self.eot_token_id = loaded.eos_token_id if loaded.eos_token_id is not None else loaded.sep_token_id
         if loaded.pad_token_id is None:
-            raise ClipModelsError(
-                f"the tokenizer {self.name!r} has no padding token; set pad_token in its tokenizer_config.json"
-            )
+            raise ClipModelsError(f"{self.name!r} has no padding token; set pad_token in its tokenizer_config.json")
         self.pad_token_id = loaded.pad_token_id
         self._sep: int | None = None
         if strip_sep_token:
@@ -154,9 +152,7 @@ class HFTokenizer(Tokenizer):
             return
         mark = getattr(loaded, "set_src_lang_special_tokens", None)
         if not callable(mark):
-            raise ClipModelsError(
-                f"tokenizer.language {language!r}: {self.name!r} does not mark languages; leave it out"
-            )
+            raise ClipModelsError(f"tokenizer.language {language!r}: {self.name!r} marks no language; leave it out")
         if language not in loaded.all_special_tokens:
             raise ClipModelsError(f"tokenizer.language {language!r} is not one of {self.name!r}; as in eng_Latn")
         mark(language)

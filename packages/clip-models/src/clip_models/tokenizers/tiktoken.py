@@ -110,18 +110,14 @@ def _from_file(tiktoken: Any, path: Path) -> Any:
     from tiktoken_ext.openai_public import r50k_pat_str
 
     if path.stem in tiktoken.list_encoding_names() and path.stem != "r50k_base":
-        raise ClipModelsError(
-            f"{path.name} needs its own way to split words, which tiktoken has; name it {path.stem!r}"
-        )
+        raise ClipModelsError(f"{path.name} needs the splitting of words of tiktoken; name it {path.stem!r}")
     try:
         pairs = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except OSError as error:
         raise ClipModelsError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, Error) as error:
-        raise ClipModelsError(
-            f"{str(path)!r} is not a .tiktoken file, whose lines are a token in base64 and its id"
-        ) from error
+        raise ClipModelsError(f"{str(path)!r} is not a .tiktoken file of tokens in base64 and ids") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise ClipModelsError(f"{str(path)!r} is damaged: a .tiktoken file has every byte, and ids without gaps")
     return tiktoken.Encoding(path.stem, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})

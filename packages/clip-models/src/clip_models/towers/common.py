@@ -48,9 +48,7 @@ def check_text(text: Tensor, context_length: int, vocab_size: int) -> None:
         raise ClipModelsError(f"the text tower takes token ids in int64, not {text.dtype}")
     if text.numel() and may_look(text) and not 0 <= int(text.min()) <= int(text.max()) < vocab_size:
         wrong = int(text[(text < 0) | (text >= vocab_size)][0])
-        raise ClipModelsError(
-            f"token id {wrong} is outside the vocabulary of {vocab_size}; use the tokenizer of this model"
-        )
+        raise ClipModelsError(f"token id {wrong} is outside the vocabulary of {vocab_size}; use the model's tokenizer")
 
 
 def cut_captions(text: Tensor, config: TextConfig) -> Tensor:

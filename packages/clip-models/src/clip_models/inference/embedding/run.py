@@ -118,7 +118,8 @@ def run_embed(
     output = local_path(output, "output")
     run = _Run(source, config, progress)  # before the model: it fails sooner
     weights = os.fspath(pretrained) if pretrained else None
-    encoder = Encoder.of(model, weights, config.precision, config.device, config.quick_gelu, config.image_mode)
+    options: dict[str, Any] = {"quick_gelu": config.quick_gelu, "image_mode": config.image_mode}
+    encoder = Encoder.load(model, weights, config.precision, config.device, **options)
     return run.execute(encoder, os.fspath(output))
 
 

@@ -55,7 +55,14 @@ def read_caption(value: Any, json_field: str = "") -> str:
         except UnicodeDecodeError as error:
             raise CaptionError("bad_caption", f"the caption is not UTF-8: {error.reason} at {error.start}") from error
     if value is not None and json_field:
-        value = _field(value, json_field)
+        try:
+            fields = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
+        if not isinstance(fields, dict) or json_field not in fields:
+            known = ", ".join(fields) if isinstance(fields, dict) else "no fields"
+            raise CaptionError("no_caption", f"the JSON has no field {json_field!r}; it has {known[:200]}")
+        value = fields[json_field]
     if value is None:
         raise CaptionError("no_caption", "there is no caption")
     if not isinstance(value, str):
@@ -67,14 +74,3 @@ def read_caption(value: Any, json_field: str = "") -> str:
     except UnicodeEncodeError as error:
         raise CaptionError("bad_caption", f"the caption holds half a character at {error.start}") from error
     return value
-
-
-def _field(text: str, name: str) -> Any:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
-    if not isinstance(found, dict) or name not in found:
-        known = ", ".join(found) if isinstance(found, dict) else "no fields"
-        raise CaptionError("no_caption", f"the JSON has no field {name!r}; it has {known[:200]}")
-    return found[name]

@@ -130,11 +130,8 @@ def _choose(kind: str, group: _Group, config: EmbedConfig) -> tuple[str, tuple[s
     known = [extension for extension, _ in group.names]
     exact = next((extension for extension in wanted if extension in group.readers), "")
     if exact:
-        if known.count(exact) > 1:
-            return "", (
-                f"ambiguous_{kind}",
-                f"{exact} is {known.count(exact)} times in {group.key}; remove all but one",
-            )
+        if (count := known.count(exact)) > 1:
+            return "", (f"ambiguous_{kind}", f"{exact} is {count} times in {group.key}; remove all but one")
         return exact, None
     dotted = [] if config.asked_member(kind) else [name for name in known if _ends_as(name, kind, config)]
     if len(dotted) == 1:
@@ -182,12 +179,12 @@ def _require_end(tar: tarfile.TarFile) -> None:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
-    import tarfile
+    from tarfile import TarError
 
     try:
         file = tar.extractfile(member)
         return file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (TarError, EOFError, OSError, zlib.error) as error:
         raise _damaged(name, error) from error
 
 

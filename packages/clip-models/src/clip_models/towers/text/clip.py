@@ -82,7 +82,11 @@ class TextLayers(nn.Module):
         if pool_B is not None and not config.output_tokens:
             return self._project(self.ln_final(self.transformer(x, mask, pool_B))), None
         x = self.transformer(x, mask)
-        return self._project(self._pool_text(x, pool_B)), self._tokens(x) if config.output_tokens else None
+        features = self._project(self._pool_text(x, pool_B))
+        if not config.output_tokens:
+            return features, None
+        # With a class token, a decoder gets the others without the norm.
+        return features, x[:, :-1] if config.embed_cls else self.ln_final(x)
 
     def _check(self, text: Tensor) -> None:
         config = self._text
@@ -90,7 +94,7 @@ class TextLayers(nn.Module):
         check_text(text, L, config.vocab_size)
         if text.shape[1] < L and not config.embed_cls and (config.no_causal_mask or config.pool_type == "last"):
             raise ClipModelsError(
-                f"this text tower looks at the padding too: pad the captions to {L} tokens, not {text.shape[1]}"
+                f"this text tower attends to padding: pad captions to {L} tokens, not {text.shape[1]}"
             )
         if config.pool_type == "eos" and not config.embed_cls and may_look(text):
             lacking = text.ne(cast(int, config.eos_id)).all(dim=1)
@@ -122,10 +126,6 @@ class TextLayers(nn.Module):
         if pool_B is not None:
             x_BLD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), pool_B]
         return self.ln_final(x_BLD)
-
-    def _tokens(self, x_BLD: Tensor) -> Tensor:
-        """Returns the input of a decoder: with a class token the others as they are, otherwise all, normalized."""
-        return x_BLD[:, :-1] if self._text.embed_cls else self.ln_final(x_BLD)
 
     def _project(self, pooled: Tensor) -> Tensor:
         if self.text_projection is None:

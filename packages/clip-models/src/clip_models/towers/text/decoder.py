@@ -83,9 +83,7 @@ class MultimodalDecoder(nn.Module):
 
     def forward(self, image_BMD: Tensor, text_BLD: Tensor) -> Tensor:
         if text_BLD.shape[1] > self.context_length:
-            raise ClipModelsError(
-                f"the decoder takes up to {self.context_length} tokens of a caption, not {text_BLD.shape[1]}"
-            )
+            raise ClipModelsError(f"the decoder takes up to {self.context_length} tokens, not {text_BLD.shape[1]}")
         x = text_BLD
         for block, cross in self.pairs():
             x = call_block(block, x, recompute=self.grad_checkpointing)

@@ -19,20 +19,14 @@ _QKV = ("query", "key", "value")
 
 def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Converts big_vision's names to OpenCLIP's: timm's trunk under `visual.trunk.`, the text tower under `text.`."""
-    named = _unstack({name.removeprefix("params/"): tensor for name, tensor in tensors.items()})
-    layers = [count_blocks(rf"{tower}/encoderblock_(\d+)/", named) for tower in ("img/Transformer", "txt/Encoder_0")]
-    return convert_to_ours(_steps(*layers), named)
-
-
-def _unstack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     for name, tensor in tensors.items():
-        if _STACKED in name and tensor.ndim:
-            for number, part in enumerate(tensor):
-                named[name.replace(_STACKED, f"/encoderblock_{number}/")] = part
-        else:
-            named[name] = tensor
-    return named
+        name = name.removeprefix("params/")
+        stacked = tensor if _STACKED in name and tensor.ndim else [tensor]
+        for number, part in enumerate(stacked):
+            named[name.replace(_STACKED, f"/encoderblock_{number}/") if stacked is tensor else name] = part
+    layers = [count_blocks(rf"{tower}/encoderblock_(\d+)/", named) for tower in ("img/Transformer", "txt/Encoder_0")]
+    return convert_to_ours(_steps(*layers), named)
 
 
 def _steps(image_layers: int, text_layers: int) -> list[Step]:

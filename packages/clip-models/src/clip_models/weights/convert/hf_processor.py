@@ -21,9 +21,7 @@ def preprocess_from_processor(processor: Mapping[str, Any], default: PreprocessC
     resample = processor.get("resample", None)
     if off or resample not in (None, *_RESAMPLE):
         reason = f"{off[0]} false" if off else f"resample {resample}"
-        raise ClipModelsError(
-            f"preprocessor_config.json has {reason}, which our preprocessing cannot do; edit the file"
-        )
+        raise ClipModelsError(f"preprocessor_config.json has {reason}, which is not supported; edit the file")
     mode = default.resize_mode
     size = processor.get("size")
     if isinstance(size, Mapping) and "height" in size:
@@ -46,16 +44,14 @@ def processor_config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the preprocessor_config.json of `spec`. Raises ClipModelsError for resize_mode longest."""
     config = spec.preprocess
     height, width = config.size
-    sizes: dict[str, Any]
     if config.resize_mode == "squash":
-        sizes = {"image_processor_type": "SiglipImageProcessor", "size": {"height": height, "width": width}}
-    elif config.resize_mode == "shortest" and height == width:
-        sizes = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": height},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
+        sizes: dict[str, Any] = {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": height, "width": width},
         }
+    elif config.resize_mode == "shortest" and height == width:
+        sizes = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": height}}
+        sizes |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     else:
         raise ClipModelsError(
             f"resize_mode {config.resize_mode!r} to {height}x{width} has no counterpart among transformers' processors"

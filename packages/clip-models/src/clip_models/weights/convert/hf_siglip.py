@@ -33,9 +33,7 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
             f" vision_use_head {vision['vision_use_head']}, and of {width} from text; both must have the same width"
         )
     if text["hidden_act"] not in ("gelu", "gelu_pytorch_tanh") or vision["hidden_act"] not in _TIMM_ACTS:
-        raise ClipModelsError(
-            f"config.json has hidden_act {text['hidden_act']!r}, which SigLIP's text tower does not have"
-        )
+        raise ClipModelsError(f"config.json has hidden_act {text['hidden_act']!r}, which SigLIP does not have")
     return ModelSpec(
         name=name,
         embed_dim=width,
@@ -91,9 +89,7 @@ def to_huggingface(
     acts = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
     act = type(block.mlp.act).__name__
     if act not in acts:
-        raise ClipModelsError(
-            f"{spec.name!r} has the activation {act} in its image tower, which SiglipModel does not have"
-        )
+        raise ClipModelsError(f"{spec.name!r} has the image activation {act}, which SiglipModel does not have")
     config = {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
