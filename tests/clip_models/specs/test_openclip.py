@@ -123,7 +123,7 @@ def test_a_decoder_has_the_classes_of_the_text_config():
         (config({"width": "8"}), "vision.width = '8' must be an integer"),
         (config({"qk_norm": True}), "vision_cfg.qk_norm True is not supported"),
         (config({"block_type": "custom"}), "vision_cfg.block_type 'custom' is not supported"),
-        (config({"attentional_pool": "parallel"}), "vision_cfg.attentional_pool 'parallel' is not supported"),
+        (config({"attentional_pool": "parallel"}), "vision_cfg.attentional_pool 'parallel' must be true or false"),
         (config({"norm_kwargs": {"bias": False}}), "vision_cfg.norm_kwargs {'bias': False} is not supported"),
         (config({"act_kwargs": {"inplace": True}}), "vision_cfg.act_kwargs {'inplace': True} is not supported"),
         (config({"timm_model_name": "m", "width": 3}), "vision_cfg.width 3 is not supported with timm_model_name"),

@@ -55,7 +55,7 @@ def test_cut_captions_give_the_gradients_of_whole_ones(text):
 def test_a_tower_that_looks_at_the_padding_wants_all_of_it(options, text):
     tower = build(**options)
     assert tower(text).shape == (3, 32)
-    with pytest.raises(ClipModelsError, match="pad the captions to 12 tokens, not 7"):
+    with pytest.raises(ClipModelsError, match="pad captions to 12 tokens, not 7"):
         tower(text[:, :7])
 
 

@@ -42,15 +42,8 @@ def run(config: Config) -> int:
         force_quick_gelu=config.quick_gelu,
         require_pretrained=True,
     )
-    check = export_model(
-        model,
-        config.to,
-        output,
-        precision=config.precision,
-        pixels_inside=config.pixels_inside,
-        l2_inside=config.l2_inside,
-        pairs=config.pairs,
-    )
+    options = {name: getattr(config, name) for name in ("precision", "pixels_inside", "l2_inside", "pairs")}
+    check = export_model(model, config.to, output, **options)
     print(
         f"{config.output}: {config.to}, {config.precision}; {check.runtime} on {check.pairs} pairs:"
         f" largest difference of a cosine {check.max_cosine_difference:.1e} (accepted: {check.tolerance:.0e})"

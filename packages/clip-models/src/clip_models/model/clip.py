@@ -115,28 +115,16 @@ class CLIP(TextLayers):
         logits = output_logits and not intermediates_only
         if logits and (image is None or text is None):
             raise ClipModelsError("output_logits needs an image and a text; give both")
-        common = {
-            "stop_early": stop_early,
-            "normalize_intermediates": normalize_intermediates,
-            "intermediates_only": intermediates_only,
-        }
+        towers = (
+            (self.visual, image, image_indices, image_output_fmt, image_output_extra_tokens),
+            (self.text_tower, text, text_indices, text_output_fmt, text_output_extra_tokens),
+        )
         output: dict[str, Any] = {}
-        if image is not None:
-            output |= self.visual.forward_intermediates(
-                image,
-                indices=image_indices,
-                output_fmt=image_output_fmt,
-                output_extra_tokens=image_output_extra_tokens,
-                **common,
-            )
-        if text is not None:
-            output |= self.text_tower.forward_intermediates(
-                text,
-                indices=text_indices,
-                output_fmt=text_output_fmt,
-                output_extra_tokens=text_output_extra_tokens,
-                **common,
-            )
+        for tower, inputs, indices, layout, extra_tokens in towers:
+            if inputs is not None:
+                output |= tower.forward_intermediates(
+                    inputs, indices, stop_early, normalize_intermediates, intermediates_only, layout, extra_tokens
+                )
         for name in ("image_features", "text_features"):
             if normalize and name in output:
                 output[name] = F.normalize(output[name], dim=-1)

@@ -277,19 +277,16 @@ def beam_search(next_token: NextToken, prompt_BT: Tensor, rules: Rules, width: i
 
 def special_ids(spec: ModelSpec, start: int | None, end: int | None, pad: int | None) -> tuple[int, int, int]:
     """Returns the ids of start, end and padding: those given, else those of the spec's tokenizer."""
+    known: tuple[int | None, ...] = (None, None, None)
     if isinstance(spec.text, HFTextConfig):
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        known = tuple(spec.text.config.get(name) for name in names)
-    else:
-        clip_bpe = spec.tokenizer.kind == "clip-bpe"
-        known = (49406, 49407, getattr(spec.text, "pad_id", 0)) if clip_bpe else (None, None, None)
-    ids: list[int] = []
-    for name, given, default in zip(("sot", "eos", "pad"), (start, end, pad), known, strict=True):
-        value = default if given is None else given
+        known = tuple(spec.text.config.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
+    elif spec.tokenizer.kind == "clip-bpe":
+        known = (49406, 49407, spec.text.pad_id)
+    ids = [default if given is None else given for given, default in zip((start, end, pad), known, strict=True)]
+    for name, value in zip(("sot", "eos", "pad"), ids, strict=True):
         if value is None:
             raise ClipModelsError(f"the {name} token of {spec.name!r} is unknown: give {name}_token_id")
-        ids.append(int(value))
-    return ids[0], ids[1], ids[2]
+    return tuple(map(int, ids))  # type: ignore[arg-type, return-value]  # three integers
 
 
 @contextmanager

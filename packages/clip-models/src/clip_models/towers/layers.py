@@ -170,6 +170,23 @@ class Transformer(nn.Module):
         self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(blocks)
 
+    @classmethod
+    def of(cls, config: Any, quick_gelu: bool, causal: bool = False) -> "Transformer":
+        """Returns the blocks of the config of a native tower."""
+        return cls(
+            Block(
+                config.width,
+                config.heads,
+                config.mlp_ratio,
+                quick_gelu=quick_gelu,
+                gelu_tanh=config.gelu_tanh,
+                causal=causal,
+                ls_init_value=config.ls_init_value,
+                norm_eps=config.norm_eps,
+            )
+            for _ in range(config.layers)
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of the matrix products and of the residual stream."""

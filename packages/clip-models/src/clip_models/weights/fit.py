@@ -47,14 +47,13 @@ def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
         for name in shared
         if tensors[name].shape != wanted[name].shape
     ]
-    floating = {True: "not floating", False: "not of integers"}
-    mistyped: dict[bool, list[str]] = {True: [], False: []}
-    for name in shared:
-        is_float = wanted[name].is_floating_point()
-        if tensors[name].is_floating_point() != is_float:
-            mistyped[is_float].append(f"{name} {tensors[name].dtype}")
     kinds = {"missing": missing, "extra": extra, "of another shape": misshaped}
-    kinds |= {floating[is_float]: names for is_float, names in mistyped.items()}
+    for is_float, kind in ((True, "not floating"), (False, "not of integers")):
+        kinds[kind] = [
+            f"{name} {tensors[name].dtype}"
+            for name in shared
+            if tensors[name].is_floating_point() != is_float == wanted[name].is_floating_point()
+        ]
     if faults := [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]:
         raise ClipModelsError(
             f"{where} does not fit {what}: {'; '.join([*describe_mismatch(tensors, wanted), *faults])}"

@@ -14,7 +14,7 @@ from clip_models.specs import ViTConfig, as_pair
 from clip_models.towers.base import Found, ImageTower, names_under
 from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
-from clip_models.towers.layers import Block, LayerNorm, Transformer
+from clip_models.towers.layers import LayerNorm, Transformer
 from clip_models.towers.positions import sin_cos_2d
 
 
@@ -41,18 +41,7 @@ class VisionTransformer(ImageTower):
             patches = self.grid_size[0] * self.grid_size[1]
             self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.ln_pre = nn.Identity() if config.no_ln_pre else LayerNorm(width, config.norm_eps)
-        self.transformer = Transformer(
-            Block(
-                width,
-                config.heads,
-                config.mlp_ratio,
-                quick_gelu=quick_gelu,
-                gelu_tanh=config.gelu_tanh,
-                ls_init_value=config.ls_init_value,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.layers)
-        )
+        self.transformer = Transformer.of(config, quick_gelu)
         pooled_width = width
         self.attn_pool: AttentionalPooler | None = None
         if config.attentional_pool:

@@ -42,19 +42,7 @@ class TextLayers(nn.Module):
             self.cls_emb = nn.Parameter(0.01 * torch.randn(width))
         with NoRandomInit():  # drawn below, and only there
             self.token_embedding = nn.Embedding(config.vocab_size, width)
-            self.transformer = Transformer(
-                Block(
-                    width,
-                    config.heads,
-                    config.mlp_ratio,
-                    quick_gelu=quick_gelu,
-                    gelu_tanh=config.gelu_tanh,
-                    causal=not config.no_causal_mask,
-                    ls_init_value=config.ls_init_value,
-                    norm_eps=config.norm_eps,
-                )
-                for _ in range(config.layers)
-            )
+            self.transformer = Transformer.of(config, quick_gelu, causal=not config.no_causal_mask)
         self.ln_final = LayerNorm(width, config.norm_eps)
         if config.proj_type == "none":
             self.text_projection = None

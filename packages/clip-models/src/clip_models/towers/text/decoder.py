@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import DecoderConfig
-from clip_models.towers.base import names_under
+from clip_models.towers.base import Tower, names_under
 from clip_models.towers.common import NoRandomInit, call_block
 from clip_models.towers.layers import Attention, Block, LayerNorm, attend
 from clip_models.towers.text.clip import init_text_blocks
@@ -57,7 +57,7 @@ class CrossBlock(Block):
         return self.look(x_NLD, self.keys_values(image_BMD))
 
 
-class MultimodalDecoder(nn.Module):
+class MultimodalDecoder(Tower):
     """(image tokens [B, M, D], text tokens [B, L, D]) → logits of the next token [B, L, V].
 
     Initialised as CLIP's text transformer; OpenCLIP leaves the projection unset.
@@ -67,7 +67,6 @@ class MultimodalDecoder(nn.Module):
         super().__init__()
         width, heads, ratio = config.width, config.heads, config.mlp_ratio
         self.context_length = config.context_length
-        self.grad_checkpointing = False
         with NoRandomInit():  # drawn below, and only there
             self.resblocks = nn.ModuleList(
                 Block(width, heads, ratio, quick_gelu=quick_gelu, causal=True) for _ in range(config.layers)
@@ -99,12 +98,7 @@ class MultimodalDecoder(nn.Module):
         """Returns the blocks in their order."""
         return list(zip(self.resblocks, self.cross_attn, strict=True))  # type: ignore[arg-type]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the activations inside each block in the backward pass instead of storing them."""
-        self.grad_checkpointing = enable
-
     def blocks(self) -> list[nn.Module]:
-        """Returns the repeated blocks in the order in which they run."""
         return [block for pair in self.pairs() for block in pair]
 
     def layer_groups(self) -> list[list[str]]:

@@ -217,17 +217,18 @@ class ModernTextTransformer(TextTower):
         residual_std = 0.02 if sandwich else width**-0.5 * (2 * config.layers) ** -0.5
         if config.mlp_type == "swiglu" and not sandwich:
             hidden_std *= 1.22  # the product of value and gate has less variance than a GELU's output
+        residual_std = 0.0 if config.zero_init_residual else residual_std
+        stds = {
+            ("attn.proj.weight", "w3.weight", "c_proj.weight"): residual_std,
+            ("qkv.weight", "gate.weight"): input_std,
+            ("w12.weight", "c_fc.weight"): hidden_std,
+        }
         for name, parameter in self.blocks.named_parameters():
-            if name.endswith("gate.bias"):
-                nn.init.ones_(parameter)  # sigmoid(1) = 0.73: gates start mostly open
-            elif name.endswith(".bias"):
-                nn.init.zeros_(parameter)
-            elif name.endswith(("attn.proj.weight", "w3.weight", "c_proj.weight")):
-                nn.init.normal_(parameter, std=0.0 if config.zero_init_residual else residual_std)
-            elif name.endswith(("qkv.weight", "gate.weight")):
-                nn.init.normal_(parameter, std=input_std)
-            elif name.endswith(("w12.weight", "c_fc.weight")):
-                nn.init.normal_(parameter, std=hidden_std)
+            if name.endswith(".bias"):  # sigmoid(1) = 0.73: gates start mostly open
+                nn.init.constant_(parameter, 1.0 if name.endswith("gate.bias") else 0.0)
+            for ends, std in stds.items():
+                if name.endswith(ends):
+                    nn.init.normal_(parameter, std=std)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.token_embedding.weight[config.pad_id].zero_()
         if self.reg_tokens is not None:
