@@ -1,12 +1,12 @@
 """The entries of data/models/*.toml, merged with those that they extend."""
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from clip_models.errors import ClipModelsError
+from clip_models.tables import read_table
 
 Tables = Mapping[str, Mapping[str, Any]]
 """Entries of a file by name."""
@@ -17,9 +17,8 @@ def built_in() -> Tables:
     """Returns the entries of this package, abstract ones included."""
     tables: dict[str, Mapping[str, Any]] = {}
     folder = files("clip_models") / "data" / "models"
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".toml"):
-            tables |= tomllib.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(path.name for path in folder.iterdir() if path.name.endswith(".toml")):
+        tables |= read_table(f"models/{path.removesuffix('.toml')}")
     return tables
 
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clip_models.errors import ClipModelsError
-from clip_models.specs.tower import TextConfig
-from clip_models.specs.values import check_fields, require_divides, require_token_ids
+from clip_models.specs.tower import TextConfig, TransformerSizes
+from clip_models.specs.values import require_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModernTextConfig(TextConfig):
+class ModernTextConfig(TransformerSizes, TextConfig):
     """A text transformer of current design for captions of any length (OpenCLIP's `text_arch: "modern"`)."""
 
     TOWER = "clip_models.towers.text.modern:ModernTextTransformer"
@@ -20,14 +20,6 @@ class ModernTextConfig(TextConfig):
     """Longest input in tokens, start and end included. Shorter batches cost less and give the same features."""
     vocab_size: int = 50260
     """Rows of the token embedding."""
-    width: int = 512
-    """Channels of the residual stream."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLP over width."""
     pad_id: int = 0
     """Id of the padding, which stands to the right of a caption and is never attended to."""
     bos_id: int | None = None
@@ -75,11 +67,7 @@ class ModernTextConfig(TextConfig):
     """Give the projection a bias."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, "text.", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_eps",
-            "rope_temperature",
-        )  # fmt: skip
-        require_divides("text", self.width, self.heads, "width", "heads")
+        self.check_sizes("text", "norm_eps", "rope_temperature")
         if self.pos_embed == "rope" and self.head_width % 2:
             raise ClipModelsError(f"text.pos_embed rope needs an even width / heads, not {self.head_width}")
         if self.pool_type == "eos" and self.eos_id is None:

@@ -1,10 +1,8 @@
 """OpenCLIP's description of a model, open_clip_config.json, to a spec and back."""
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.resources import files
 from typing import Any
 
 from clip_core.config import to_dict
@@ -17,14 +15,14 @@ from clip_models.specs.text import CLIPTextConfig, DecoderConfig, HFTextConfig
 from clip_models.specs.tokenizer import TokenizerConfig
 from clip_models.specs.tower import TowerConfig
 from clip_models.specs.vision import ResNetConfig, TimmConfig, ViTConfig
+from clip_models.tables import read_table
 
 _Plain = dict[str, Any]
 
 
 def _defaults(config: type, table: str, *but: str) -> _Plain:
     """Returns what OpenCLIP assumes for absent keys. A key at its default means nothing, whatever the tower."""
-    text = (files("clip_models") / "data" / "openclip_defaults.toml").read_text(encoding="utf-8")
-    tables = tomllib.loads(text)
+    tables = read_table("openclip_defaults")
     return {f.name: f.default for f in fields(config) if f.name not in but} | tables["block"] | tables[table]
 
 

@@ -5,26 +5,18 @@ from typing import Any, Literal
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs.tokenizer import CLIP_BPE_VOCAB_SIZE
-from clip_models.specs.tower import TextConfig
-from clip_models.specs.values import check_fields, require_divides, require_token_ids
+from clip_models.specs.tower import TextConfig, TransformerSizes
+from clip_models.specs.values import check_fields, require_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig(TextConfig):
+class CLIPTextConfig(TransformerSizes, TextConfig):
     """CLIP's text transformer, with the options of CLIPA, SigLIP, MetaCLIP 2 and CoCa."""
 
     TOWER = "clip_models.towers.text.clip:TextTransformer"
 
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Rows of the token embedding."""
-    width: int = 512
-    """Channels of the residual stream."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLP over width."""
     ls_init_value: float | None = None
     """Initial value of LayerScale; None is none."""
     embed_cls: bool = False
@@ -49,8 +41,7 @@ class CLIPTextConfig(TextConfig):
     """GELU by its tanh approximation."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "text.", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_eps")
-        require_divides("text", self.width, self.heads, "width", "heads")
+        self.check_sizes("text", "norm_eps")
         if self.context_length < 3:
             raise ClipModelsError(f"text.context_length {self.context_length} has no room for start, a token and end")
         if self.pool_type == "eos" and self.eos_id is None:
@@ -108,22 +99,13 @@ class HFTextConfig(TextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(TransformerSizes):
     """CoCa's multimodal decoder: causal self-attention, and cross-attention to the image tokens after each block."""
 
     context_length: int = 76
     """Longest input in tokens."""
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Classes of the output."""
-    width: int = 512
-    """Channels of the residual stream; those of the text tower."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of pairs of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLPs over width."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "decoder.", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
-        require_divides("decoder", self.width, self.heads, "width", "heads")
+        self.check_sizes("decoder")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from clip_core.config import Variant
 from clip_core.registry import Registry
 from clip_models.errors import ClipModelsError
+from clip_models.specs.values import check_fields, require_divides
 
 IMAGE_TOWERS: Registry[Any] = Registry(
     "image tower",
@@ -41,6 +42,25 @@ class TowerConfig(Variant):
     def build(self, embed_dim: int, quick_gelu: bool = False) -> Any:
         """Returns the tower with random weights. Raises ClipModelsError if it needs an extra that is missing."""
         return pkgutil.resolve_name(self.TOWER)(self, embed_dim, quick_gelu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSizes:
+    """The sizes of a transformer."""
+
+    width: int = 512
+    """Channels of the residual stream."""
+    heads: int = 8
+    """Attention heads; divides width."""
+    layers: int = 12
+    """Number of blocks."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the MLP over width."""
+
+    def check_sizes(self, where: str, *more: str) -> None:
+        """Raises ClipModelsError for sizes, and further fields `more`, that are not positive; checks choices too."""
+        check_fields(self, f"{where}.", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", *more)
+        require_divides(where, self.width, self.heads, "width", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)

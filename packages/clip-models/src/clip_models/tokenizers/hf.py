@@ -79,15 +79,8 @@ class HFTokenizer(Tokenizer):
     @classmethod
     def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "HFTokenizer":
         config = spec.tokenizer
-        return cls(
-            config.name,
-            context_length,
-            clean,
-            config.strip_sep_token,
-            config.language,
-            config.mode,
-            cache_dir=cache_dir,
-        )
+        options = (config.strip_sep_token, config.language, config.mode)
+        return cls(config.name, context_length, clean, *options, cache_dir=cache_dir)
 
     @property
     def vocab_size(self) -> int:

@@ -3,13 +3,12 @@
 Free of torch.
 """
 
-import functools
 import re
-import tomllib
 import zipfile
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from clip_models.tables import read_table
 
 _HEAD = 4096
 _LFS = (b"version https://git-lfs.github.com/", b"version https://hawser.github.com/", b"/annex/objects/")
@@ -26,11 +25,6 @@ class Content(NamedTuple):
     """ "safetensors", "torch" or "npz"; "" where the bytes do not say."""
     foreign: str = ""
     """What it is instead of weights and what to do, to follow "is"; "" for weights and unknown bytes."""
-
-
-@functools.cache
-def _foreign() -> dict[str, Any]:
-    return tomllib.loads((files("clip_models") / "data" / "foreign_files.toml").read_text(encoding="utf-8"))
 
 
 def inspect(path: Path) -> Content:
@@ -52,7 +46,7 @@ def inspect(path: Path) -> Content:
         )
     if head.startswith(bytes(64)):
         return Content(foreign="a file that begins with zeros, as after an interrupted download; fetch it again")
-    table = _foreign()
+    table = read_table("foreign_files")
     known = [entry for entry in table["magic"] if head.startswith(bytes.fromhex(entry["hex"]), entry.get("offset", 0))]
     known += [entry for entry in table["names"] if re.search(entry["pattern"], path.name)]
     known += [table["names"][0]] if _ONNX.match(head) else []
@@ -69,10 +63,8 @@ def _inspect_zip(path: Path) -> Content:
         return Content("torch")
     if not names or any(name.endswith(".npy") for name in names):
         return Content("npz")
-    inside = ", ".join(sorted(names)[:3])
-    return Content(
-        foreign=f"a zip archive without weights of PyTorch or NumPy (in it: {inside}); {_foreign()['unpack']}"
-    )
+    inside, unpack = ", ".join(sorted(names)[:3]), read_table("foreign_files")["unpack"]
+    return Content(foreign=f"a zip archive without weights of PyTorch or NumPy (in it: {inside}); {unpack}")
 
 
 def _text(head: bytes, path: Path) -> str:

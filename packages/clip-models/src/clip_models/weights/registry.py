@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +13,7 @@ from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs import PreprocessConfig, get_model_spec, list_models
 from clip_models.specs.preprocess import Interpolation, ResizeMode
+from clip_models.tables import read_table
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 
@@ -153,7 +152,7 @@ def _clean(tag: str) -> str:
 
 @functools.cache
 def _table() -> dict[str, dict[str, PretrainedTag]]:
-    data = tomllib.loads((files("clip_models") / "data" / "pretrained.toml").read_text(encoding="utf-8"))
+    data = read_table("pretrained")
     table = {
         model: {tag: _row(model, tag, row, data["hosts"], data["presets"]) for tag, row in tags.items()}
         for model, tags in data["tags"].items()

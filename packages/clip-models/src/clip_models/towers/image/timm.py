@@ -106,7 +106,7 @@ class TimmTower(ImageTower):
     ) -> Found:
         """Outputs of the trunk's blocks or stages. The extra tokens are `prefix`, if the trunk has such tokens."""
         run = self.trunk.forward_intermediates
-        prefix = "return_prefix_tokens" in inspect.signature(run).parameters
+        prefix = "return_prefix_tokens" in inspect.signature(run).parameters and self.trunk.num_prefix_tokens
         try:
             last, outputs = run(
                 self._prepare(inputs),

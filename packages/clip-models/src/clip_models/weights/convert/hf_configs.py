@@ -1,12 +1,10 @@
 """The towers' parts of a config.json of transformers, to and from our configs."""
 
-import functools
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from clip_models.errors import ClipModelsError
+from clip_models.tables import read_table
 
 _TEXT = {
     "context_length": "max_position_embeddings", "vocab_size": "vocab_size", "width": "hidden_size",
@@ -26,20 +24,13 @@ def tower_config(config: Mapping[str, Any], key: str, model_type: str) -> dict[s
     not of its default's type.
     """
     given = {k: v for part in (key, f"{key}_dict") for k, v in (config.get(part) or {}).items() if v is not None}
-    usual = defaults(model_type)[key]
+    usual = read_table("huggingface")[model_type][key]
     merged = {**usual, **given}
     for name, default in usual.items():
         kinds = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(merged[name], kinds):
             raise ClipModelsError(f"config.json has {key}.{name} = {merged[name]!r}, which is not converted")
     return merged
-
-
-@functools.cache
-def defaults(model_type: str) -> dict[str, Any]:
-    """Returns the tables of a model type in data/huggingface.toml."""
-    tables = tomllib.loads((files("clip_models") / "data" / "huggingface.toml").read_text(encoding="utf-8"))
-    return dict(tables[model_type])
 
 
 def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:

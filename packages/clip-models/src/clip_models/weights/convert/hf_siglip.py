@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig, TokenizerConfig, as_pair
+from clip_models.tables import read_table
 from clip_models.weights.convert.hf_clip import TIMM_BLOCK, block_steps, count_layers
-from clip_models.weights.convert.hf_configs import defaults, mlp_ratio, text_fields, to_text_config, tower_config
+from clip_models.weights.convert.hf_configs import mlp_ratio, text_fields, to_text_config, tower_config
 from clip_models.weights.convert.steps import (
     Step,
     convert_to_ours,
@@ -59,7 +60,7 @@ def _trunk(vision: Mapping[str, Any]) -> TimmConfig:
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
     shape = (width, vision["num_hidden_layers"], vision["num_attention_heads"], hidden, vision["patch_size"])
     kwargs: dict[str, Any] = {}
-    trunks = {tuple(row["shape"]): str(row["name"]) for row in defaults("siglip")["trunks"]}
+    trunks = {tuple(row["shape"]): str(row["name"]) for row in read_table("huggingface")["siglip"]["trunks"]}
     if shape not in trunks:
         kwargs = {
             "embed_dim": width, "depth": shape[1], "num_heads": shape[2], "mlp_ratio": mlp_ratio(hidden, width),

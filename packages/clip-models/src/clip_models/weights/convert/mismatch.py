@@ -1,10 +1,7 @@
 """Explains by shapes why weights do not fit a model, and finds the architectures that they fit."""
 
-import functools
 import re
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -13,16 +10,12 @@ from torch import Tensor
 from clip_models.errors import ClipModelsError
 from clip_models.model import build_model
 from clip_models.specs import CLIPTextConfig, ModelSpec, TimmConfig, ViTConfig, get_model_spec, list_models
+from clip_models.tables import read_table
 from clip_models.towers.common import NoRandomInit
 from clip_models.weights.convert.steps import count_blocks
 
 _Shape = tuple[int, ...]
 _Facts = dict[tuple[str, str], Any]
-
-
-@functools.cache
-def _tables() -> dict[str, Any]:
-    return tomllib.loads((files("clip_models") / "data" / "mismatch.toml").read_text(encoding="utf-8"))
 
 
 def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
@@ -66,8 +59,8 @@ def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
 def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
     """Whether the spec agrees with the facts; does not build it."""
     vision, text = spec.vision, spec.text
-    names = _tables()["towers"]
-    towers = (names.get(vision.kind), names.get(text.kind), _tables()["decoder"] if spec.decoder else None)
+    names = read_table("mismatch")["towers"]
+    towers = (names.get(vision.kind), names.get(text.kind), read_table("mismatch")["decoder"] if spec.decoder else None)
     if towers != tuple(facts.get((tower, "")) for tower in ("image", "text", "caption")):
         return False
     said: _Facts = {("", "embed_dim"): spec.embed_dim}
@@ -86,7 +79,7 @@ def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
     """Returns (tower, size) → its value, and (tower, "") → what the tower is."""
     named = {name.removeprefix("text."): tuple(tensor.shape) for name, tensor in tensors.items()}
     facts: _Facts = {}
-    tables = _tables()
+    tables = read_table("mismatch")
     for tower, kinds in tables["kinds"].items():
         for pattern, kind in kinds:
             if any(re.match(pattern, name) for name in named):

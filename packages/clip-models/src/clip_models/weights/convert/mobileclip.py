@@ -1,14 +1,13 @@
 """Apple's MobileCLIP v1: FastViT or a hybrid ViT as timm names it, and CLIP's text transformer."""
 
 import bisect
-import functools
 import re
-import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 
 import torch
 from torch import Tensor
+
+from clip_models.tables import read_table
 
 FASTVIT_MARKER = "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight"
 HYBRID_MARKER = "image_encoder.model.patch_emb.0.block.conv.weight"
@@ -43,13 +42,8 @@ def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-@functools.cache
-def _rules() -> dict[str, list[tuple[str, str]]]:
-    return tomllib.loads((files("clip_models") / "data" / "mobileclip.toml").read_text(encoding="utf-8"))
-
-
 def _rename(name: str, part: str) -> str:
-    for pattern, replacement in _rules()[part]:
+    for pattern, replacement in read_table("mobileclip")[part]:
         name = re.sub(pattern, replacement, name)
     return name
 
