@@ -64,4 +64,4 @@ class ExportFormat:
         raise NotImplementedError
 
     def add_metadata(self, folder: Path, metadata: Mapping[str, str]) -> None:
-        """Adds the description of a checked export to what was written, if the format has a place for it."""
+        """Adds the description of a checked export to the written files, if the format supports it."""

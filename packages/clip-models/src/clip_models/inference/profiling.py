@@ -36,7 +36,7 @@ class Profile:
     image_size: int | tuple[int, int]
     """Pixels of a side, or (height, width)."""
     image_width: int
-    """Channels of the image tower: `width` of a native one, of the last features of a timm trunk."""
+    """Channels of the image tower: `width` of its config, or of the last features of a timm trunk."""
     text_width: int
     """Channels of the text tower."""
     embed_dim: int
@@ -123,7 +123,7 @@ def _width(config: Any, tower: Any) -> int:
         return int(tower.trunk.num_features)
     if isinstance(config, HFTextConfig):
         return int(tower.transformer.config.hidden_size)
-    return int(config.width)
+    return int(getattr(config, "width", 0))
 
 
 class _ActivationCounter(TorchDispatchMode):

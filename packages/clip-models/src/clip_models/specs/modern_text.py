@@ -21,11 +21,11 @@ class ModernTextConfig(TransformerSizes, TextConfig):
     vocab_size: int = 50260
     """Rows of the token embedding."""
     pad_id: int = 0
-    """Id of the padding, which stands to the right of a caption and is never attended to."""
+    """Id of the padding, which is to the right of a caption and is never attended to."""
     bos_id: int | None = None
     """Id of the start token; what the tokenizer puts first."""
     attention_mode: Literal["causal", "bidirectional"] = "causal"
-    """causal: a token sees itself and what is left of it. bidirectional: it sees the whole caption."""
+    """causal: a token attends to itself and those to its left. bidirectional: to the whole caption."""
     pos_embed: Literal["rope", "none"] = "rope"
     """rope: rotary. none: no positions."""
     rope_temperature: float = 10000.0

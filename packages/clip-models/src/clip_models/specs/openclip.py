@@ -21,7 +21,7 @@ _Plain = dict[str, Any]
 
 
 def _defaults(config: type, table: str, *but: str) -> _Plain:
-    """Returns what OpenCLIP assumes for absent keys. A key at its default means nothing, whatever the tower."""
+    """Returns what OpenCLIP assumes for absent keys. A key at its default has no meaning in any tower."""
     tables = read_table("openclip_defaults")
     return {f.name: f.default for f in fields(config) if f.name not in but} | tables["block"] | tables[table]
 

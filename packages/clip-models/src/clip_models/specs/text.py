@@ -20,7 +20,7 @@ class CLIPTextConfig(TransformerSizes, TextConfig):
     ls_init_value: float | None = None
     """Initial value of LayerScale; None is none."""
     embed_cls: bool = False
-    """Append a learned class token, which is then what is pooled (CoCa)."""
+    """Append a learned class token, which is then pooled (CoCa)."""
     pad_id: int = 0
     """Id of the padding."""
     eos_id: int | None = None
@@ -85,7 +85,7 @@ class HFTextConfig(TextConfig):
 
     @property
     def pad_id(self) -> int | None:
-        """Id of the padding; None where the configuration leaves it to the library."""
+        """Id of the padding; None if the configuration does not set it."""
         return self.config.get("pad_token_id")
 
     @property

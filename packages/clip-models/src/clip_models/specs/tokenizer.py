@@ -66,5 +66,5 @@ class TokenizerConfig:
 
     @property
     def known_ids(self) -> int | None:
-        """How many token ids there are at least, where that is known without loading the tokenizer."""
+        """The least number of token ids, if it is known without loading the tokenizer."""
         return _KNOWN_IDS.get((self.kind, self.name))

@@ -21,7 +21,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
 def check_fields(value: Any, where: str, *positive: str) -> None:
     """Raises ClipModelsError unless each `Literal` field has one of its values and the fields `positive` are above 0.
 
-    `where` stands before the field's name in the message, as in "vision.".
+    `where` precedes the field's name in the message, as in "vision.".
     """
     for name, choices in _choices(value.__class__).items():
         require_choice(f"{where}{name}", getattr(value, name), choices)

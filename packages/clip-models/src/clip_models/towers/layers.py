@@ -80,7 +80,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; in place
+        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; instead
         of the causal one."""
         B, L, D = x_BLD.shape
         qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).view(B, L, 3, self.heads, D // self.heads)

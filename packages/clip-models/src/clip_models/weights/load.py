@@ -136,7 +136,7 @@ def model_from_tensors(
         converted = resize_to(model, spec, converted, sure_of, where)
         require_fit(model.state_dict(), converted, where, repr(spec.name))
     check_implied(asked, detect(named), converted, known, sure_of, where)
-    # Copies, because what a file gives is a view of the mapped file.
+    # Copies, because the tensors of a file are views of the mapped file.
     wanted = {
         name: tensor.to(
             torch.float32 if tensor.is_floating_point() else tensor.dtype,

@@ -25,7 +25,7 @@ class PretrainedTag:
     model: str
     """Name of the architecture."""
     tag: str
-    """Lower case, with _ in place of -."""
+    """Lower case, with _ instead of -."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation

@@ -93,8 +93,8 @@ def embed(
     `model`: a name with its `pretrained` weights (tag or file), or a CLIP.
 
     A stopped run continues when it is called again, and ends with the same files. Rejected samples are counted, and
-    listed with the reason in rejects.jsonl; what is in no sample, or in a part of one that is not requested, is listed
-    in unused.jsonl. Raises ClipModelsError.
+    listed with the reason in rejects.jsonl; unused files and members are listed in
+    unused.jsonl. Raises ClipModelsError.
     """
     try:
         config = EmbedConfig(**options)

@@ -134,7 +134,7 @@ class TimmTower(ImageTower):
         return [block for blocks in lists for block in blocks] or [self.trunk]
 
     def layer_groups(self) -> list[list[str]]:
-        """timm's groups of the trunk, from the stem on, and the head where it has parameters."""
+        """timm's groups of the trunk, from the stem on, and the head if it has parameters."""
         helpers = require("timm.models", "timm", "the groups of a timm trunk")
         groups = helpers.group_parameters(self.trunk, self.trunk.group_matcher())
         named = [[f"trunk.{name}" for name in groups[number]] for number in sorted(groups)]

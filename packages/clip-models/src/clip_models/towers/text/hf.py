@@ -51,7 +51,7 @@ class HFTextTower(TextTower):
             self.proj = nn.Identity()
 
     def _encode(self, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """→ (features [B, embed_dim], tokens [B, L, D], without the first where that is what is pooled)."""
+        """→ (features [B, embed_dim], tokens [B, L, D], without the first if that is pooled)."""
         valid_BL = valid_tokens(text_BL, self.pad_id)
         output: Any = self.transformer(input_ids=text_BL, attention_mask=valid_BL.long())
         x_BLD, valid_BL1 = output.last_hidden_state, valid_BL.unsqueeze(-1)

@@ -209,7 +209,7 @@ class ModernTextTransformer(TextTower):
 
     @torch.no_grad()
     def init_parameters(self) -> None:
-        """OpenCLIP's initialisation: the scale of CLIP's text tower, or 0.02 everywhere where post-norms undo it."""
+        """OpenCLIP's initialisation: the scale of CLIP's text tower, or 0.02 everywhere with sandwich norms."""
         config, width = self.config, self.config.width
         sandwich = config.norm_placement == "sandwich"
         input_std = 0.02 if sandwich else width**-0.5

@@ -2,7 +2,7 @@
 bidirectional text transformer.
 
 Flax keeps kernels as [inputs, heads, channels of a head] (query, key, value), [heads, channels of a head, outputs]
-(out), [inputs, outputs] (dense) and [rows, columns, inputs, outputs] (convolution). The blocks of a tower stand one by
+(out), [inputs, outputs] (dense) and [rows, columns, inputs, outputs] (convolution). The blocks of a tower are one by
 one, `encoderblock_3`, or stacked along a first axis, `encoderblock`.
 """
 

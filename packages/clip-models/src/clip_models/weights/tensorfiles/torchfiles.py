@@ -1,4 +1,4 @@
-"""PyTorch checkpoints, read without running what they hold."""
+"""Reads PyTorch checkpoints without running code in them."""
 
 import re
 import zipfile
