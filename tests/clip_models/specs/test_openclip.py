@@ -47,7 +47,7 @@ def test_a_config_without_preprocessing_takes_that_of_the_architecture_of_its_na
     assert from_open_clip_config({"model_cfg": config()}, "mine").preprocess.resize_mode == "shortest"
 
 
-def test_the_size_of_the_pictures_is_the_towers():
+def test_the_size_of_the_images_is_the_towers():
     spec = from_open_clip_config({"model_cfg": config({"image_size": 96}), "preprocess_cfg": {"size": 224}}, "x")
     assert spec.preprocess.size == (96, 96)
 

@@ -10,7 +10,7 @@ def test_nothing_given_changes_nothing():
     assert override_spec(SPEC) is SPEC
 
 
-def test_a_forced_size_reaches_the_tower_and_the_pictures():
+def test_a_forced_size_reaches_the_tower_and_the_images():
     spec = override_spec(SPEC, image_size=320, context_length=32, patch_dropout=0.5, custom_text=True)
     assert (spec.vision.image_size, spec.preprocess.size, spec.vision.patch_dropout) == (320, (320, 320), 0.5)
     assert (spec.text.context_length, spec.text_at_root) == (32, False)

@@ -45,7 +45,7 @@ def test_a_slash_is_read_as_openclip_reads_it():
     assert clip_models.get_model_spec("ViT-B/32") == clip_models.get_model_spec("ViT-B-32")
 
 
-def test_preprocess_dict_is_a_treatment_without_augmentation():
+def test_preprocess_dict_is_preprocess_data_without_augmentation():
     assert clip_models.get_model_spec("ViT-Ti-4-24").preprocess.to_dict() == {
         "size": [24, 24],
         "mode": "RGB",

@@ -35,10 +35,10 @@ def test_bad_ids_and_files_are_refused(tiktoken_file, tmp_path):
         return str(caught.value)
 
     assert "id 263 of a control token is in the vocabulary" in refusal(tiktoken_file, pad_id=263)
-    assert "text.pad_id and text.bos_id start at 264" in refusal(tiktoken_file, pad_id=263)
+    assert "text.pad_id and text.bos_id from 264 on" in refusal(tiktoken_file, pad_id=263)
     assert "must differ" in refusal(tiktoken_file, pad_id=300)
     (tmp_path / "bad.tiktoken").write_text("not a line of it\n")
-    assert "is no .tiktoken file" in refusal(tmp_path / "bad.tiktoken")
+    assert "is not a .tiktoken file" in refusal(tmp_path / "bad.tiktoken")
     (tmp_path / "short.tiktoken").write_bytes(b"\n".join(tiktoken_file.read_bytes().splitlines()[5:]))
     assert "is damaged" in refusal(tmp_path / "short.tiktoken")
     assert "cannot be read" in refusal(tmp_path / "none.tiktoken")

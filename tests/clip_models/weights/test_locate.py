@@ -33,7 +33,7 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="module")
 def siglip_spec():
-    """The tiny architecture with SigLIP's treatment of pictures."""
+    """The tiny architecture with SigLIP's preprocessing of images."""
     spec = get_model_spec(NAME)
     return replace(spec, preprocess=replace(spec.preprocess, **SIGLIP))
 

@@ -20,7 +20,7 @@ def called(value):
 
 
 def samples(source, needs=lambda first, stop: True, **options):
-    """[(key, picture, caption)], each read before the next is asked for."""
+    """[(key, image, caption)], each read before the next is asked for."""
     found = []
     for sample in open_source(source, EmbedConfig(**options), needs):
         if isinstance(sample, Unused):
@@ -61,7 +61,7 @@ def test_a_folder_that_holds_a_link_to_itself_ends(tmp_path):
     assert [key for key, _, _ in samples(tmp_path / "f")] == ["00/0000.jpg", "00/0001.png", "linked/x.png"]
 
 
-def test_pictures_of_a_folder_with_their_captions(tmp_path):
+def test_images_of_a_folder_with_their_captions(tmp_path):
     root = embeddings.folder(tmp_path / "f", 3, captions=True)
     assert [text for _, _, text in samples(root, what="both")] == [caption(number) for number in range(3)]
     assert samples(root, what="text")[0] == ("00/0000.txt", None, caption(0))

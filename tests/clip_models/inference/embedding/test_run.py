@@ -50,7 +50,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
-def test_pictures_of_every_source_have_the_features_of_the_model(tmp_path, model, form):
+def test_images_of_every_source_have_the_features_of_the_model(tmp_path, model, form):
     numbers = range(11)
     expected = expected_images(model, numbers)
     embeddings.folder(tmp_path / "folder", 11)

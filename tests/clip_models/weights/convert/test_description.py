@@ -61,7 +61,7 @@ def refusal(call) -> str:
 
 
 def folder_of(tmp_path, model, **treatment):
-    """OpenCLIP's folder, with another treatment of pictures."""
+    """OpenCLIP's folder, with another preprocessing of images."""
     model_spec = replace(model.spec, preprocess=replace(model.spec.preprocess, **treatment))
     build = build_model(model_spec)
     build.load_state_dict(model.state_dict())
@@ -108,9 +108,7 @@ def test_1068_preprocessing_follows_the_weights(tmp_path, tiny, bare_file):
     assert (val.config.mean, val.config.std, val.config.resize_mode) == (HALF, HALF, "squash")
     asked = replace(tiny.spec, preprocess=replace(tiny.spec.preprocess, mean=(0.1, 0.2, 0.3)))
     message = refusal(lambda: load_pretrained(asked, path))
-    assert (
-        "were trained on images with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, squash, but mean" in message
-    )
+    assert "were trained on images with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, squash, but mean" in message
     assert "insist with force_preprocess_cfg" in message
     assert load_pretrained(asked, path, sure_of=["preprocess"]).spec.preprocess == asked.preprocess
 

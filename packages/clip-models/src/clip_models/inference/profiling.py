@@ -5,6 +5,7 @@ products of attention are counted, masked positions included; norms, activations
 counted with every token in every block, although `CLIP` skips tokens that nothing depends on.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,11 @@ def profile(model: str | ModelSpec) -> Profile:
         net: Any = build_model(spec).eval().requires_grad_(False)
         image = torch.empty(1, 3, *as_pair(spec.vision.image_size))
         text = torch.zeros(1, spec.text.context_length, dtype=torch.int64)
+    run_image = functools.partial(net.encode_image, image)
+    if isinstance(spec.vision, ViTConfig):  # here every token goes through every block
+        run_image = functools.partial(net.forward_intermediates, image=image, image_indices=1)
     with torch.no_grad():
-        image_flops, image_activations = _count(lambda: _run_image(net, spec, image))
+        image_flops, image_activations = _count(run_image)
         image_flops += _spared_by_pooling(spec)
         text_flops, text_activations = _count(lambda: _run_text(net, spec, text))
         flops = image_flops + text_flops
@@ -89,12 +93,6 @@ def profile(model: str | ModelSpec) -> Profile:
         image_mactivations=image_activations / 1e6,
         text_mactivations=text_activations / 1e6,
     )
-
-
-def _run_image(net: Any, spec: ModelSpec, image: Tensor) -> Any:
-    if isinstance(spec.vision, ViTConfig):
-        return net.forward_intermediates(image=image, image_indices=1)
-    return net.encode_image(image)
 
 
 def _run_text(net: Any, spec: ModelSpec, text: Tensor) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.model import CLIP
-from clip_models.specs import ModelSpec, as_pair
+from clip_models.specs import as_pair
 
 SCHEMES = {
     "int8-weight-only": "Int8WeightOnlyConfig",
@@ -93,7 +93,12 @@ def quantize(
     if image is None:
         noise = torch.Generator().manual_seed(0)
         image = torch.randn(4, 3, *as_pair(model.spec.vision.image_size), generator=noise).to(device)
-    text = _random_ids(model.spec, device) if text is None else text
+    if text is None:
+        config, noise = model.spec.text, torch.Generator().manual_seed(0)
+        ids = torch.randint(2, config.vocab_size - 1, (4, config.context_length), generator=noise)
+        end = getattr(config, "eos_id", None)
+        ids[:, -1] = config.vocab_size - 1 if end is None else end
+        text = ids.to(device)
     before = _features(model, image, text)
 
     places = [place for matrices in found.values() for place in matrices]
@@ -108,12 +113,14 @@ def quantize(
         raise ClipModelsError(
             f"{scheme} is not possible for {model.spec.name} on {device}: {first_line(error)}"
         ) from error
+    quantized: list[Any] = [module.get_parameter(name) for module, name in places]
+    parts = [getattr(weight, name) for weight in quantized for name in weight.__tensor_flatten__()[0]]
     cosines = [F.cosine_similarity(a, b, dim=-1).min().item() for a, b in zip(before, after, strict=True)]
     report = QuantizationReport(
         scheme=scheme,
         layers={tower: len(matrices) for tower, matrices in found.items()},
         bytes_before=sum(tensor.numel() * tensor.element_size() for tensor in originals),
-        bytes_after=sum(_stored_bytes(module.get_parameter(name)) for module, name in places),
+        bytes_after=sum(part.numel() * part.element_size() for part in parts),
         image_cosine=cosines[0],
         text_cosine=cosines[1],
     )
@@ -151,21 +158,6 @@ def _is_quantized(weight: Tensor) -> bool:
     return type(weight.data) is not Tensor
 
 
-def _stored_bytes(weight: Any) -> int:
-    names, _ = weight.__tensor_flatten__()
-    parts = [getattr(weight, name) for name in names]
-    return sum(part.numel() * part.element_size() for part in parts)
-
-
 def _features(model: CLIP, image: Tensor, text: Tensor) -> list[Tensor]:
     with torch.no_grad():
         return [model.encode_image(image).float(), model.encode_text(text).float()]
-
-
-def _random_ids(spec: ModelSpec, device: torch.device) -> Tensor:
-    text = spec.text
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, text.vocab_size - 1, (4, text.context_length), generator=generator)
-    end = getattr(text, "eos_id", None)
-    ids[:, -1] = text.vocab_size - 1 if end is None else end
-    return ids.to(device)

@@ -79,7 +79,10 @@ class TrainTransform:
         config, chance = self.config, self.augmentation
         draw = draw_crop_as_timm if chance.use_timm else draw_crop
         image = image.crop(draw(image.width, image.height, chance.scale, chance.ratio or _RATIO))
-        image = image.resize((config.size[1], config.size[0]), FILTERS[self._draw_interpolation()])
+        interpolation = chance.interpolation or config.interpolation
+        if interpolation == "random":
+            interpolation = random.choice(("bilinear", "bicubic"))
+        image = image.resize((config.size[1], config.size[0]), FILTERS[interpolation])
         if chance.hflip > 0 and torch.rand(1).item() < chance.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = image.convert(config.mode)
@@ -89,11 +92,6 @@ class TrainTransform:
             image = turn_gray(image)
         tensor = normalise(torch.from_numpy(np.array(image)), config)
         return erase_rectangles(tensor, chance.re_prob, chance.re_count or 1) if chance.re_prob else tensor
-
-    def _draw_interpolation(self) -> str:
-        if self.augmentation.interpolation == "random":
-            return random.choice(("bilinear", "bicubic"))
-        return self.augmentation.interpolation or self.config.interpolation
 
 
 def preprocess_eval(config: PreprocessConfig, image_mode: ImageMode = "standard") -> EvalTransform:

@@ -42,7 +42,11 @@ class SigLipTokenizer(Tokenizer):
         super().__init__(context_length, clean)
         self.name = os.fspath(name)
         library = require("sentencepiece", "hf", f"the tokenizer {self.name!r}")
-        path = _find(self.name, cache_dir)
+        path = hub.download_file(*FILES[self.name], cache_dir=cache_dir) if self.name in FILES else Path(self.name)
+        if not path.is_file():
+            raise ClipModelsError(
+                f"there is no sentencepiece model at {str(path)!r}; give a file or {', '.join(FILES)}"
+            )
         self._model: Any = library.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(path.read_bytes())
@@ -95,12 +99,3 @@ class SigLipTokenizer(Tokenizer):
             else:
                 run.append(i)
         return "".join([*parts, self._model.DecodeIds(run)])
-
-
-def _find(name: str, cache_dir: str | os.PathLike[str] | None) -> Path:
-    if name in FILES:
-        return hub.download_file(*FILES[name], cache_dir=cache_dir)
-    path = Path(name)
-    if not path.is_file():
-        raise ClipModelsError(f"there is no sentencepiece model at {name!r}; give a file or {', '.join(FILES)}")
-    return path

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -38,18 +37,6 @@ class Part:
     """(key, code, reason)"""
     files: Mapping[str, int]
     """Size of each file."""
-
-
-class UnusedList:
-    """Writes names and counts reasons."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.counts: Counter[str] = Counter()
-
-    def add(self, name: str, reason: str) -> None:
-        self.counts[reason] += 1
-        self._file.write(_json_line(name=name, reason=reason))
 
 
 class PartFolder:
@@ -121,10 +108,10 @@ class PartFolder:
         self._store.write_json(f"parts/{part.number:06}.json", record)
 
     @contextmanager
-    def list_unused(self) -> Iterator[UnusedList]:
-        """Opens the file of all that is in the source and in no sample, a JSON object a line."""
+    def list_unused(self) -> Iterator[Callable[[str, str], int]]:
+        """Yields a function that writes (name, reason) of an unused item to a file, a JSON object a line."""
         with self._store.writing(UNUSED) as file:
-            yield UnusedList(file)
+            yield lambda name, reason: file.write(_json_line(name=name, reason=reason))
 
     def write_rejects(self, parts: int) -> None:
         """Writes one file of all rejected samples, a JSON object a line."""

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from clip_core import ImageError, load_image
 from clip_models.errors import ClipModelsError, first_line, local_path
 from clip_models.inference.embedding.config import FREE, EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
-from clip_models.inference.embedding.parts import Part, PartFolder, UnusedList
+from clip_models.inference.embedding.parts import Part, PartFolder
 from clip_models.inference.embedding.samples import CaptionError, Sample, Unused, read_caption
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def run_embed(
 class _Run:
     encoder: Encoder
     folder: PartFolder
-    unused: UnusedList
+    list_unused: Callable[[str, str], int]
 
     def __init__(self, source: Any, config: EmbedConfig, progress: bool) -> None:
         self.source = source
@@ -134,6 +134,7 @@ class _Run:
         self.config = config
         self.progress = progress
         self.kinds = config.kinds
+        self.unused = Counter[str]()
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     def execute(self, encoder: Encoder, output: str) -> EmbedSummary:
@@ -147,7 +148,7 @@ class _Run:
         building = _Building()
         with (
             tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar,
-            self.folder.list_unused() as self.unused,
+            self.folder.list_unused() as self.list_unused,
             self._feed() as items,
         ):
             for item in items:
@@ -167,7 +168,7 @@ class _Run:
         counts: dict[str, Any] = {
             **totals,
             "rejected": dict(sorted(rejected.items())),
-            "unused": dict(sorted(self.unused.counts.items())),
+            "unused": dict(sorted(self.unused.items())),
         }
         if self.folder.read_part(totals["parts"]) is not None:
             raise self._changed(totals["parts"])
@@ -289,7 +290,8 @@ class _Run:
 
         for sample in self.samples:
             if isinstance(sample, Unused):
-                self.unused.add(_utf8(sample.name), sample.reason)
+                self.list_unused(_utf8(sample.name), sample.reason)
+                self.unused[sample.reason] += 1
                 continue
             text = sample.text.encode("utf-8", "surrogatepass") if isinstance(sample.text, str) else sample.text
             text = text if isinstance(text, bytes) else b""

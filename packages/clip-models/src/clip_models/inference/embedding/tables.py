@@ -65,19 +65,15 @@ def _rows(
         for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns_wanted, use_threads=False):
             columns = {column: _values(batch.column(column), column == text) for column in batch.schema.names}
             for index in range(batch.num_rows):
-                value = columns[key][index] if key else None
+                value, found = columns[key][index] if key else None, columns[image][index] if image in columns else None
+                if isinstance(found, dict):
+                    found = found.get("bytes") if found.get("bytes") is not None else found.get("path")
                 yield Sample(
                     key=f"{os.path.basename(name)}#{row}" if value is None else str(_string(value)),
-                    image=_image(fs, name, columns[image][index]) if image in columns else None,
+                    image=resolve_path(fs, name, found) if isinstance(found, str) else found,
                     text=columns[text][index] if text else None,
                 )
                 row += 1
-
-
-def _image(fs: AbstractFileSystem, name: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    return resolve_path(fs, name, value) if isinstance(value, str) else value
 
 
 def _values(column: pa.Array, is_text: bool) -> list[Any]:

@@ -69,7 +69,11 @@ class _List:
 
 def load_inert(path: Path, is_zip: bool) -> Any:
     """Returns the content of a file of torch.save on the CPU. Raises any exception of torch.load."""
-    stubs: list[Any] = [_stub(name) for name in sorted(_names_in(path, is_zip)) if _is_harmless(name)]
+    strict = {*sys.stdlib_module_names, "numpy", "torch"}
+    names = (
+        name for name in _names_in(path, is_zip) if name.partition(".")[0] not in strict or _HARMLESS.fullmatch(name)
+    )
+    stubs: list[Any] = [_stub(name) for name in sorted(names)]
     with _lock, torch.serialization.safe_globals(stubs):
         # Mapped, not read: every tensor is copied later.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -127,12 +131,6 @@ def _scan(file: IO[bytes]) -> Iterable[str]:
             # torch.save writes names of Python 2, such as __builtin__ long, which torch.load translates like this.
             python_3 = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
             yield ".".join(python_3)
-
-
-def _is_harmless(name: str) -> bool:
-    package = name.partition(".")[0]
-    strict = package in sys.stdlib_module_names or package in ("numpy", "torch")
-    return not strict or _HARMLESS.fullmatch(name) is not None
 
 
 def _stub(name: str) -> tuple[Any, str]:
