@@ -6,7 +6,6 @@ Shapes: B batch, L tokens, E embed_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec
+from clip_models.towers.base import Indices
 from clip_models.towers.common import cut_captions
 from clip_models.towers.text.clip import TextLayers, TextTransformer
 
@@ -94,8 +94,8 @@ class CLIP(TextLayers):
         self,
         image: Tensor | None = None,
         text: Tensor | None = None,
-        image_indices: int | Sequence[int] | None = None,
-        text_indices: int | Sequence[int] | None = None,
+        image_indices: Indices = None,
+        text_indices: Indices = None,
         stop_early: bool = False,
         normalize: bool = True,
         normalize_intermediates: bool = False,

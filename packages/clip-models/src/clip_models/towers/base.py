@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_models.errors import ClipModelsError
 
+Indices = int | Sequence[int] | None
+"""Which blocks: all for None, the last so many for a number, or those named (-1: the last)."""
 Found = tuple[list[Tensor], dict[str, list[Tensor]], Callable[[], Tensor]]
 """Outputs of the chosen blocks, extra tokens of each by name, and what computes the features."""
 
@@ -32,7 +34,7 @@ class Tower(nn.Module):
     def forward_intermediates(
         self,
         inputs: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: Indices = None,
         stop_early: bool = False,
         normalize_intermediates: bool = False,
         intermediates_only: bool = False,
@@ -60,9 +62,7 @@ class Tower(nn.Module):
             result[f"{self.modality}_features"] = features()
         return result
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         raise ClipModelsError(f"{type(self).__name__} has no intermediate outputs")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -122,9 +122,8 @@ class TextTower(Tower):
                     self.get_parameter(name).requires_grad_(True)
 
 
-def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Returns positions among `count` blocks: all for None, the last so many for a number, or those named (-1: the
-    last). Raises ClipModelsError for what is out of range."""
+def take_indices(count: int, indices: Indices) -> list[int]:
+    """Returns positions among `count` blocks. Raises ClipModelsError for an index that is out of range."""
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):

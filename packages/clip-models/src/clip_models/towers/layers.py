@@ -5,14 +5,14 @@ Parameter names and shapes are OpenCLIP's. Parallelism and compilation are appli
 Shapes: B batch, L tokens, D width, H heads, C channels of a head.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models.towers.base import take_indices
+from clip_models.towers.base import Indices, take_indices
 from clip_models.towers.common import call_block
 
 
@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         return self._run(last, x_BLD, mask, pool_B)
 
     def intermediates(
-        self, x_BLD: Tensor, mask: Tensor | None, indices: int | Sequence[int] | None, stop_early: bool
+        self, x_BLD: Tensor, mask: Tensor | None, indices: Indices, stop_early: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns (the last output, the outputs of the chosen blocks from input to output); see `take_indices`."""
         taken = take_indices(len(self.resblocks), indices)

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H and W of the image or of a feature map, L = 1 + H
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ResNetConfig, as_pair
-from clip_models.towers.base import Found, ImageTower, names_under, take_indices
+from clip_models.towers.base import Found, ImageTower, Indices, names_under, take_indices
 from clip_models.towers.common import check_image
 from clip_models.towers.layers import attend
 from clip_models.towers.positions import resize_grid_positions
@@ -153,9 +153,7 @@ class ModifiedResNet(ImageTower):
     def forward(self, image: Tensor) -> Tensor:
         return self.attnpool(self._outputs(image)[-1])
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """Outputs of the stem (0) and the stages (1 to 4). There is no last norm to apply and no extra tokens."""
         taken = take_indices(5, indices)
         outputs = self._outputs(inputs, max(taken) if stop_early else 4)

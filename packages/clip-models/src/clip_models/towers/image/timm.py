@@ -14,7 +14,7 @@ from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
 from clip_models.specs import TimmConfig, as_pair
-from clip_models.towers.base import Found, ImageTower, names_under
+from clip_models.towers.base import Found, ImageTower, Indices, names_under
 from clip_models.towers.common import check_image
 
 
@@ -101,9 +101,7 @@ class TimmTower(ImageTower):
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.trunk(self._prepare(image)))
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """Outputs of the trunk's blocks or stages. The extra tokens are `prefix`, if the trunk has such tokens."""
         run = self.trunk.forward_intermediates
         prefix = "return_prefix_tokens" in inspect.signature(run).parameters and self.trunk.num_prefix_tokens

@@ -3,7 +3,6 @@
 Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, P patches, E embed_dim.
 """
 
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ViTConfig, as_pair
-from clip_models.towers.base import Found, ImageTower, names_under
+from clip_models.towers.base import Found, ImageTower, Indices, names_under
 from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
 from clip_models.towers.layers import LayerNorm, Transformer
@@ -61,9 +60,7 @@ class VisionTransformer(ImageTower):
         pooled, tokens = self._pool(self.transformer(x))
         return (pooled @ self.proj, tokens) if self.output_tokens else pooled @ self.proj
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """The extra tokens are the class tokens, `prefix` [B, 1, D]."""
         if normalize and self.attn_pool is not None:
             raise ClipModelsError("ln_post comes after the attentional pooling: it cannot normalize intermediates")

@@ -3,7 +3,6 @@
 Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, E embed_dim.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
-from clip_models.towers.base import Found, TextTower, names_under
+from clip_models.towers.base import Found, Indices, TextTower, names_under
 from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
 from clip_models.towers.layers import Block, LayerNorm, Transformer
 
@@ -136,9 +135,7 @@ class TextTransformer(TextLayers, TextTower):
         features, tokens = self.encode_ids(text)
         return features if tokens is None else (features, tokens)
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """The extra tokens are the class tokens, `suffix` [B, 1, D]."""
         self._check(inputs)
         x, mask = self._embed_ids(inputs)

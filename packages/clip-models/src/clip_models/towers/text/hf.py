@@ -6,7 +6,6 @@ Shapes: B batch, L tokens, D width.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.specs import HFTextConfig
-from clip_models.towers.base import Found, TextTower, names_under, take_indices
+from clip_models.towers.base import Found, Indices, TextTower, names_under, take_indices
 from clip_models.towers.common import check_text, cut_captions, valid_tokens
 
 _TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
@@ -74,9 +73,7 @@ class HFTextTower(TextTower):
             return self._encode(text)
         return self._encode(cut_captions(text, self.config))[0]
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """The library always runs to the end, so that `stop_early` saves nothing; there are no extra tokens."""
         check_text(inputs, self.context_length, self.vocab_size)
         blocks, outputs = self.blocks(), dict[int, Tensor]()

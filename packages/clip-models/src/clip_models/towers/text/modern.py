@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.specs import ModernTextConfig
-from clip_models.towers.base import Found, TextTower, names_under, take_indices
+from clip_models.towers.base import Found, Indices, TextTower, names_under, take_indices
 from clip_models.towers.common import call_block, check_text, cut_captions, valid_tokens
 from clip_models.towers.layers import LayerNorm, LayerScale, attend
 
@@ -278,9 +278,7 @@ class ModernTextTransformer(TextTower):
         features, tokens_BLD = self._finish(x_BLD, text, valid_BL)
         return (features, tokens_BLD) if self.output_tokens else features
 
-    def _intermediates(
-        self, inputs: Tensor, indices: int | Sequence[int] | None, stop_early: bool, normalize: bool, layout: str
-    ) -> Found:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
         """The extra tokens are the registers, `extra`."""
         check_text(inputs, self.context_length, self.vocab_size)
         taken = take_indices(len(self.blocks), indices)
