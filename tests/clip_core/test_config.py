@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -323,3 +323,17 @@ def test_equal_configs_have_equal_fingerprints():
     assert fingerprint({"epochs": 1, "list": [2]}) == fingerprint({"list": [2.0], "epochs": 1.0})
     assert fingerprint({"epochs": 1}) != fingerprint({"epochs": 1.5})
     assert fingerprint({"flag": True}) != fingerprint({"flag": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    size: int | tuple[int, int] = 1
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def test_a_field_takes_one_of_several_types_and_any_values():
+    data = {"size": [2, 3], "extra": {"a": None, "b": [1, {"c": "d"}]}}
+    assert from_dict(Mixed, data) == Mixed(size=(2, 3), extra=data["extra"])
+    assert to_dict(from_dict(Mixed, data)) == data
+    with pytest.raises(ConfigError, match="size = 'big' must be an integer or a list of 2 values"):
+        from_dict(Mixed, {"size": "big"})

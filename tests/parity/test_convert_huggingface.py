@@ -190,7 +190,7 @@ REFUSED = {
     "a logit_bias": replace(SPEC, init_logit_bias=-10.0),
     "options of its image tower": replace(SPEC, vision=replace(SPEC.vision, pool_type="avg")),
     "options of its text tower": replace(SPEC, text=replace(TEXT, no_causal_mask=True)),
-    "pictures of 32x16": replace(
+    "images of 32x16": replace(
         SPEC, vision=replace(SPEC.vision, image_size=(32, 16)), preprocess=PreprocessConfig(size=(32, 16))
     ),
     "another activation in each tower": replace(SPEC, text=replace(TEXT, gelu_tanh=True)),
@@ -199,7 +199,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("message", "spec"), REFUSED.items(), ids=REFUSED)
 def test_what_transformers_has_no_class_for(message, spec, tmp_path):
-    with pytest.raises(ClipModelsError, match=f"'tiny' has {message}, which transformers' CLIPModel has not"):
+    with pytest.raises(ClipModelsError, match=f"'tiny' has {message}, which transformers' CLIPModel does not have"):
         save_huggingface(tmp_path / "out", build_model(spec))
     assert not (tmp_path / "out").exists()
 
@@ -208,10 +208,10 @@ def test_what_transformers_has_no_class_for(message, spec, tmp_path):
     ("config", "message"),
     [
         ({"model_type": "blip"}, "model_type 'blip', which is not converted; choose one of clip, metaclip_2, siglip"),
-        ({"model_type": "siglip2"}, "Siglip2Model takes pictures of variable resolution"),
-        ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "hidden_act 'quick_gelu' for pictures and"),
+        ({"model_type": "siglip2"}, "Siglip2Model takes images of variable resolution"),
+        ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "hidden_act 'quick_gelu' for images and"),
         ({"model_type": "clip", "text_config": {"hidden_size": "a"}}, "text_config.hidden_size = 'a'"),
-        ({"model_type": "siglip", "text_config": {"hidden_size": 96}}, "they must be in one space"),
+        ({"model_type": "siglip", "text_config": {"hidden_size": 96}}, "both must have the same width"),
     ],
 )
 def test_configs_that_are_refused(config, message):

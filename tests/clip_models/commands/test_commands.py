@@ -79,7 +79,7 @@ def test_what_classify_cannot_do_is_one_line(tmp_path, call, weights, monkeypatc
         ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as an image"),
         ((tmp_path / "c.png", *labels, "--model", MODEL, "--pretrained", weights), "c.png cannot be read"),
         ((picture, "--labels", "a", "a", "--model", MODEL, "--pretrained", weights), "label 'a' is given twice"),
-        ((labels), "needs at least one picture"),
+        ((labels), "needs at least one image"),
         (
             (picture, *labels, "--model", MODEL, "--pretrained", weights, "--device", "warp"),
             "device 'warp' cannot be used",

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 import clip_models
 from clip_models import ClipModelsError
-from clip_models.export import exporting
+from clip_models.export import graphs
 from clip_models.export.exporting import export_model
+from clip_models.export.formats import FORMATS, Exported, ExportFormat
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +80,13 @@ def test_torch_export_runs_without_this_package(model, tmp_path):
 
 
 def test_a_wrong_graph_is_refused_and_nothing_is_left(model, tmp_path, monkeypatch):
-    export = exporting.export_program
+    export = graphs.export_program
 
-    def broken(tower, example, name, folder):
-        program, run = export(tower, example, name, folder)
+    def broken(tower, example, path):
+        program, run = export(tower, example, path)
         return program, lambda batch: F.dropout(run(batch), 0.5, training=True)
 
-    monkeypatch.setattr(exporting, "export_program", broken)
+    monkeypatch.setattr(graphs, "export_program", broken)
     with pytest.raises(ClipModelsError, match=r"not the model: torch .* nothing was written"):
         export_model(model, "torch-export", tmp_path / "out", pairs=20)
     assert list(tmp_path.iterdir()) == []
@@ -94,7 +95,7 @@ def test_a_wrong_graph_is_refused_and_nothing_is_left(model, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"to": "tensorrt"}, "'tensorrt' is unknown; choose from onnx"),
+        ({"to": "tensorrt"}, "there is no export format 'tensorrt'; there are onnx"),
         ({"to": "onnx", "precision": "int3"}, "'int3' is not exported"),
         ({"to": "onnx", "precision": "bf16"}, "no bf16 on the CPU.* choose fp32 or fp16"),
         ({"to": "open-clip", "l2_inside": True}, "not into 'open-clip'"),
@@ -130,3 +131,24 @@ def test_text_graphs_are_right_for_captions_of_every_length(model, onnx_folder):
         with torch.no_grad():
             expected = model.encode_text(ids, normalize=True).numpy()
         np.testing.assert_allclose(run_onnx(onnx_folder / "text.onnx", "text", ids.numpy()), expected, atol=1e-5)
+
+
+class StateDict(ExportFormat):
+    def write(self, folder, source):
+        torch.save(source.model.state_dict(), folder / "weights.pt")
+        return Exported(run_image=source.image_tower, run_text=source.text_tower, runtime="this process")
+
+    def add_metadata(self, folder, metadata):
+        (folder / "metadata.txt").write_text("\n".join(sorted(metadata)))
+
+
+def test_a_user_defined_format_is_one_class(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(FORMATS, "_known", dict(FORMATS._known))
+    FORMATS.add("state-dict")(StateDict)
+    check = export_model(model, "state-dict", tmp_path / "out", pairs=4)
+    assert check.runtime == "this process"
+    assert torch.load(tmp_path / "out" / "weights.pt").keys() == model.state_dict().keys()
+    assert "clip_models.self_check" in (tmp_path / "out" / "metadata.txt").read_text()
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["format"] == "state-dict"
+    with pytest.raises(ClipModelsError, match="not into 'state-dict'"):
+        export_model(model, "state-dict", tmp_path / "inside", l2_inside=True)

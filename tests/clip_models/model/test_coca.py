@@ -108,7 +108,7 @@ def test_a_spec_without_a_decoder_is_refused():
 
 def test_inputs_that_do_not_fit_are_refused():
     model, (image, text) = CoCa(replace(TINY, decoder=replace(TINY.decoder, context_length=9))), inputs(TINY)
-    with pytest.raises(ClipModelsError, match="up to 9 tokens of a caption, not 15"):
+    with pytest.raises(ClipModelsError, match="up to 9 tokens, not 15"):
         model(image, text)
     with pytest.raises(ClipModelsError, match="needs an image"):
         model(text=text)

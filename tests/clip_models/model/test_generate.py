@@ -179,7 +179,7 @@ def test_bfloat16_captions(autocast):
 
 def test_special_tokens_are_the_tokenizers():
     image, _ = inputs(TINY)
-    with pytest.raises(ClipModelsError, match="sot token of 'coca-tiny' is not known: give sot_token_id"):
+    with pytest.raises(ClipModelsError, match="sot token of 'coca-tiny' is unknown: give sot_token_id"):
         build(TINY).generate(image)
     assert (build(ROBERTA).generate(image, seq_len=6)[:, 0] == 22).all()
     text, decoder = (replace(part, vocab_size=49408) for part in (TINY.text, TINY.decoder))
@@ -192,10 +192,10 @@ def test_special_tokens_are_the_tokenizers():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"generation_type": "top_a"}, "generation_type 'top_a' is unknown; choose beam_search, top_p, top_k"),
+        ({"generation_type": "top_a"}, "generation_type 'top_a' is unknown; choose from beam_search, top_p, top_k"),
         ({"seq_len": 5}, "seq_len 5 must be more than min_seq_len 5"),
-        ({"seq_len": 18}, "seq_len 18 looks back at 17 tokens, but 'coca-tiny' sees up to 16"),
-        ({"seq_len": 30, "generation_type": "top_k"}, "sees up to 16"),
+        ({"seq_len": 18}, "seq_len 18 needs 17 tokens of context, but 'coca-tiny' has 16"),
+        ({"seq_len": 30, "generation_type": "top_k"}, "'coca-tiny' has 16"),
         ({"text": torch.full((3, 12), 5), "seq_len": 12}, "12 tokens, which leaves no room in seq_len 12"),
         ({"text": torch.full((2, 4), 5)}, r"text is \[tokens\] or \[3 images, tokens\], not \[2, 4\]"),
         ({"text": torch.full((3, 4), 24)}, "token id 24 is outside the vocabulary of 24 of 'coca-tiny'"),

@@ -62,14 +62,14 @@ def test_interpolations_differ():
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-def test_a_line_of_pixels_is_a_picture(resize_mode):
+def test_a_line_of_pixels_is_an_image(resize_mode):
     transform = preprocess_eval(PreprocessConfig(size=(16, 16), resize_mode=resize_mode))
     for size in ((1, 1), (2000, 1), (1, 2000)):
         assert transform(Image.new("RGB", size, "red")).shape == (3, 16, 16)
 
 
 def test_training_crops_vary_within_the_scale():
-    # Left to right the picture goes from 0 to 1, so that the ends of a row tell where the crop lay.
+    # Left to right the image goes from 0 to 1, so that the ends of a row tell where the crop lay.
     ramp = np.repeat(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], 400, axis=0).repeat(3, axis=2)
     transform = preprocess_train(
         PreprocessConfig(size=(32, 32), **PLAIN), AugmentationConfig(scale=(0.25, 0.25), ratio=(1.0, 1.0))
@@ -91,7 +91,7 @@ def test_mirroring_is_as_frequent_as_asked():
         assert low <= mirrored <= high
 
 
-def test_extreme_pictures_fall_back_to_the_centre():
+def test_extreme_images_fall_back_to_the_centre():
     picture = Image.new("RGB", (1000, 10), "green")
     picture.paste(Image.new("RGB", (40, 10), "red"), (480, 0))
     result = preprocess_train(PreprocessConfig(size=(16, 16), **PLAIN))(picture)
@@ -142,12 +142,12 @@ def test_augmentation_is_plain_data():
         ({"re_count": 0}, "re_count 0"),
         ({"color_jitter": (0.1, 0.1)}, "color_jitter (0.1, 0.1)"),
         ({"color_jitter": (0.1, 0.1, 0.1, 0.7)}, "the fourth (hue) up to 0.5"),
-        ({"color_jitter": "strong"}, "color_jitter must be a number or several, not 'strong'"),
+        ({"color_jitter": "strong"}, "color_jitter = 'strong' must be a finite number or a list"),
         ({"color_jitter_prob": 0.5}, "color_jitter_prob has nothing to apply"),
         ({"use_timm": True, "color_jitter": 0.1, "color_jitter_prob": 0.5}, "do not go with use_timm"),
         ({"use_timm": True, "gray_scale_prob": 0.5}, "do not go with use_timm"),
-        ({"interpolation": "nearest"}, "interpolation 'nearest'"),
-        ({"colour_jitter": 0.5}, "unknown key 'colour_jitter' in augmentation; did you mean color_jitter?"),
+        ({"interpolation": "nearest"}, "interpolation = 'nearest'"),
+        ({"colour_jitter": 0.5}, "unknown key colour_jitter; did you mean color_jitter?"),
     ],
 )
 def test_impossible_augmentation_is_refused(options, message):
@@ -174,7 +174,7 @@ def test_a_line_of_pixels_is_not_resized_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("build", [preprocess_eval, preprocess_train])
-def test_what_is_no_picture_is_refused(build):
+def test_other_values_than_images_are_refused(build):
     with pytest.raises(ClipModelsError, match="takes a Pillow image, not ndarray"):
         build(PreprocessConfig())(np.zeros((8, 8, 3), dtype=np.uint8))
 

@@ -47,7 +47,7 @@ def test_a_config_without_preprocessing_takes_that_of_the_architecture_of_its_na
     assert from_open_clip_config({"model_cfg": config()}, "mine").preprocess.resize_mode == "shortest"
 
 
-def test_the_size_of_the_pictures_is_the_towers():
+def test_the_size_of_the_images_is_the_towers():
     spec = from_open_clip_config({"model_cfg": config({"image_size": 96}), "preprocess_cfg": {"size": 224}}, "x")
     assert spec.preprocess.size == (96, 96)
 
@@ -115,19 +115,19 @@ def test_a_decoder_has_the_classes_of_the_text_config():
     [
         ([], "open_clip_config.json must be a table, not []"),
         ({"model_cfg": {"embed_dim": 8}}, "model_cfg of 'x' lacks the key 'vision_cfg'"),
-        ({**config(), "embed_dim": None}, "model spec lacks the key 'embed_dim'"),
-        (config(audio_cfg={}), "model_cfg.audio_cfg describes no image-text dual encoder"),
+        ({**config(), "embed_dim": None}, "model spec: missing key embed_dim"),
+        (config(audio_cfg={}), "model_cfg.audio_cfg is not an image-text dual encoder"),
         (config(nonscalar_logit_scale=True), "nonscalar_logit_scale is not supported"),
         (config(quickgelu=True), "unknown key 'quickgelu' in model_cfg; did you mean quick_gelu?"),
         (config({"widht": 8}), "unknown key 'widht' in vision_cfg; did you mean width?"),
-        (config({"width": "8"}), "vision.width must be of type int, not '8'"),
+        (config({"width": "8"}), "vision.width = '8' must be an integer"),
         (config({"qk_norm": True}), "vision_cfg.qk_norm True is not supported"),
         (config({"block_type": "custom"}), "vision_cfg.block_type 'custom' is not supported"),
-        (config({"attentional_pool": "parallel"}), "vision_cfg.attentional_pool 'parallel' is not supported"),
+        (config({"attentional_pool": "parallel"}), "vision_cfg.attentional_pool 'parallel' must be true or false"),
         (config({"norm_kwargs": {"bias": False}}), "vision_cfg.norm_kwargs {'bias': False} is not supported"),
         (config({"act_kwargs": {"inplace": True}}), "vision_cfg.act_kwargs {'inplace': True} is not supported"),
         (config({"timm_model_name": "m", "width": 3}), "vision_cfg.width 3 is not supported with timm_model_name"),
-        (config({"timm_model_name": "naflexvit_base_patch16_map"}), "towers of variable resolution are not supported"),
+        (config({"timm_model_name": "naflexvit_base_patch16_map"}), "variable resolution is not supported"),
         (config({"layers": [3, 4, 6, 3], "pool_type": "avg"}), "pool_type 'avg' is not supported with a ResNet"),
         (config(text={"text_arch": "old"}), "text_cfg.text_arch 'old' is unknown; choose from clip, modern"),
         (config(text={"scale_heads": True}), "text_cfg.scale_heads True is not supported"),
@@ -140,8 +140,11 @@ def test_a_decoder_has_the_classes_of_the_text_config():
         (config(text={"tokenizer_kwargs": {"lower": True}}), "unknown key 'lower' in text_cfg.tokenizer_kwargs"),
         (config(multimodal_cfg={"mlp_ratio": 2}), "multimodal_cfg.mlp_ratio 2 is not supported: OpenCLIP builds 4.0"),
         (config(multimodal_cfg={"ls_init_value": 0.1}), "unknown key 'ls_init_value' in multimodal_cfg"),
-        ({"model_cfg": config(), "preprocess_cfg": {"colour": 1}}, "unknown key 'colour' in model spec.preprocess"),
-        ({"model_cfg": config(), "preprocess_cfg": {"interpolation": "random"}}, "choose from bicubic, bilinear"),
+        ({"model_cfg": config(), "preprocess_cfg": {"colour": 1}}, "unknown key preprocess.colour"),
+        (
+            {"model_cfg": config(), "preprocess_cfg": {"interpolation": "random"}},
+            "must be one of 'bicubic', 'bilinear'",
+        ),
     ],
 )
 def test_what_has_no_equal_here_is_named(data, message):
@@ -154,5 +157,5 @@ def test_what_has_no_equal_here_is_named(data, message):
 def test_what_openclip_has_no_words_for_is_named():
     spec = from_open_clip_config(config(text={"vocab_size": 32000, "pool_type": "last"}), "my-siglip")
     assert spec.tokenizer == TokenizerConfig(kind="sentencepiece", name="c4-en")
-    with pytest.raises(ClipModelsError, match="no word for the sentencepiece tokenizer 'c4-en'"):
+    with pytest.raises(ClipModelsError, match="cannot express the sentencepiece tokenizer 'c4-en'"):
         to_open_clip_config(spec)

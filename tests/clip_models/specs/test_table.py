@@ -35,7 +35,7 @@ def test_inheritance_overrides_key_by_key():
 
 def test_a_table_of_another_kind_replaces_the_inherited_one():
     spec = clip_models.get_model_spec("xlm-roberta-large-ViT-H-14")
-    assert spec.text.kind_of_config == "hf"
+    assert spec.text.kind == "hf"
     assert spec.text.width == 1024
     assert spec.vision == clip_models.get_model_spec("ViT-H-14").vision
     assert not spec.text_at_root
@@ -45,7 +45,7 @@ def test_a_slash_is_read_as_openclip_reads_it():
     assert clip_models.get_model_spec("ViT-B/32") == clip_models.get_model_spec("ViT-B-32")
 
 
-def test_preprocess_dict_is_a_treatment_without_augmentation():
+def test_preprocess_dict_is_preprocess_data_without_augmentation():
     assert clip_models.get_model_spec("ViT-Ti-4-24").preprocess.to_dict() == {
         "size": [24, 24],
         "mode": "RGB",
@@ -126,11 +126,11 @@ def test_a_name_may_be_given_anew_but_not_a_built_in_one(tmp_path):
         ),
         ("bad.toml", "a = ", "bad.toml: Invalid value"),
         ("bad.toml", "a = 3", "bad.toml: 'a' must be a table, not 3"),
-        ("bad.toml", "[a]\nembed_dim = 8\nvison = {}", "bad.toml: a: unknown key 'vison' in model spec; did you mean"),
+        ("bad.toml", "[a]\nembed_dim = 8\nvison = {}", "bad.toml: a: unknown key vison; did you mean"),
         ("bad.toml", "[a]\nextends = 3", "bad.toml: a: extends of 'a' must be a name or a list of names, not 3"),
         ("bad.toml", "[a]\nembed_dim = 8\nvision = {}\npreprocess = 3", "preprocess must be a table, not 3"),
-        ("bad.toml", '[a]\nextends = "b"', "bad.toml: a: 'a' extends 'b', which is no entry"),
-        ("bad.toml", '[a]\nextends = "b"\n[b]\nextends = "a"', "bad.toml: a: 'a' extends itself, by way of b"),
+        ("bad.toml", '[a]\nextends = "b"', "bad.toml: a: 'a' extends 'b', which is not an entry"),
+        ("bad.toml", '[a]\nextends = "b"\n[b]\nextends = "a"', "bad.toml: a: 'a' extends itself, through b"),
         ("bad.toml", '[siglip]\nextends = "ViT-B-32"', "'siglip' is the name of a different built-in architecture"),
         ("bad.toml", "[b]\nabstract = true", "bad.toml holds no model config"),
     ],

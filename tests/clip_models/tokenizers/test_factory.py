@@ -107,7 +107,7 @@ class TestMismatches:
         torch.manual_seed(0)
         model = clip_models.CLIP(siglip).eval()
         ids = get_tokenizer(siglip)("a cat")
-        assert "pad the captions to 64 tokens" in refusal(model.encode_text, ids[:, :8])
+        assert "pad captions to 64 tokens" in refusal(model.encode_text, ids[:, :8])
 
 
 def test_an_end_token_that_is_not_pooled_is_refused(byte_bpe):

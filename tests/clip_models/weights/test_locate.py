@@ -33,7 +33,7 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="module")
 def siglip_spec():
-    """The tiny architecture with SigLIP's treatment of pictures."""
+    """The tiny architecture with SigLIP's preprocessing of images."""
     spec = get_model_spec(NAME)
     return replace(spec, preprocess=replace(spec.preprocess, **SIGLIP))
 
@@ -222,7 +222,7 @@ def test_the_usual_preprocessing_can_be_overridden_only_in_so_many_words(folder)
 def test_what_bare_weights_leave_open_is_said(tiny, tmp_path):
     save_file(tiny.state_dict(), tmp_path / "bare.safetensors")
     source = Source(name="bare.safetensors", weights=tmp_path / "bare.safetensors")
-    with pytest.warns(UserWarning, match="bare.safetensors does not say its activation: GELU is taken, ViT-L-14-quick"):
+    with pytest.warns(UserWarning, match="bare.safetensors does not say its activation: GELU is used, ViT-L-14-quick"):
         settle(get_model_spec("ViT-L-14"), source)
     with pytest.warns(UserWarning, match=r"nor its preprocessing: mean \(0.481, 0.458, 0.408\) and resize_mode short"):
         settle(get_model_spec("ViT-L-14"), source)
@@ -246,11 +246,11 @@ def test_another_network_is_refused(folder, tiny):
         ("ViT-B-32", "webli", "ViT-B-32 has no pretrained tag 'webli'; architectures that have it: ViT-B-16-SigLIP"),
         ("ViT-B-32", "no/such/file.pt", "there is no weights file no/such/file.pt"),
         ("ViT-B-32", "model.safetensors", "there is no weights file model.safetensors"),
-        ("ViT-B-32", "hf-hub:", "names no repository; it reads hf-hub:org/name"),
+        ("ViT-B-32", "hf-hub:", "names no repository; the form is hf-hub:org/name"),
         ("hf-hub:a/b/c", None, "is not a repository of the hub"),
         ("local-dir:/no/such/folder", None, "there is no folder /no/such/folder"),
         ("local-dir:", None, "'local-dir:' names no folder"),
-        ("hf-hub:org/name", "openai", "brings its own weights, so leave pretrained='openai' out"),
+        ("hf-hub:org/name", "openai", "has its own weights: leave pretrained='openai' out"),
         ("ViT-B-32", "nope://bucket/x.pt", "nope://bucket/x.pt cannot be read"),
         ("ViT-B-32", "ftp://127.0.0.1:1/x.pt", "ftp://127.0.0.1:1/x.pt does not answer"),
     ],
@@ -270,7 +270,7 @@ def test_a_folder_without_a_choice(tmp_path, tiny):
     )
     assert "without their model*.index.json; fetch it too" in found
     message = refusal(lambda: create_model(f"{tmp_path}/a.safetensors"))
-    assert "does not say what it is; load it with create_model(architecture, pretrained=" in message
+    assert "has no description; load it with create_model(architecture, pretrained=" in message
 
 
 def test_a_damaged_config_is_named(folder):

@@ -5,6 +5,7 @@ Precedence: defaults < recipe (which may `extends` others) < flags.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -228,18 +229,20 @@ def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[st
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:
     """The JSON or TOML value as the type of a field; ConfigError when it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key + ".")
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
         options = [arg for arg in args if arg is not type(None)]
-        for option in options[:-1]:
-            try:
+        if len(options) == 1:
+            return convert(options[0], value, where, key)
+        for option in options:
+            with contextlib.suppress(ConfigError):
                 return convert(option, value, where, key)
-            except ConfigError:
-                continue
-        return convert(options[-1], value, where, key)
+        raise ConfigError(f"{where}: {key} = {value!r} must be {' or '.join(map(_describe, options))}")
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")

@@ -1,4 +1,4 @@
-"""Libraries that only some models and commands need."""
+"""Optional libraries."""
 
 from importlib import import_module
 from typing import Any
@@ -7,7 +7,7 @@ from clip_models.errors import ClipModelsError
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """The module, or ClipModelsError that names the extra to install. `purpose` is the subject of the sentence."""
+    """Returns the module. Raises ClipModelsError with the extra to install. `purpose` is the subject of the message."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

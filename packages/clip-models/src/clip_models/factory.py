@@ -1,8 +1,8 @@
 """Models by name, under OpenCLIP's function names.
 
 Three things differ on purpose. Weights that do not fit the architecture, its activation included, are an error and not
-a warning. The preprocessing follows the weights whichever way they are loaded, and stands in `model.spec`. Building a
-model asks no network: the default weights of a single tower are loaded only on request.
+a warning. The preprocessing always follows the weights, and is in `model.spec`. Building a model needs no network: the
+default weights of a single tower are loaded on request only.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import torch
 
 from clip_core import ImageMode
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, first_line
 from clip_models.model import CLIP, build_model
 from clip_models.model.precision import apply_precision, require_precision
 from clip_models.preprocess.image import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
@@ -26,6 +26,7 @@ from clip_models.weights.locate import Source, is_model_source, locate, settle
 from clip_models.weights.towers import load_default_tower, load_tower
 
 Place = str | os.PathLike[str]
+Device = str | torch.device
 
 
 def create_model(
@@ -33,7 +34,7 @@ def create_model(
     pretrained: Place | None = None,
     load_weights: bool = True,
     precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
     seed: int | None = None,
     jit: bool = False,
@@ -53,32 +54,33 @@ def create_model(
     weights_only: bool = True,
     **model_kwargs: Any,
 ) -> CLIP:
-    """A model (a CLIP, of which CoCa is a kind) in training mode; errors are ClipModelsError.
+    """Returns a model in training mode: a CLIP, or a CoCa, which is one too. Raises ClipModelsError.
 
-    `model_name`: an architecture, a spec of your own, or a whole model: "hf-hub:org/repo",
-    "hf-hub:org/repo@revision", "local-dir:/folder", a file that describes itself, or its URL.
-    `pretrained`: weights for the architecture: a tag, any of the forms above, a file or a folder. Weights that are of
-    another architecture or activation are refused.
-    `load_weights=False` takes over what the source says of itself and leaves the weights random.
-    `precision`: see `apply_precision`. `seed` makes random weights repeatable, the same on every device, and leaves
-    torch's generators as they were; without it they are drawn from the global one.
-    `force_*` and `model_kwargs` (keys of ModelSpec; the tables vision and text are laid over) change the spec before it
-    is built; position embeddings of the weights are resized to a forced image size or context length.
-    `force_preprocess_cfg` overrides the preprocessing that goes with the weights.
+    `model_name`: an architecture, a spec, or a whole model: "hf-hub:org/repo", "hf-hub:org/repo@revision",
+    "local-dir:/folder", a file that describes itself, or its URL.
+    `pretrained`: weights for the architecture: a tag, any of the forms above, a file or a folder. Weights of another
+    architecture or activation are refused. `load_weights=False` uses the description of the source and random weights.
+    `precision`: see `apply_precision`. `seed` makes random weights reproducible, the same on every device, and does not
+    change torch's generators; without it they are drawn from the global one.
+    `force_*` and `model_kwargs` (keys of ModelSpec; the tables vision and text are merged) change the spec before it is
+    built; position embeddings of the weights are resized to a forced image size or context length.
+    `force_preprocess_cfg` overrides the preprocessing of the weights.
     `pretrained_image`, `pretrained_text`: default weights of a timm trunk or a Hugging Face text encoder, from their
-    libraries, where no others are loaded. `pretrained_image_path`, `pretrained_text_path`: weights of one tower.
+    libraries, if no others are loaded. `pretrained_image_path`, `pretrained_text_path`: weights of one tower.
     `output_dict` makes `forward` return a dict. `require_pretrained` refuses random weights.
     """
     if jit:
-        raise ClipModelsError("there is no TorchScript for jit=True; use torch.compile, or clip-models export")
+        raise ClipModelsError("jit=True is not supported; use torch.compile, or clip-models export")
     if not weights_only:
-        raise ClipModelsError("weights_only=False would run code from the file, which is never done; leave it out")
+        raise ClipModelsError("weights_only=False would run code from the file; leave it out")
     require_precision(precision)
     device = _device(device)
     pretrained_text = model_kwargs.pop("pretrained_hf", pretrained_text)
     spec, source = _find(model_name, pretrained, cache_dir, load_weights, force_quick_gelu)
     if require_pretrained and (source is None or source.weights is None):
-        raise ClipModelsError(f"{spec.name} needs weights: name a tag or a file as pretrained")
+        raise ClipModelsError(
+            f"require_pretrained is set, but no weights were named for {spec.name}: name a tag or a file as pretrained"
+        )
     forced: dict[str, Any] = {
         "custom_text": force_custom_text,
         "patch_dropout": force_patch_dropout,
@@ -89,10 +91,13 @@ def create_model(
     if source is not None and source.weights is not None:
         sure_of = forced_parts({**forced, "quick_gelu": force_quick_gelu}, model_kwargs)
         if source.tag is not None:
-            sure_of |= {"quick_gelu", "preprocess"}  # settled above
+            sure_of |= {"quick_gelu", "preprocess"}  # checked in _find
         model = load_pretrained(spec, source.weights, sure_of=sure_of)
     else:
-        model = _initialise(spec, seed)
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:  # not torch.manual_seed, which would also reset the generators of the accelerators
+                torch.default_generator.manual_seed(seed)
+            model = build_model(spec)
         if pretrained_image and pretrained_image_path is None:
             load_default_tower(model, "image")
         if pretrained_text and pretrained_text_path is None:
@@ -111,7 +116,7 @@ def create_model_and_transforms(
     pretrained: Place | None = None,
     load_weights: bool = True,
     precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
@@ -122,16 +127,21 @@ def create_model_and_transforms(
     force_preprocess_cfg: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[CLIP, TrainTransform, EvalTransform]:
-    """(model, preprocessing for training, preprocessing for evaluation); the other options are those of `create_model`.
+    """Returns (model, preprocessing for training, preprocessing for evaluation); other options as in `create_model`.
 
     The preprocessing is that of the weights; `image_mean` to `image_resize_mode` and `force_preprocess_cfg` override
-    it. `image_mode` says how pictures become RGB: standard, or openclip for OpenCLIP's pixels of pictures with an EXIF
+    it. `image_mode` says how images become RGB: standard, or openclip for OpenCLIP's pixels of images with an EXIF
     orientation, transparency, a palette or other than 8 bits.
     """
-    forced = _forced(force_preprocess_cfg, image_mean, image_std, image_interpolation, image_resize_mode)
-    model = create_model(
-        model_name, pretrained, load_weights, precision, device, force_preprocess_cfg=forced, **options
-    )
+    named = {
+        "mean": image_mean,
+        "std": image_std,
+        "interpolation": image_interpolation,
+        "resize_mode": image_resize_mode,
+    }
+    forced = {**(force_preprocess_cfg or {}), **{key: value for key, value in named.items() if value is not None}}
+    options["force_preprocess_cfg"] = forced
+    model = create_model(model_name, pretrained, load_weights, precision, device, **options)
     config = model.spec.preprocess
     return model, preprocess_train(config, aug_cfg, image_mode), preprocess_eval(config, image_mode)
 
@@ -141,7 +151,7 @@ def create_model_from_pretrained(
     model_name: str | ModelSpec,
     pretrained: Place | None = None,
     precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
     return_transform: Literal[False],
     **options: Any,
@@ -153,7 +163,7 @@ def create_model_from_pretrained(
     model_name: str | ModelSpec,
     pretrained: Place | None = None,
     precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
     return_transform: Literal[True] = True,
     **options: Any,
@@ -164,32 +174,20 @@ def create_model_from_pretrained(
     model_name: str | ModelSpec,
     pretrained: Place | None = None,
     precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     *,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
-    image_interpolation: str | None = None,
-    image_resize_mode: str | None = None,
-    image_mode: ImageMode = "standard",
-    force_preprocess_cfg: Mapping[str, Any] | None = None,
     return_transform: bool = True,
     **options: Any,
 ) -> CLIP | tuple[CLIP, EvalTransform]:
-    """(model in eval mode, preprocessing for evaluation), never with random weights.
+    """Returns (model in eval mode, preprocessing for evaluation), or the model alone without `return_transform`.
 
-    Without `return_transform` the model alone. The other options are those of `create_model`.
+    Random weights are refused. The other options are those of `create_model_and_transforms`.
     """
-    forced = _forced(force_preprocess_cfg, image_mean, image_std, image_interpolation, image_resize_mode)
-    model = create_model(
-        model_name,
-        pretrained,
-        precision=precision,
-        device=device,
-        force_preprocess_cfg=forced,
-        require_pretrained=True,
-        **options,
-    ).eval()
-    return (model, preprocess_eval(model.spec.preprocess, image_mode)) if return_transform else model
+    options["require_pretrained"] = True
+    model, _, transform = create_model_and_transforms(
+        model_name, pretrained, precision=precision, device=device, **options
+    )
+    return (model.eval(), transform) if return_transform else model.eval()
 
 
 def load_checkpoint(
@@ -197,20 +195,22 @@ def load_checkpoint(
     checkpoint_path: Place,
     strict: bool = True,
     weights_only: bool = True,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Put the weights of a local file into `model`, in any format that `create_model` reads.
+    """Loads the weights of a local file, in any format that `create_model` reads, into `model` on its device.
 
-    All of them or, with an error, none; the model stays on its device. `strict`, `weights_only` and `device`, where
-    OpenCLIP has the file read to, are there for its signature: the first two stay True, the last has no effect.
+    An error leaves the model unchanged. `strict` and `weights_only` must be True, and `device` has no effect: they
+    are parameters of OpenCLIP's function.
     """
     if not (strict and weights_only):
-        raise ClipModelsError("load_checkpoint takes files whose every tensor fits, and runs no code of them")
+        raise ClipModelsError(
+            "load_checkpoint requires that every tensor fits and runs no code: leave strict and weights_only out"
+        )
     load_into(model, checkpoint_path)
 
 
 def get_model_config(model_name: str) -> dict[str, Any] | None:
-    """OpenCLIP's `model_cfg` of an architecture, "hf-hub:org/repo" or "local-dir:/folder"; None for an unknown name."""
+    """Returns OpenCLIP's `model_cfg` of an architecture or a model source; None for an unknown name."""
     if is_model_source(model_name):
         spec = settle(None, locate(model_name, load_weights=False))
     elif model_name.replace("/", "-") in list_models():
@@ -221,35 +221,33 @@ def get_model_config(model_name: str) -> dict[str, Any] | None:
 
 
 def get_model_preprocess_cfg(model: CLIP) -> dict[str, Any]:
-    """The treatment of pictures that goes with the model's weights, as plain data."""
+    """Returns the preprocessing of the model's weights as plain data."""
     return dict(model.spec.preprocess.to_dict())
 
 
 def get_model_tokenize_cfg(model: CLIP) -> dict[str, Any]:
-    """The model's context length and vocabulary."""
+    """Returns the model's context length and vocabulary size."""
     return {"context_length": model.spec.text.context_length, "vocab_size": model.spec.text.vocab_size}
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """The device, looked for before anything is read."""
+def _device(device: Device) -> torch.device:
+    """Returns the device. Checked before anything is read."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ClipModelsError(
-            f"device {str(device)!r} is not there; use cpu, or an accelerator that this machine has"
+            f"device {str(device)!r} cannot be used ({first_line(error)}); use cpu, or an accelerator of this machine"
         ) from error
 
 
 def _find(
     model_name: str | ModelSpec, pretrained: Place | None, cache_dir: Place | None, load_weights: bool, quick_gelu: bool
 ) -> tuple[ModelSpec, Source | None]:
-    """The spec to ask for, before the other overrides, and its weights."""
+    """Returns the spec, before the other overrides, and its weights."""
     sure_of = ("quick_gelu",) if quick_gelu else ()
     if isinstance(model_name, str) and is_model_source(model_name):
         if pretrained:
-            raise ClipModelsError(
-                f"{model_name} brings its own weights, so leave pretrained={os.fspath(pretrained)!r} out"
-            )
+            raise ClipModelsError(f"{model_name} has its own weights: leave pretrained={os.fspath(pretrained)!r} out")
         source = locate(model_name, cache_dir=cache_dir, load_weights=load_weights)
         spec = settle(None, source)
         return (replace(spec, quick_gelu=True) if quick_gelu else spec), source
@@ -260,27 +258,7 @@ def _find(
     source = locate(pretrained, spec.name, cache_dir, load_weights)
     if source.tag is None:
         return settle(spec, source, sure_of), source
-    # A tag is not overruled: whoever wants its weights with another activation has to load the file.
+    # A tag is not overruled: to use its weights with another activation, load the file.
     spec = settle(spec, source)
     weights = download_pretrained(source.tag, cache_dir=cache_dir) if load_weights else None
     return spec, replace(source, weights=weights)
-
-
-def _forced(
-    given: Mapping[str, Any] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    interpolation: str | None,
-    resize_mode: str | None,
-) -> dict[str, Any]:
-    named = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
-    return {**(given or {}), **{key: value for key, value in named.items() if value is not None}}
-
-
-def _initialise(spec: ModelSpec, seed: int | None) -> CLIP:
-    if seed is None:
-        return build_model(spec)
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also reset the generators of the accelerators.
-        torch.default_generator.manual_seed(seed)
-        return build_model(spec)

@@ -1,4 +1,4 @@
-"""Opens images: the public names of clip-core that belong to this package too."""
+"""Opens images: public names of clip-core that this package has too."""
 
 from clip_core.errors import ImageError as ImageError
 from clip_core.images import load_image as load_image

@@ -20,7 +20,7 @@ def called(value):
 
 
 def samples(source, needs=lambda first, stop: True, **options):
-    """[(key, picture, caption)], each read before the next is asked for."""
+    """[(key, image, caption)], each read before the next is asked for."""
     found = []
     for sample in open_source(source, EmbedConfig(**options), needs):
         if isinstance(sample, Unused):
@@ -61,7 +61,7 @@ def test_a_folder_that_holds_a_link_to_itself_ends(tmp_path):
     assert [key for key, _, _ in samples(tmp_path / "f")] == ["00/0000.jpg", "00/0001.png", "linked/x.png"]
 
 
-def test_pictures_of_a_folder_with_their_captions(tmp_path):
+def test_images_of_a_folder_with_their_captions(tmp_path):
     root = embeddings.folder(tmp_path / "f", 3, captions=True)
     assert [text for _, _, text in samples(root, what="both")] == [caption(number) for number in range(3)]
     assert samples(root, what="text")[0] == ("00/0000.txt", None, caption(0))
@@ -188,7 +188,7 @@ def test_columns_of_tables(tmp_path):
     assert found == [("17", picture_bytes(1), "one"), ("a.parquet#1", picture_bytes(1), None)]
     found = samples(path, image_column="nested")
     assert found == [("a.parquet#0", picture_bytes(2), None), ("a.parquet#1", picture_bytes(1), None)]
-    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; say with --image-column"):
+    with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; name one with --image-column"):
         samples(path)
     with pytest.raises(ClipModelsError, match="has no column 'wrods'; it has photo"):
         samples(path, what="text", text_column="wrods")
@@ -221,7 +221,7 @@ def test_lists(tmp_path):
         ("2", ""),
         ("3", "thïrd"),
     ]
-    with pytest.raises(ClipModelsError, match="has one thing a line; for pairs"):
+    with pytest.raises(ClipModelsError, match="has one item a line; for pairs"):
         samples(captions, what="both")
     blank = [item for item in open_source(paths, EmbedConfig(), None) if isinstance(item, Unused)]
     assert blank == [Unused(f"{paths}:2", "blank_line")]

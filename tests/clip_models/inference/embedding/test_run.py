@@ -50,7 +50,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
-def test_pictures_of_every_source_have_the_features_of_the_model(tmp_path, model, form):
+def test_images_of_every_source_have_the_features_of_the_model(tmp_path, model, form):
     numbers = range(11)
     expected = expected_images(model, numbers)
     embeddings.folder(tmp_path / "folder", 11)
@@ -243,12 +243,12 @@ def test_a_source_that_has_changed_is_noticed(tmp_path, model):
     embeddings.folder(tmp_path / "f", 10)
     embed(tmp_path / "f", tmp_path / "out", model=model, part_rows=4)
     (tmp_path / "f" / "00" / "0000a.png").write_bytes(picture_bytes(30))
-    with pytest.raises(ClipModelsError, match="no longer what it was when part 0"):
+    with pytest.raises(ClipModelsError, match="has changed since part 0"):
         embed(tmp_path / "f", tmp_path / "out", model=model, part_rows=4)
     (tmp_path / "f" / "00" / "0000a.png").unlink()
     for number in (8, 9):
         next((tmp_path / "f" / "02").glob(f"{number:04}.*")).unlink()
-    with pytest.raises(ClipModelsError, match="no longer what it was when part 2"):
+    with pytest.raises(ClipModelsError, match="has changed since part 2"):
         embed(tmp_path / "f", tmp_path / "out", model=model, part_rows=4)
 
 

@@ -33,7 +33,7 @@ def test_blocks_start_as_the_identity():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (65, 95), (32, 32)])
-def test_pictures_of_any_size_are_taken(size):
+def test_images_of_any_size_are_taken(size):
     tower = build().eval()
     assert tower(torch.randn(2, 3, *size)).shape == (2, 16)
 
@@ -134,7 +134,7 @@ def test_compiles_into_one_graph(image, train):
     torch.testing.assert_close(torch.compile(tower, backend="eager", fullgraph=True)(image), expected)
 
 
-def test_wrong_pictures_are_named():
+def test_wrong_images_are_named():
     tower = build().eval()
     with pytest.raises(ClipModelsError, match=r"\[1, 1, 64, 64\]"):
         tower(torch.zeros(1, 1, 64, 64))

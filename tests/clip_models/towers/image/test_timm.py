@@ -95,8 +95,11 @@ def test_intermediates(family):
         torch.testing.assert_close(early["image_features"], output["image_features"])
         only = tower.forward_intermediates(image, [0], stop_early=True, intermediates_only=True)
     assert set(only) == {"image_intermediates"}
-    with pytest.raises(ClipModelsError, match=config.model_name):
+    with pytest.raises(ClipModelsError, match="output_fmt 'CHWN' is unknown"):
         tower.forward_intermediates(image, output_fmt="CHWN")
+    if family != "vit":
+        with pytest.raises(ClipModelsError, match=config.model_name):
+            tower.forward_intermediates(image, output_fmt="NLC")
 
 
 def test_a_trunk_of_one_size_is_built_for_the_spec():

@@ -61,7 +61,7 @@ def refusal(call) -> str:
 
 
 def folder_of(tmp_path, model, **treatment):
-    """OpenCLIP's folder, with another treatment of pictures."""
+    """OpenCLIP's folder, with another preprocessing of images."""
     model_spec = replace(model.spec, preprocess=replace(model.spec.preprocess, **treatment))
     build = build_model(model_spec)
     build.load_state_dict(model.state_dict())
@@ -108,9 +108,7 @@ def test_1068_preprocessing_follows_the_weights(tmp_path, tiny, bare_file):
     assert (val.config.mean, val.config.std, val.config.resize_mode) == (HALF, HALF, "squash")
     asked = replace(tiny.spec, preprocess=replace(tiny.spec.preprocess, mean=(0.1, 0.2, 0.3)))
     message = refusal(lambda: load_pretrained(asked, path))
-    assert (
-        "were trained on pictures with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, squash, and mean" in message
-    )
+    assert "were trained on images with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], bicubic, squash, but mean" in message
     assert "insist with force_preprocess_cfg" in message
     assert load_pretrained(asked, path, sure_of=["preprocess"]).spec.preprocess == asked.preprocess
 
@@ -121,7 +119,7 @@ def test_1068_siglip_weights_imply_their_preprocessing(tmp_path):
     assert load_pretrained(SIGLIP, tmp_path / "x.safetensors").spec == SIGLIP
     asked = replace(SIGLIP, preprocess=PreprocessConfig(size=(16, 16)))
     message = refusal(lambda: load_pretrained(asked, tmp_path / "x.safetensors"))
-    assert "holds weights of SigLIP, trained on pictures with mean 0.5 and std 0.5" in message
+    assert "holds weights of SigLIP, trained on images with mean 0.5 and std 0.5" in message
     assert load_pretrained(asked, tmp_path / "x.safetensors", sure_of=["preprocess"]).spec == asked
     save_model(tmp_path / "described.safetensors", build_model(asked), asked)
     assert load_pretrained(asked, tmp_path / "described.safetensors").spec == asked
@@ -178,7 +176,7 @@ def test_a_config_of_something_else_is_passed_over(tmp_path, tiny):
     (tmp_path / "open_clip_config.json").write_text("{")
     assert "is not readable JSON" in refusal(lambda: describe_source(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("[]")
-    assert "holds no table" in refusal(lambda: load_pretrained(tiny.spec, tmp_path))
+    assert "holds no JSON object" in refusal(lambda: load_pretrained(tiny.spec, tmp_path))
 
 
 def test_names_come_from_the_folder(tmp_path, tiny):

@@ -49,7 +49,7 @@ def test_shards_are_read_as_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"b": "m-3.safetensors"}, "lists m-3.safetensors, which is not there; fetch all 2 parts"),
+        ({"b": "m-3.safetensors"}, "lists m-3.safetensors, which is missing; fetch all 2 parts"),
         ({"b": "../m-2.safetensors"}, "lists '../m-2.safetensors', which is not the name of a weights file beside it"),
         ({"b": "m.safetensors.index.json"}, "is not the name of a weights file beside it"),
         ({"c": "m-2.safetensors"}, "and its index differ in 1 tensors (c, …)"),

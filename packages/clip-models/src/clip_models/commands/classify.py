@@ -1,8 +1,7 @@
-"""`clip-models classify`: pictures against labels."""
+"""`clip-models classify`: images against labels."""
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from clip_core import ImageMode
 
@@ -11,14 +10,14 @@ DEFAULT = ("ViT-B-32", "laion2b_s34b_b79k")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The weights of a tag, the default among them, are fetched when they are first used."""
+    """The weights of a tag are fetched on first use, also those of the default model."""
 
     images: tuple[str, ...] = field(default=(), metadata={"positional": True})
-    """pictures"""
+    """images"""
     labels: tuple[str, ...]
-    """what may be seen on them"""
+    """what the images may show"""
     template: str = "{}"
-    """the text of a label, which stands at {}: "a photo of {}" """
+    """the text of a label, with {} for the label: "a photo of {}" """
     model: str = ""
     """name of the architecture, or hf-hub:org/repo, or local-dir:folder; without it ViT-B-32 of LAION-2B"""
     pretrained: str = ""
@@ -28,12 +27,12 @@ class Config:
     precision: str = "fp32"
     """precision of the model"""
     device: str = "auto"
-    """cpu, cuda, …; auto is the accelerator where there is one"""
+    """cpu, cuda, …; auto is the accelerator if there is one"""
     image_mode: ImageMode = "standard"
-    """how pictures become RGB: standard turns them as their EXIF orientation says, scales 16-bit and float values and
-    puts transparency on white; openclip does none of it, as OpenCLIP"""
+    """how images become RGB: standard applies the EXIF orientation, scales 16-bit and float values and puts
+    transparency on white; openclip does neither, as OpenCLIP"""
     json: bool = False
-    """print JSON in place of a table"""
+    """print JSON instead of a table"""
 
 
 def run(config: Config) -> int:
@@ -42,12 +41,12 @@ def run(config: Config) -> int:
     from clip_models.inference.classify import check_labels, classify
 
     if not config.images:
-        raise ClipModelsError("classify needs at least one picture, as in clip-models classify photo.jpg --labels a b")
+        raise ClipModelsError("classify needs at least one image, as in clip-models classify image.jpg --labels a b")
     check_labels(config.labels, config.template)
     model, pretrained = config.model, config.pretrained
     if not model:
         if pretrained:
-            raise ClipModelsError(f"--pretrained {pretrained} needs --model, the architecture it belongs to")
+            raise ClipModelsError(f"--pretrained {pretrained} needs --model, the architecture of the weights")
         model, pretrained = DEFAULT
     images = [load_image(path, image_mode=config.image_mode) for path in config.images]  # fails before the model loads
     options = {name: getattr(config, name) for name in ("template", "precision", "device", "quick_gelu", "image_mode")}
@@ -61,11 +60,7 @@ def run(config: Config) -> int:
     for path, scores in zip(config.images, found, strict=True):
         if len(config.images) > 1:
             print(f"{path}:")
-        _print_table(width, scores)
+        print(f"{'label':<{width}}  probability  similarity")
+        for score in scores:
+            print(f"{score.label:<{width}}  {score.probability:>11.1%}  {score.similarity:>10.4f}")
     return 0
-
-
-def _print_table(width: int, scores: list[Any]) -> None:
-    print(f"{'label':<{width}}  probability  similarity")
-    for score in scores:
-        print(f"{score.label:<{width}}  {score.probability:>11.1%}  {score.similarity:>10.4f}")

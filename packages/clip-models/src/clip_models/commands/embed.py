@@ -1,4 +1,4 @@
-"""`clip-models embed`: pictures or captions to embeddings with keys."""
+"""`clip-models embed`: images or captions to embeddings with keys."""
 
 import json
 import os
@@ -13,7 +13,7 @@ class Config(EmbedConfig):
     """Give the same command again to continue a run that was stopped."""
 
     source: str = field(metadata={"positional": True})
-    """a folder of pictures, tars, parquet tables or lists of paths or captions: a path, a URL, or a quoted pattern"""
+    """a folder of images, tars, parquet tables or lists of paths or captions: a path, a URL, or a quoted pattern"""
     output: str
     """folder of the embeddings"""
     model: str
@@ -23,6 +23,7 @@ class Config(EmbedConfig):
 
 
 def run(config: Config) -> int:
+    from clip_models.inference.embedding.parts import REJECTS
     from clip_models.inference.embedding.run import run_embed
 
     summary = run_embed(config.source, config.output, config.model, config.pretrained, config, progress=True)
@@ -35,13 +36,8 @@ def run(config: Config) -> int:
         print(f"{summary.truncated:,} captions were longer than the model's context and lost their end")
     if summary.rows:
         return 0
-    print(f"error: nothing was embedded; {_first_reason(summary.output)}", file=sys.stderr)
-    return 2
-
-
-def _first_reason(output: str) -> str:
-    from clip_models.inference.embedding.parts import REJECTS
-
-    with open(os.path.join(output, REJECTS), encoding="utf-8") as lines:
+    with open(os.path.join(summary.output, REJECTS), encoding="utf-8") as lines:
         first = lines.readline()
-    return f"the first reason: {json.loads(first)['reason']}" if first else "the source holds no samples"
+    reason = f"the first reason: {json.loads(first)['reason']}" if first else "the source holds no samples"
+    print(f"error: nothing was embedded; {reason}", file=sys.stderr)
+    return 2

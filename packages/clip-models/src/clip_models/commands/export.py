@@ -12,8 +12,8 @@ class Config:
     """name of the architecture, hf-hub:org/repo or local-dir:folder"""
     output: str
     """the folder to make"""
-    to: Literal["onnx", "torch-export", "hf", "open-clip"] = "onnx"
-    """the form to write"""
+    to: str = "onnx"
+    """the form to write: onnx, torch-export, hf, open-clip, or module:class of a user-defined one"""
     pretrained: str = ""
     """a tag, or a file or folder with weights"""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -23,7 +23,7 @@ class Config:
     l2_inside: bool = False
     """put the L2 normalisation of the features into the towers"""
     pairs: int = 256
-    """pictures and captions that the exported form is checked on"""
+    """images and captions that the exported form is checked on"""
     quick_gelu: bool = False
     """the weights were trained with QuickGELU"""
 
@@ -31,24 +31,19 @@ class Config:
 def run(config: Config) -> int:
     from clip_models.errors import local_path
     from clip_models.export.exporting import export_model
+    from clip_models.export.formats import FORMATS
     from clip_models.factory import create_model
 
-    output = local_path(config.output, "output")  # before the model: it fails sooner
+    FORMATS.check(config.to)  # before the model: it fails sooner
+    output = local_path(config.output, "output")
     model = create_model(
         config.model,
         config.pretrained or None,
         force_quick_gelu=config.quick_gelu,
         require_pretrained=True,
     )
-    check = export_model(
-        model,
-        config.to,
-        output,
-        precision=config.precision,
-        pixels_inside=config.pixels_inside,
-        l2_inside=config.l2_inside,
-        pairs=config.pairs,
-    )
+    options = {name: getattr(config, name) for name in ("precision", "pixels_inside", "l2_inside", "pairs")}
+    check = export_model(model, config.to, output, **options)
     print(
         f"{config.output}: {config.to}, {config.precision}; {check.runtime} on {check.pairs} pairs:"
         f" largest difference of a cosine {check.max_cosine_difference:.1e} (accepted: {check.tolerance:.0e})"

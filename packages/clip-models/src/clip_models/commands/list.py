@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A name of the table goes to --model, a tag of its line to --pretrained."""
+    """The names are values of --model, the tags in the same line of --pretrained."""
 
     pattern: str = field(default="", metadata={"positional": True})
     """part of a name, in any case, or a pattern: siglip, "ViT-?-16*" """
     pretrained: bool = False
     """only architectures with tags"""
     format: Literal["table", "json"] = "table"
-    """what is printed"""
+    """output format"""
 
 
 def run(config: Config) -> int:

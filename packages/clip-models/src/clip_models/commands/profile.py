@@ -1,4 +1,4 @@
-"""`clip-models profile`: the table of what architectures cost."""
+"""`clip-models profile`: the cost of architectures."""
 
 import csv
 import dataclasses
@@ -13,9 +13,9 @@ class Config:
     """Counts on the meta device: no weights are read and no memory is taken."""
 
     models: tuple[str, ...] = field(default=(), metadata={"positional": True})
-    """names of architectures; without any, all of them"""
+    """names of architectures; default: all"""
     format: Literal["table", "csv", "json"] = "table"
-    """what is printed"""
+    """output format"""
 
 
 def run(config: Config) -> int:

@@ -10,7 +10,7 @@ class Config:
     model: str
     """name of the architecture, hf-hub:org/repo or local-dir:folder"""
     repo_id: str
-    """organisation/name on the hub; it is made if it is not there"""
+    """organisation/name on the hub; it is created if it does not exist"""
     pretrained: str = ""
     """a tag, or a file or folder with weights"""
     private: bool = False
@@ -37,15 +37,6 @@ def run(config: Config) -> int:
         force_quick_gelu=config.quick_gelu,
         require_pretrained=True,
     )
-    print(
-        push_to_hub(
-            model,
-            config.repo_id,
-            private=config.private,
-            licence=config.licence,
-            description=config.description,
-            training_data=config.training_data,
-            commit_message=config.message,
-        )
-    )
+    options = {name: getattr(config, name) for name in ("private", "licence", "description", "training_data")}
+    print(push_to_hub(model, config.repo_id, commit_message=config.message, **options))
     return 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clip_models.specs import HFTextConfig, ModelSpec, TimmConfig
+from clip_models.specs import ModelSpec
 
 
 def model_card(
@@ -14,49 +14,38 @@ def model_card(
     training_data: str = "",
     metrics: Mapping[str, float] | None = None,
 ) -> str:
-    """Markdown with the front matter that hubs read. `metrics`: names and values of a table of results."""
+    """Returns Markdown with the front matter that hubs read. `metrics`: names and values of a table of results."""
     front = ["library_name: open_clip", "pipeline_tag: zero-shot-image-classification", "tags:", "- clip"]
     if licence:
         front.insert(0, f"license: {licence}")
-    needs = [name for name, kind in (("timm", TimmConfig), ("hf", HFTextConfig)) if _uses(spec, kind)]
-    extras = f"[{','.join(needs)}]" if needs else ""
+    kinds = (spec.vision.kind, spec.text.kind)
+    needs = ",".join(extra for extra in ("timm", "hf") if extra in kinds)
     preprocess, tokenizer = spec.preprocess, spec.tokenizer
-    parts = ["---", *front, "---", f"# {repo_id.split('/')[-1]}", ""]
-    if description:
-        parts += [description, ""]
-    parts += [
-        "| | |",
-        "|---|---|",
-        f"| architecture | {spec.name}{' with QuickGELU' if spec.quick_gelu else ''} |",
-        f"| pictures | {preprocess.size[0]} × {preprocess.size[1]}, {preprocess.interpolation},"
-        f" {preprocess.resize_mode}; mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)} |",
-        f"| captions | {spec.text.context_length} tokens, {tokenizer.name or tokenizer.kind} |",
-        f"| embedding | {spec.embed_dim} numbers |",
-    ]
-    if training_data:
-        parts.append(f"| trained on | {training_data} |")
-    parts += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        f"# pip install 'clip-models{extras}'",
-        "import clip_models",
-        "",
-        f'model, preprocess = clip_models.create_model_from_pretrained("hf-hub:{repo_id}")',
-        f'tokenizer = clip_models.get_tokenizer("hf-hub:{repo_id}")',
-        "```",
-        "",
-        "OpenCLIP reads the same files under the same name.",
-    ]
+    text = f"""\
+| | |
+|---|---|
+| architecture | {spec.name}{" with QuickGELU" if spec.quick_gelu else ""} |
+| images | {preprocess.size[0]} × {preprocess.size[1]}, {preprocess.interpolation}, {preprocess.resize_mode}; \
+mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)} |
+| captions | {spec.text.context_length} tokens, {tokenizer.name or tokenizer.kind} |
+| embedding | {spec.embed_dim} numbers |
+{f"| trained on | {training_data} |" if training_data else ""}
+## Use
+
+```python
+# pip install 'clip-models{f"[{needs}]" if needs else ""}'
+import clip_models
+
+model, preprocess = clip_models.create_model_from_pretrained("hf-hub:{repo_id}")
+tokenizer = clip_models.get_tokenizer("hf-hub:{repo_id}")
+```
+
+OpenCLIP reads the same files under the same name."""
+    parts = ["---", *front, "---", f"# {repo_id.split('/')[-1]}", "", *([description, ""] if description else []), text]
     if metrics:
         parts += ["", "## Results", "", "| measure | value |", "|---|---|"]
         parts += [f"| {name} | {value:g} |" for name, value in metrics.items()]
     return "\n".join(parts) + "\n"
-
-
-def _uses(spec: ModelSpec, kind: type) -> bool:
-    return isinstance(spec.vision, kind) or isinstance(spec.text, kind)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from clip_models.errors import ClipModelsError
+from clip_models.export.formats import Exported
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2}
 _BATCH = 16
@@ -16,15 +17,15 @@ _BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheck:
-    """How far the exported form is from the model, on `pairs` pictures and captions."""
+    """How far the exported form is from the model, on `pairs` images and captions."""
 
     runtime: str
     """Name and version of what ran the exported form."""
     pairs: int
     max_cosine_difference: float
-    """Largest |difference| of the cosine of a picture with its caption."""
+    """Largest |difference| of the cosine of an image with its caption."""
     image_cosine_error: float
-    """Largest 1 − cosine between the two feature vectors of a picture."""
+    """Largest 1 − cosine between the two feature vectors of an image."""
     text_cosine_error: float
     """The same of a caption."""
     tolerance: float
@@ -35,25 +36,16 @@ class SelfCheck:
 
 
 def self_check(
-    image_tower: nn.Module,
-    text_tower: nn.Module,
-    run_image: Callable[[Tensor], Tensor],
-    run_text: Callable[[Tensor], Tensor],
-    pictures: Tensor,
-    captions: Tensor,
-    *,
-    runtime: str,
-    precision: str,
+    image_tower: nn.Module, text_tower: nn.Module, exported: Exported, images: Tensor, captions: Tensor, precision: str
 ) -> SelfCheck:
-    """Compares `run_image` and `run_text` with the towers; ClipModelsError if they differ by more than is accepted."""
-    pairs = len(pictures)
-    image, image_error = _compare(image_tower, run_image, pictures, "pictures")
-    text, text_error = _compare(text_tower, run_text, captions, "captions")
-    similarity, exported = ((image[i] * text[i]).sum(-1) for i in (0, 1))
+    """Compares the exported form with the towers. Raises ClipModelsError if they differ by more than is accepted."""
+    image, image_error = _compare(image_tower, exported.run_image, images, "images")
+    text, text_error = _compare(text_tower, exported.run_text, captions, "captions")
+    similarity, theirs = ((image[i] * text[i]).sum(-1) for i in (0, 1))
     check = SelfCheck(
-        runtime=runtime,
-        pairs=pairs,
-        max_cosine_difference=(similarity - exported).abs().max().item(),
+        runtime=exported.runtime,
+        pairs=len(images),
+        max_cosine_difference=(similarity - theirs).abs().max().item(),
         image_cosine_error=image_error,
         text_cosine_error=text_error,
         tolerance=TOLERANCE[precision],
@@ -61,7 +53,7 @@ def self_check(
     worst = max(check.max_cosine_difference, image_error, text_error)
     if not worst <= check.tolerance:  # also when it is not a number
         raise ClipModelsError(
-            f"the exported model is not the model: {runtime} gives features that differ by {worst:.2e} in cosine,"
+            f"the exported model is not the model: {check.runtime} gives features that differ by {worst:.2e} in cosine,"
             f" more than {check.tolerance:.0e}; nothing was written"
         )
     return check
@@ -70,7 +62,7 @@ def self_check(
 def _compare(
     tower: nn.Module, run: Callable[[Tensor], Tensor], inputs: Tensor, what: str
 ) -> tuple[tuple[Tensor, Tensor], float]:
-    """((features, exported features), both float64 and L2-normalised, and the largest 1 − cosine between them)."""
+    """Returns ((features, exported features), both float64 and L2-normalised; the largest 1 − cosine between them)."""
     ours, theirs = [], []
     # Batches of other sizes than the one that was traced, an odd one at the end included.
     for batch in tqdm(inputs.split(_BATCH), desc=f"checking {what}", leave=False, disable=None):

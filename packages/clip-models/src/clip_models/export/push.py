@@ -27,12 +27,11 @@ def push_to_hub(
     metrics: Mapping[str, float] | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> str:
-    """Uploads `model` to `repo_id` ("organisation/name", made if it is not there); gives the commit's address.
+    """Uploads `model` to `repo_id` ("organisation/name", created if necessary); returns the address of the commit.
 
     The files are those that OpenCLIP reads: open_clip_config.json, open_clip_model.safetensors, the tokenizer's, and
-    a README.md. All go up in one commit, so that the repository never holds half a model. `token` is the hub's
-    access token; by default the one that huggingface_hub has stored. ClipModelsError if the hub refuses or does not
-    answer.
+    a README.md, all in one commit. `token` is the hub's access token, by default the one stored by huggingface_hub.
+    Raises ClipModelsError if the hub refuses or does not answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -42,7 +41,9 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         spec = model.spec
-        if spec.tokenizer.kind == "hf" and Path(spec.tokenizer.name).exists():  # here; for others in the repository
+        if (
+            spec.tokenizer.kind == "hf" and Path(spec.tokenizer.name).exists()
+        ):  # a local folder, which becomes the repository
             spec = dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, name=repo_id))
         save_open_clip(folder, model, spec.tokenizer)
         write_tokenizer(folder, tokenizer or get_tokenizer(model.spec))
@@ -55,10 +56,10 @@ def push_to_hub(
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
         except HFValidationError as error:
-            raise ClipModelsError(f"repo_id {repo_id!r} is not a name the hub takes: {first_line(error)}") from error
+            raise ClipModelsError(f"repo_id {repo_id!r} is not a valid name of the hub: {first_line(error)}") from error
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", None)
-            advice = "; log in with a token that may write there" if status in (401, 403) else ""
+            advice = "; log in with a token that can write there" if status in (401, 403) else ""
             raise ClipModelsError(f"the hub refused {repo_id!r} with status {status}{advice}") from error
         except Exception as error:  # the exceptions of the HTTP library, which changes from release to release
             raise ClipModelsError(

@@ -1,4 +1,4 @@
-"""The two towers as modules of one input and one output, which is what a runtime takes.
+"""The two towers as modules of one input and one output, for export.
 
 Shapes: B batch, L tokens, E embed_dim.
 """
@@ -15,7 +15,7 @@ from clip_models.specs import ModelSpec, as_pair
 from clip_models.tokenizers import Tokenizer
 
 
-class ImageTower(nn.Module):
+class ImageGraph(nn.Module):
     """float32 [B, 3, H, W] → float32 [B, E].
 
     The input is normalised by mean and std, or, with `pixels_inside`, holds pixels on the scale 0 to 1. The output
@@ -41,7 +41,7 @@ class ImageTower(nn.Module):
         return F.normalize(features, dim=-1) if self.l2_inside else features
 
 
-class TextTower(nn.Module):
+class TextGraph(nn.Module):
     """int64 [B, L] → float32 [B, E], L2-normalised with `l2_inside`; L is the context length."""
 
     def __init__(self, model: CLIP, *, l2_inside: bool) -> None:
@@ -55,15 +55,15 @@ class TextTower(nn.Module):
 
 
 def _only(model: CLIP, keep: Callable[[str], bool]) -> CLIP:
-    """A view of `model` without the parts that a tower does not use, which would be exported with it."""
+    """Returns a view of `model` without the parts that a tower does not use."""
     part = copy.copy(model)
     part._modules = {name: module for name, module in model._modules.items() if keep(name)}
     part._parameters = {name: parameter for name, parameter in model._parameters.items() if keep(name)}
     return part
 
 
-def sample_pictures(spec: ModelSpec, count: int, *, pixels_inside: bool) -> Tensor:
-    """Random pictures as ImageTower takes them, smooth and noisy ones: float32 [count, 3, H, W], always the same."""
+def sample_images(spec: ModelSpec, count: int, *, pixels_inside: bool) -> Tensor:
+    """Returns inputs of ImageGraph, smooth and noisy, the same in each call: float32 [count, 3, H, W]."""
     generator = torch.Generator().manual_seed(0)
     height, width = as_pair(spec.vision.image_size)
     coarse = torch.rand(count, 3, 7, 7, generator=generator)
@@ -77,7 +77,7 @@ def sample_pictures(spec: ModelSpec, count: int, *, pixels_inside: bool) -> Tens
 
 
 def sample_captions(tokenizer: Tokenizer, count: int) -> Tensor:
-    """Token ids of made-up captions of every length that fits, and some that do not: int64 [count, L]."""
+    """Returns token ids of random captions of every length that fits, and of longer ones: int64 [count, L]."""
     generator = torch.Generator().manual_seed(1)
     words = ["a", "the", "photo", "of", "red", "blue", "two", "small", "cat", "dog", "house", "tree", "night", "sea"]
     longest = tokenizer.context_length + 8

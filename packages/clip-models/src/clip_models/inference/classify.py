@@ -1,4 +1,4 @@
-"""Pictures against labels."""
+"""Zero-shot classification: images against labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from clip_models.model import CLIP
 
 @dataclass(frozen=True)
 class LabelScore:
-    """What a model says of one picture and one label."""
+    """The score of one image and one label."""
 
     label: str
     probability: float
-    """Among the labels: their probabilities add up to 1. Of a model with a logit bias (SigLIP): of this label alone."""
+    """Among the labels: their probabilities add up to 1. With a logit bias (SigLIP): of this label alone."""
     similarity: float
-    """Cosine of picture and text."""
+    """Cosine of image and text."""
 
 
 def classify(
@@ -35,18 +35,14 @@ def classify(
     quick_gelu: bool = False,
     image_mode: ImageMode = "standard",
 ) -> list[list[LabelScore]]:
-    """For each picture its labels, the most probable first.
+    """Returns the labels of each image, the most probable first. Raises ClipModelsError.
 
-    `model`: a name with its `pretrained` weights, or a CLIP with weights of your own. `template`: the text of a label,
-    which stands at {}. `quick_gelu`: the named weights were trained with QuickGELU. `image_mode`: how pictures become
-    RGB, standard or openclip.
+    `model`: a name with its `pretrained` weights, or a CLIP. `template`: the text of a label, with {} for the label.
+    `quick_gelu`: the named weights were trained with QuickGELU. `image_mode`: standard or openclip, see
+    clip_core.ImageMode.
     """
     check_labels(labels, template)
-    encoder = (
-        Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
-        if isinstance(model, str)
-        else Encoder(model, precision, image_mode)
-    )
+    encoder = Encoder.load(model, pretrained, precision, device, quick_gelu=quick_gelu, image_mode=image_mode)
     if not images:
         return []
     image = encoder.encode_images(images)
@@ -63,7 +59,7 @@ def classify(
 
 
 def check_labels(labels: Sequence[str], template: str) -> None:
-    """ClipModelsError for labels that cannot be told apart, and for a template without a place for them."""
+    """Raises ClipModelsError for empty or repeated labels, and for a template without {}."""
     if isinstance(labels, str) or not labels:
         raise ClipModelsError(f"labels {labels!r} must be a list of at least one")
     if empty := [label for label in labels if not label.strip()]:
@@ -71,4 +67,4 @@ def check_labels(labels: Sequence[str], template: str) -> None:
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ClipModelsError(f"label {twice[0]!r} is given twice; name each once")
     if "{}" not in template:
-        raise ClipModelsError(f"template {template!r} has no place for the label; write it as {{}}")
+        raise ClipModelsError(f"template {template!r} has no place for the label; add {{}}")

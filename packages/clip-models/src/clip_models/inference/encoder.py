@@ -1,10 +1,11 @@
-"""A model together with its preprocessing and its tokenizer: pictures and captions to features, for inference."""
+"""A model with its preprocessing and tokenizer: images and captions to features, for inference."""
 
 import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_core import ImageMode
-from clip_models.errors import ClipModelsError, first_line
+from clip_models.errors import ClipModelsError
 from clip_models.factory import create_model
 from clip_models.model import CLIP
 from clip_models.model.precision import get_input_dtype
@@ -26,7 +27,7 @@ from clip_models.weights.tensorfiles import digest
 
 
 def require_weights(model: str, pretrained: str | None) -> None:
-    """ClipModelsError unless the two name weights: what random ones say of a picture means nothing."""
+    """Raises ClipModelsError unless the two name weights: features of random weights are meaningless."""
     if pretrained or is_model_source(model):
         return
     tags = list_pretrained_tags_by_model(get_model_spec(model).name)
@@ -34,25 +35,11 @@ def require_weights(model: str, pretrained: str | None) -> None:
     raise ClipModelsError(f"{model} without pretrained has random weights; name {hint} as pretrained")
 
 
-def resolve_device(device: str) -> str:
-    """`auto` is the accelerator where there is one. ClipModelsError for a device that this machine has not."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ClipModelsError(f"device {device!r} cannot be used ({first_line(error)}); try auto or cpu") from error
-    return device
-
-
 class Encoder:
-    """Pictures and captions → features in float32, with nothing left to choose.
-
-    fp32 is computed without TF32 shortcuts. `encode_…` run without gradients; the results stay on the device.
-    """
+    """Images and captions → float32 features, without gradients and on the model's device. fp32 is without TF32."""
 
     def __init__(self, model: CLIP, precision: str = "fp32", image_mode: ImageMode = "standard") -> None:
-        """`model`: a CLIP in `precision`, already on its device. It is put into eval mode."""
+        """`model`: a CLIP in `precision` on its device. It is set to eval mode."""
         self.input_dtype = get_input_dtype(precision) or torch.float32
         self.model = model.eval()
         self.spec = model.spec
@@ -63,7 +50,7 @@ class Encoder:
     @classmethod
     def load(
         cls,
-        model: str,
+        model: str | CLIP,
         pretrained: str | None,
         precision: str = "fp32",
         device: str = "auto",
@@ -71,26 +58,23 @@ class Encoder:
         quick_gelu: bool = False,
         image_mode: ImageMode = "standard",
     ) -> "Encoder":
-        """By name, with weights; ClipModelsError for a name without them."""
-        require_weights(model, pretrained)
-        built = create_model(
-            model,
-            pretrained or None,
-            precision=precision,
-            device=resolve_device(device),
-            force_quick_gelu=quick_gelu,
-            require_pretrained=True,
-        )
-        return cls(built, precision, image_mode)
+        """Returns the encoder of a named model with weights, or of a CLIP. Raises ClipModelsError."""
+        if isinstance(model, str):
+            require_weights(model, pretrained)
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+            options: dict[str, Any] = {"force_quick_gelu": quick_gelu, "require_pretrained": True}
+            model = create_model(model, pretrained or None, precision=precision, device=device, **options)
+        return cls(model, precision, image_mode)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """Made when the first caption comes: pictures alone need no tokenizer's files."""
+        """Loaded for the first caption: images alone need no files of a tokenizer."""
         return get_tokenizer(self.spec)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 over the names, types, shapes and values of all tensors; the one that stands in files of weights."""
+        """SHA-256 over the names, types, shapes and values of all tensors, as in files of weights."""
         return digest({name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()})
 
     @functools.cached_property
@@ -99,7 +83,7 @@ class Encoder:
         return hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """A picture of any mode → uint8 [H, W, 3], what `encode_pixels` takes. Raises ImageError."""
+        """Returns an image of any mode as uint8 [H, W, 3], the input of `encode_pixels`. Raises ImageError."""
         return self.transform.pixels(image)
 
     def encode_pixels(self, pixels_BHWC: np.ndarray, normalize: bool = True) -> Tensor:
@@ -110,7 +94,7 @@ class Encoder:
             return _finish(features, normalize)
 
     def encode_images(self, images: Sequence[Image.Image], normalize: bool = True) -> Tensor:
-        """Pillow pictures → float32 [N, embed_dim]."""
+        """Pillow images → float32 [N, embed_dim]."""
         return self.encode_pixels(np.stack([self.pixels(image) for image in images]), normalize)
 
     def encode_texts(self, texts: Sequence[str], normalize: bool = True) -> Tensor:

@@ -1,18 +1,17 @@
-"""What an architecture costs: parameters, FLOPs and activations, as in OpenCLIP's table of model profiles.
+"""The cost of an architecture: parameters, FLOPs and activations, as in OpenCLIP's table of model profiles.
 
-Counted on the meta device: nothing is allocated and no weights are needed.
-
-A multiply-add is two FLOPs. Convolutions, matrix products and both products of attention are counted, with the
-products of masked positions, as profilers of operators do; norms, activations and additions are not. Towers are
-counted with every token in every block, although the class `CLIP` spares the tokens that nothing depends on.
+Counted on the meta device, without weights. A multiply-add is two FLOPs. Convolutions, matrix products and both
+products of attention are counted, masked positions included; norms, activations and additions are not. Towers are
+counted with every token in every block, although `CLIP` skips tokens that nothing depends on.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -32,13 +31,13 @@ from clip_models.specs import (
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One row of the table; of one picture and one caption of full length."""
+    """One row of the table, for one image and one caption of full length."""
 
     model: str
     image_size: int | tuple[int, int]
     """Pixels of a side, or (height, width)."""
     image_width: int
-    """Channels of the image tower: its `width` for native ones, of its last features for a timm trunk."""
+    """Channels of the image tower: `width` of its config, or of the last features of a timm trunk."""
     text_width: int
     """Channels of the text tower."""
     embed_dim: int
@@ -48,23 +47,26 @@ class Profile:
     image_mparams: float
     text_mparams: float
     gflops: float
-    """10⁹ FLOPs of both towers, and of the decoder where there is one."""
+    """10⁹ FLOPs of both towers, and of the decoder if there is one."""
     image_gflops: float
     text_gflops: float
     image_mactivations: float
-    """10⁶ numbers that the counted operations put out."""
+    """10⁶ outputs of the counted operations."""
     text_mactivations: float
 
 
 def profile(model: str | ModelSpec) -> Profile:
-    """The profile of a named architecture or of a spec. ClipModelsError if there is none of that name."""
+    """Returns the profile of a named architecture or of a spec. Raises ClipModelsError for an unknown name."""
     spec = get_model_spec(model) if isinstance(model, str) else model
     with torch.device("meta"):
         net: Any = build_model(spec).eval().requires_grad_(False)
         image = torch.empty(1, 3, *as_pair(spec.vision.image_size))
         text = torch.zeros(1, spec.text.context_length, dtype=torch.int64)
+    run_image = functools.partial(net.encode_image, image)
+    if isinstance(spec.vision, ViTConfig):  # here every token goes through every block
+        run_image = functools.partial(net.forward_intermediates, image=image, image_indices=1)
     with torch.no_grad():
-        image_flops, image_activations = _count(lambda: _run_image(net, spec, image))
+        image_flops, image_activations = _count(run_image)
         image_flops += _spared_by_pooling(spec)
         text_flops, text_activations = _count(lambda: _run_text(net, spec, text))
         flops = image_flops + text_flops
@@ -72,10 +74,10 @@ def profile(model: str | ModelSpec) -> Profile:
             tokens = torch.empty(1, spec.decoder.context_length - 1, spec.decoder.width, device="meta")
             _, image_tokens = net.visual(image)
             flops += _count(lambda: net.text_decoder(image_tokens, tokens))[0]
-    in_image = _parameters(net.visual.parameters())
-    total = _parameters(net.parameters())
+    in_image = sum(p.numel() for p in net.visual.parameters())
+    total = sum(p.numel() for p in net.parameters())
     others = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
-    in_text = _parameters(p for name, p in net.named_parameters() if not name.startswith(others))
+    in_text = sum(p.numel() for name, p in net.named_parameters() if not name.startswith(others))
     return Profile(
         model=spec.name,
         image_size=spec.vision.image_size,
@@ -93,25 +95,18 @@ def profile(model: str | ModelSpec) -> Profile:
     )
 
 
-def _run_image(net: Any, spec: ModelSpec, image: Tensor) -> Any:
-    if isinstance(spec.vision, ViTConfig):
-        # Stops at nothing: every token goes through every block.
-        return net.forward_intermediates(image=image, image_indices=1)
-    return net.encode_image(image)
-
-
 def _run_text(net: Any, spec: ModelSpec, text: Tensor) -> Any:
     if isinstance(spec.text, CLIPTextConfig):
         return net.forward_intermediates(text=text, text_indices=1)
     if isinstance(spec.text, HFTextConfig):
-        # Without a mask: the library would look at its values, and there are none.
+        # Without a mask, whose values the library would read.
         hidden = net.text.transformer(input_ids=text).last_hidden_state
         return net.text.proj(hidden.mean(1))
     return net.encode_text(text)
 
 
 def _spared_by_pooling(spec: ModelSpec) -> int:
-    """FLOPs of a ResNet's attention pooling for queries whose result is thrown away, which `ModifiedResNet` spares."""
+    """Returns the FLOPs of a ResNet's attention pooling for unused queries, which `ModifiedResNet` skips."""
     config = spec.vision
     if not isinstance(config, ResNetConfig):
         return 0
@@ -126,15 +121,11 @@ def _width(config: Any, tower: Any) -> int:
         return int(tower.trunk.num_features)
     if isinstance(config, HFTextConfig):
         return int(tower.transformer.config.hidden_size)
-    return int(config.width)
-
-
-def _parameters(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.numel() for p in parameters)
+    return int(getattr(config, "width", 0))
 
 
 class _ActivationCounter(TorchDispatchMode):
-    """Counts the numbers that the operations with a FLOP formula put out."""
+    """Counts the outputs of the operations with a FLOP formula."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +140,7 @@ class _ActivationCounter(TorchDispatchMode):
 
 
 def _count(run: Callable[[], Any]) -> tuple[int, int]:
-    """(FLOPs, activations) of one call."""
+    """Returns (FLOPs, activations) of one call."""
     with FlopCounterMode(display=False) as flops, _ActivationCounter() as activations:
         run()
     return flops.get_total_flops(), activations.total

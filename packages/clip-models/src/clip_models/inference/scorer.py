@@ -1,4 +1,4 @@
-"""The similarity of pictures and captions, as a scorer for datasets of clip-data; neither package imports the other."""
+"""A scorer for datasets of clip-data: the similarity of images and captions. Neither package imports the other."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from clip_models.inference.encoder import Encoder
 
-_ALGORITHM = 1  # raised whenever this module gives other numbers for the same model
+_ALGORITHM = 1  # raised when this module gives other numbers for the same model
 
 
 class SampleBatch(Protocol):
-    """What `score` takes: samples in row order and their pictures."""
+    """The input of `score`: samples in row order and their images."""
 
     @property
     def samples(self) -> pa.Table: ...
@@ -34,11 +34,9 @@ class SampleBatch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScorer:
-    """Cosine of a picture and its caption under a CLIP model, in the column `clip_similarity`.
+    """Cosine of an image and its caption under a CLIP model, in the column `clip_similarity`; a scorer of clip-data.
 
-    Pass it where clip-data takes a scorer: `ScoreTask(root, ClipScorer(model="ViT-B-32", pretrained="openai"))`. It
-    pickles as its settings; each process loads the model once, when the first batch comes. A caption that is empty
-    has no similarity (null).
+    An empty caption gives null. The model is not pickled: each process loads it once, for its first batch.
     """
 
     model: str
@@ -48,15 +46,15 @@ class ClipScorer:
     quick_gelu: bool = False
     """the weights were trained with QuickGELU"""
     precision: str = "fp32"
-    """of the model; the cosine is always computed in fp32"""
+    """of the model; the cosine is computed in fp32"""
     batch_size: int = 64
-    """samples that the model takes at once"""
+    """samples in one batch of the model"""
     device: str = "auto"
-    """cpu, cuda, …; auto is the accelerator where there is one"""
+    """cpu, cuda, …; auto is the accelerator if there is one"""
     embeddings: bool = False
     """add the columns image_embedding and text_embedding"""
     name: str = "clip"
-    """of the column set; another one for each model, to keep several"""
+    """of the column set; choose one for each model to keep several"""
     caption_column: str = "caption"
     """column of the samples that holds the caption"""
 
@@ -75,13 +73,13 @@ class ClipScorer:
 
     @property
     def version(self) -> int:
-        """Another one for other weights, whatever their file is called, and for other settings that change numbers."""
-        settings = {key: value for key, value in asdict(self).items() if key not in ("batch_size", "device", "name")}
+        """A number that differs for other contents of the weights, and for other options that change the scores."""
+        options = {key: value for key, value in asdict(self).items() if key not in ("batch_size", "device", "name")}
         for name in ("model", "pretrained"):
-            path = settings[name].removeprefix("local-dir:")
+            path = options[name].removeprefix("local-dir:")
             if os.path.exists(path):
-                settings[name] = _digest(path)
-        text = json.dumps([_ALGORITHM, settings], sort_keys=True)
+                options[name] = _digest(path)
+        text = json.dumps([_ALGORITHM, options], sort_keys=True)
         return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
     @property
@@ -95,7 +93,7 @@ class ClipScorer:
         return pa.schema(fields)
 
     def score(self, batch: SampleBatch) -> pa.Table:
-        """A table of `schema`, one row per sample."""
+        """Returns a table of `schema`, one row per sample."""
         import numpy as np
         import pyarrow as pa
 
@@ -113,7 +111,7 @@ class ClipScorer:
         return pa.table(columns, schema=self.schema)
 
     def _features(self, images: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Any, Any]:
-        """Unit vectors of the pictures and of the captions: two float32 [N, D]."""
+        """Returns unit vectors of the images and of the captions: two float32 [N, D]."""
         import numpy as np
 
         encoder = self._encoder
@@ -138,7 +136,7 @@ def _load(model: str, pretrained: str, precision: str, device: str, quick_gelu: 
 
 
 def _digest(path: str) -> list[str]:
-    """The contents of a file, or of the files of a folder and their names."""
+    """Returns the hashes of a file, or of the files of a folder, with their names."""
     files = [path] if os.path.isfile(path) else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
     names = [] if files == [path] else [os.path.basename(file) for file in files]
     return names + [_file_digest(file, (s := os.stat(file)).st_size, s.st_mtime_ns) for file in files]

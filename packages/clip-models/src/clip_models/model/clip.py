@@ -6,7 +6,6 @@ Shapes: B batch, L tokens, E embed_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,16 +14,15 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec
-from clip_models.towers import build_text, build_vision
+from clip_models.towers.base import Indices
 from clip_models.towers.common import cut_captions
-from clip_models.towers.layers import lock_text
-from clip_models.towers.text.clip import TextLayers
+from clip_models.towers.text.clip import TextLayers, TextTransformer
 
 
 class CLIP(TextLayers):
-    """An image tower under `visual` and a text tower: under `text`, or at the root as OpenAI laid it out.
+    """An image tower under `visual`, and a text tower under `text` or at the root as in OpenAI's layout.
 
-    The features are not normalised unless asked for, except those of `forward`, which trains. `output_dict` makes
+    Features are normalised on request only, except those of `forward`, which is for training. `output_dict` makes
     `forward` return a dict.
     """
 
@@ -32,18 +30,27 @@ class CLIP(TextLayers):
         super().__init__()
         self.spec = spec
         self.output_dict = output_dict
-        self.visual: Any = build_vision(spec)
+        self.visual: Any = spec.vision.build(spec.embed_dim, spec.quick_gelu)
         if spec.text_at_root:
             assert isinstance(spec.text, CLIPTextConfig)
             self.add_text_layers(spec.text, spec.embed_dim, spec.quick_gelu)
         else:
-            self.text: Any = build_text(spec)
+            self.text: Any = spec.text.build(spec.embed_dim, spec.quick_gelu)
             self.context_length = spec.text.context_length
             self.vocab_size = spec.text.vocab_size
         scale = math.log(1 / 0.07) if spec.init_logit_scale is None else spec.init_logit_scale
         self.logit_scale = nn.Parameter(torch.tensor(scale))
         bias = spec.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+
+    @property
+    def text_tower(self) -> Any:
+        """The text tower; if its tensors are at the root, a view of this model as a tower."""
+        if not self.spec.text_at_root:
+            return self.text
+        view = TextTransformer.__new__(TextTransformer)
+        view.__dict__ = self.__dict__  # the same parameters, also after one of them is replaced
+        return view
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """float [B, 3, height, width], mean and std applied → [B, E]; L2-normalised on request."""
@@ -52,26 +59,27 @@ class CLIP(TextLayers):
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """int64 [B, L], L ≤ context_length, → [B, E]; L2-normalised on request.
 
-        Columns to the right of every end token may be cut off where attention is causal: they change nothing.
+        If attention is causal, columns to the right of every end token may be cut off: they change nothing.
         """
         return _features(self.encode_ids(text) if self.spec.text_at_root else self.text(text), normalize)
 
     def cut_captions(self, text: Tensor) -> Tensor:
-        """int64 [B, L] without the columns at its right that change no feature, as the spec of the text tower tells.
+        """Returns int64 [B, L] without the columns at its right that change no feature (`spare_columns` of the spec).
 
-        The values are read, on the CPU only. `encode_text` does this itself there; before a batch goes to an
-        accelerator, it saves the columns the way.
+        The values are read on the CPU only, where `encode_text` does this itself; call it before a batch is copied to
+        an accelerator.
         """
         return cut_captions(text, self.spec.text)
 
     def get_logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits of the images over the texts, their transpose): scaled cosines, with the bias where there is one."""
+        """Returns (logits of the images over the texts, their transpose): scaled cosines, plus the bias."""
         image_features, text_features = self.encode_image(image, normalize=True), self.encode_text(text, normalize=True)
         return self._logits(image_features, text_features)
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> Any:
-        """→ (image features [B, E], text features [B, E], both L2-normalised or None where nothing was given,
-        exp(logit_scale), a scalar, and logit_bias where there is one); with `output_dict` the same under their names.
+        """Returns (image features [B, E], text features [B, E], exp(logit_scale), and logit_bias if there is one).
+
+        Features are L2-normalised, and None for an absent input. With `output_dict` returns the same as a dict.
         """
         output = {
             "image_features": None if image is None else self.encode_image(image, normalize=True),
@@ -86,8 +94,8 @@ class CLIP(TextLayers):
         self,
         image: Tensor | None = None,
         text: Tensor | None = None,
-        image_indices: int | Sequence[int] | None = None,
-        text_indices: int | Sequence[int] | None = None,
+        image_indices: Indices = None,
+        text_indices: Indices = None,
         stop_early: bool = False,
         normalize: bool = True,
         normalize_intermediates: bool = False,
@@ -99,37 +107,24 @@ class CLIP(TextLayers):
         output_logits: bool = False,
         output_logit_scale_bias: bool = False,
     ) -> dict[str, Any]:
-        """The outputs of blocks of both towers, under OpenCLIP's names; see the towers' `forward_intermediates`.
+        """Returns the outputs of blocks of both towers under OpenCLIP's names; see `Tower.forward_intermediates`.
 
-        Beside them, unless `intermediates_only`, `image_features` and `text_features` (normalised unless told
-        otherwise), and on request `image_logits` and `text_logits`, or `logit_scale` and `logit_bias`.
+        Unless `intermediates_only` also `image_features` and `text_features`, by default normalised, and on request
+        `image_logits` and `text_logits`, or `logit_scale` and `logit_bias`.
         """
         logits = output_logits and not intermediates_only
         if logits and (image is None or text is None):
-            raise ClipModelsError("output_logits needs an image and a text")
-        common = {
-            "stop_early": stop_early,
-            "normalize_intermediates": normalize_intermediates,
-            "intermediates_only": intermediates_only,
-        }
+            raise ClipModelsError("output_logits needs an image and a text; give both")
+        towers = (
+            (self.visual, image, image_indices, image_output_fmt, image_output_extra_tokens),
+            (self.text_tower, text, text_indices, text_output_fmt, text_output_extra_tokens),
+        )
         output: dict[str, Any] = {}
-        if image is not None:
-            output |= self.visual.forward_intermediates(
-                image,
-                indices=image_indices,
-                output_fmt=image_output_fmt,
-                output_extra_tokens=image_output_extra_tokens,
-                **common,
-            )
-        if text is not None:
-            run = self.encode_ids_intermediates if self.spec.text_at_root else self.text.forward_intermediates
-            output |= run(
-                text,
-                indices=text_indices,
-                output_fmt=text_output_fmt,
-                output_extra_tokens=text_output_extra_tokens,
-                **common,
-            )
+        for tower, inputs, indices, layout, extra_tokens in towers:
+            if inputs is not None:
+                output |= tower.forward_intermediates(
+                    inputs, indices, stop_early, normalize_intermediates, intermediates_only, layout, extra_tokens
+                )
         for name in ("image_features", "text_features"):
             if normalize and name in output:
                 output[name] = F.normalize(output[name], dim=-1)
@@ -149,37 +144,33 @@ class CLIP(TextLayers):
 
     def lock_text_tower(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freezes the text tower except its last groups of layers."""
-        if self.spec.text_at_root:
-            lock_text(self, self.text_layer_groups(), unlocked_layers, freeze_layer_norm)
-        else:
-            self.text.lock(unlocked_layers, freeze_layer_norm)
+        self.text_tower.lock(unlocked_layers=unlocked_layers, freeze_layer_norm=freeze_layer_norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what they computed."""
+        """Recomputes the activations inside each block in the backward pass instead of storing them."""
         self.visual.set_grad_checkpointing(enable)
-        if self.spec.text_at_root:
-            self.transformer.grad_checkpointing = enable
-        else:
-            self.text.set_grad_checkpointing(enable)
+        self.text_tower.set_grad_checkpointing(enable)
 
     def layer_groups(self) -> dict[str, list[list[str]]]:
-        """Names of the parameters of each tower, "image" and "text", in groups from input to output."""
-        if self.spec.text_at_root:
-            text = self.text_layer_groups()
-        else:
-            text = [[f"text.{name}" for name in group] for group in self.text.layer_groups()]
-        return {"image": [[f"visual.{name}" for name in group] for group in self.visual.layer_groups()], "text": text}
+        """Returns the names of the parameters of each tower, "image" and "text", in groups from input to output."""
+        towers = {"image": ("visual.", self.visual), "text": (self._text_prefix, self.text_tower)}
+        return {
+            name: [[f"{prefix}{parameter}" for parameter in group] for group in tower.layer_groups()]
+            for name, (prefix, tower) in towers.items()
+        }
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks of both towers: what is sharded, compiled and checkpointed one by one."""
-        return [*self.visual.blocks(), *(self.transformer.resblocks if self.spec.text_at_root else self.text.blocks())]
+        """Returns the repeated blocks of both towers, which are sharded, compiled and checkpointed one by one."""
+        return [*self.visual.blocks(), *self.text_tower.blocks()]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer should not decay although they are matrices or embeddings."""
+        """Returns the names of parameters that should not decay although they are matrices or embeddings."""
         image = {f"visual.{name}" for name in self.visual.no_weight_decay()}
-        if self.spec.text_at_root:
-            return image | {"positional_embedding"}
-        return image | {f"text.{name}" for name in self.text.no_weight_decay()}
+        return image | {f"{self._text_prefix}{name}" for name in self.text_tower.no_weight_decay()}
+
+    @property
+    def _text_prefix(self) -> str:
+        return "" if self.spec.text_at_root else "text."
 
     def _logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logit_scale.exp() * image_features @ text_features.T

@@ -1,4 +1,4 @@
-"""CoCa: a dual encoder whose text tower goes on into a decoder that captions the image.
+"""CoCa: a dual encoder with a decoder above its text tower that captions the image.
 
 Shapes: B batch, L tokens of a caption, M tokens of an image, D width of the decoder, E embed_dim, V vocabulary.
 """
@@ -16,7 +16,7 @@ from clip_models.towers.text.decoder import MultimodalDecoder
 class CoCa(CLIP):
     """An image tower under `visual`, a text tower under `text` and the captioning decoder under `text_decoder`.
 
-    The features are L2-normalised unless told otherwise, and `forward` returns a dict, as OpenCLIP's CoCa.
+    Features are by default L2-normalised, and `forward` returns a dict, as OpenCLIP's CoCa.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -42,13 +42,12 @@ class CoCa(CLIP):
         image_embs: Tensor | None = None,
         output_labels: bool = True,
     ) -> dict[str, Tensor]:
-        """The inputs of both losses, contrastive and captioning.
+        """Returns the inputs of the contrastive and the captioning loss.
 
-        → `image_features` and `text_features` [B, E], L2-normalised; `logits` [B, L - 1, V] of each next token and
-        `labels` [B, L - 1], those tokens; `logit_scale`, its exponential; `logit_bias` where there is one. Without
-        `output_labels` there are no labels, and the logits [B, L, V] go one token further.
-        Without text: `image_features` and `image_embs` [B, M, D], which a later call takes in place of the image, the
-        features as `image_latent`.
+        `image_features` and `text_features` [B, E], L2-normalised; `logits` [B, L - 1, V] of each next token and
+        `labels` [B, L - 1], those tokens; the exponential of `logit_scale`; `logit_bias` if there is one. Without
+        `output_labels` there are no labels, and the logits are [B, L, V]. Without text: `image_features` and
+        `image_embs` [B, M, D], which a later call takes instead of the image, the features as `image_latent`.
         """
         if image_latent is None or image_embs is None:
             if image is None:
@@ -73,15 +72,13 @@ class CoCa(CLIP):
     generate = generate_captions
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what they computed."""
         super().set_grad_checkpointing(enable)
         self.text_decoder.set_grad_checkpointing(enable)
 
     def layer_groups(self) -> dict[str, list[list[str]]]:
-        """Names of the parameters of "image", "text" and "decoder", in groups from input to output."""
+        """Returns the groups of "image", "text" and "decoder"."""
         decoder = [[f"text_decoder.{name}" for name in group] for group in self.text_decoder.layer_groups()]
         return {**super().layer_groups(), "decoder": decoder}
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks of the towers and the decoder."""
         return [*super().blocks(), *self.text_decoder.blocks()]

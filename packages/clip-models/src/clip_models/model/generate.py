@@ -1,17 +1,18 @@
 """Captions from a CoCa: greedy, top-k, top-p and beam search, each token computed once.
 
-Keys and values of the caption are kept from step to step, those of the image are computed once. That is exact because
-text tower and decoder are causal, so that a token's activations do not depend on later ones. (CoCa's class token is
-the last one of all and nothing is decoded from it.) A text tower whose tokens see later ones, as RoBERTa's, reads
-the whole caption again at each step.
+Keys and values of the caption are cached, those of the image are computed once. That is exact because text tower and
+decoder are causal (CoCa's class token is the last one, and nothing is decoded from it). Other text towers, such as
+RoBERTa's, read the whole caption again at each step.
 
 Shapes: B images, W beams for each, N = B · W captions, T tokens of a caption, D width, H heads, C channels of a head,
 V vocabulary.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,36 +22,31 @@ from torch.overrides import TorchFunctionMode
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import HFTextConfig, ModelSpec
+from clip_models.specs.values import require_choice
 from clip_models.towers.layers import Block
 from clip_models.towers.text.clip import TextTransformer
 
 if TYPE_CHECKING:
     from clip_models.model.coca import CoCa
 
-GENERATION_TYPES = ("beam_search", "top_p", "top_k")
 StoppingCriterion = Callable[[Tensor, Tensor | None], bool | Tensor]
 """(token ids [N, T], None) → whether to stop: one bool, or bool [N]."""
 
 
 class FewRows(TorchFunctionMode):
-    """Gives the float32 linear layers of few rows on a CPU to oneDNN, in place of PyTorch's BLAS.
+    """Runs the float32 linear layers of few rows on a CPU with oneDNN instead of PyTorch's BLAS.
 
-    All that such a layer does is to read its weights, which goes 1.5 to 2.5 times as fast so (MKL, AVX-512, 2 threads).
-    The operator is the one that torch.compile calls; it has no gradient.
+    Such a layer only reads its weights, which is 1.5 to 2.5 times as fast (MKL, AVX-512, 2 threads). torch.compile
+    calls the same operator; it has no gradient.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.linear or kwargs or not _has_few_rows(*args[:2]):
-            return func(*args, **(kwargs or {}))
-        x, weight, *bias = args
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias[0] if bias else None, "none", [], "")
-
-
-def _has_few_rows(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or type(weight) not in (Tensor, nn.Parameter):
-        return False
-    rows = x.numel() // x.shape[-1]
-    return rows <= 16 and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+        if func is F.linear and not kwargs and torch.backends.mkldnn.is_available():
+            x, weight, *bias = args
+            plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+            if plain and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() <= 16 * x.shape[-1]:
+                return torch.ops.mkldnn._linear_pointwise(x, weight, bias[0] if bias else None, "none", [], "")
+        return func(*args, **(kwargs or {}))
 
 
 class Cache:
@@ -62,12 +58,12 @@ class Cache:
         """[layers, 2, N, H, capacity, C], in the precision of the first keys."""
 
     def reorder(self, rows_N: Tensor, length: int) -> None:
-        """Caption i goes on where caption rows_N[i] stands."""
+        """Caption i continues caption rows_N[i]."""
         if self.keys_values is not None:
             self.keys_values[..., :length, :] = self.keys_values[:, :, rows_N, :, :length]
 
     def run(self, block: Block, index: int, x_NTD: Tensor, start: int, mask: Tensor | None) -> Tensor:
-        """What `block`, number `index`, gives for the tokens start to start + T of captions it has seen the rest of."""
+        """Returns the output of `block`, number `index`, for the tokens start to start + T; earlier ones are cached."""
         N, T, D = x_NTD.shape
         attn, end = block.attn, start + T
         qkv = F.linear(block.ln_1(x_NTD), attn.in_proj_weight, attn.in_proj_bias)
@@ -95,11 +91,13 @@ class NextToken:
         self.length = 0
 
     def __call__(self, tokens_NT: Tensor) -> Tensor:
-        """int64 [N, T] → float32 [N, V]. What was there in the call before is not looked at again, unless the captions
-        are no longer than then: those are read from their start."""
+        """int64 [N, T] → float32 [N, V]. Tokens of the previous call are not computed again, unless the captions are
+        not longer than then: those are read from their start."""
         end = tokens_NT.shape[1]
         start = self.length if self.text_cache is not None and end > self.length else 0
-        causal = _causal(start, end, tokens_NT.device)
+        causal = None  # one token may attend to all
+        if end - start > 1:
+            causal = torch.ones(end - start, end, dtype=torch.bool, device=tokens_NT.device).tril(start)
         if self.text_cache is None:
             x = self.text(tokens_NT)[1]
         else:
@@ -111,18 +109,18 @@ class NextToken:
         return self.decoder.project(x[:, -1]).float()
 
     def reorder(self, rows_N: Tensor) -> None:
-        """Caption i of the next call goes on from caption rows_N[i] of the last one, of the same image."""
+        """Caption i of the next call continues caption rows_N[i] of the last one, of the same image."""
         if self.text_cache is not None:
             self.text_cache.reorder(rows_N, self.length)
             self.decoder_cache.reorder(rows_N, self.length)
 
     def _text_tokens(self, tokens_NT: Tensor, start: int, causal: Tensor | None, cache: Cache) -> Tensor:
-        """What the text tower gives to the decoder for the tokens from `start` on: [N, T - start, D]."""
+        """Returns the text tower's output to the decoder for the tokens from `start` on: [N, T - start, D]."""
         text = self.text
         x = text.token_embedding(tokens_NT[:, start:]) + text.positional_embedding[start : tokens_NT.shape[1]]
         mask = causal
         if text.config.embed_cls:
-            # The mask that the weights were trained with is one place off: it hides what stands after a padding.
+            # The mask of training is one place off: it hides the tokens after a padding.
             seen = F.pad(tokens_NT[:, :-1] != text.config.pad_id, (1, 0), value=True)[:, None, None, :]
             mask = seen if causal is None else seen & causal
         x = x.to(text.transformer.dtype)
@@ -131,14 +129,9 @@ class NextToken:
         return x if text.config.embed_cls else text.ln_final(x)
 
 
-def _causal(start: int, end: int, device: torch.device) -> Tensor | None:
-    """bool [end - start, end]: where the tokens from `start` on may look; None for one token, which may everywhere."""
-    return torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start) if end - start > 1 else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What holds for every kind of generation."""
+    """The rules of every kind of generation."""
 
     seq_len: int
     min_seq_len: int
@@ -148,7 +141,7 @@ class Rules:
     stopping_criteria: Sequence[StoppingCriterion]
 
     def adjust(self, logits_NV: Tensor, tokens_NT: Tensor) -> Tensor:
-        """The logits without an early end, and with those of tokens that are there already made less likely."""
+        """Returns the logits without an early end, and with present tokens made less likely."""
         if tokens_NT.shape[1] < self.min_seq_len:
             logits_NV[:, self.end] = -torch.inf
         if self.repetition_penalty != 1.0:
@@ -170,9 +163,9 @@ class Rules:
 def sample(
     next_token: NextToken, prompt_NT: Tensor, rules: Rules, window: int, choose: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """[N, up to seq_len]: captions that go on by `choose`, from logits [n, V] to token ids [n], until all have ended.
+    """Returns captions [N, up to seq_len], continued by `choose`, from logits [n, V] to token ids [n], until all end.
 
-    A caption that has ended is filled up with padding; one that has not ended before its last token ends there.
+    A finished caption is padded; one that has not ended before its last token ends there.
     """
     tokens = prompt_NT
     while True:
@@ -191,7 +184,7 @@ def sample(
 
 
 def choose_top_k(logits_NV: Tensor, top_k: int, temperature: float) -> Tensor:
-    """Token ids [N], drawn from the `top_k` most likely ones; the most likely one for 1."""
+    """Returns token ids [N], drawn from the `top_k` most likely ones; the most likely one for 1."""
     if top_k == 1:
         return logits_NV.argmax(dim=-1)
     least = logits_NV.topk(min(top_k, logits_NV.shape[-1]), dim=-1).values[:, -1:]
@@ -199,7 +192,7 @@ def choose_top_k(logits_NV: Tensor, top_k: int, temperature: float) -> Tensor:
 
 
 def choose_top_p(logits_NV: Tensor, top_p: float, temperature: float) -> Tensor:
-    """Token ids [N], drawn from the fewest ones that hold the share `top_p` of the probability."""
+    """Returns token ids [N], drawn from the fewest ones that have the share `top_p` of the probability."""
     ascending, order = logits_NV.sort(dim=-1)
     unlikely = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
     unlikely[:, -1] = False
@@ -212,12 +205,12 @@ def draw(logits_NV: Tensor, temperature: float) -> Tensor:
 
 @dataclass
 class Finished:
-    """The best captions of one image that have ended, at most `capacity`, with their scores: sums over lengths."""
+    """The best finished captions of one image, at most `capacity`, with their scores: sums over lengths."""
 
     capacity: int
     captions: list[tuple[float, Tensor]] = field(default_factory=list)
     closed: bool = False
-    """No beam that still grows can do better."""
+    """No unfinished beam can do better."""
 
     @property
     def worst(self) -> float:
@@ -227,8 +220,7 @@ class Finished:
         if len(self.captions) < self.capacity or score > self.worst:
             self.captions.append((score, tokens_T))
         if len(self.captions) > self.capacity:
-            scores = [score for score, _ in self.captions]
-            del self.captions[scores.index(min(scores))]
+            self.captions.remove(min(self.captions, key=itemgetter(0)))
 
     def close(self, attainable: float) -> None:
         """Closes if it is full and nothing in it is worse than `attainable`."""
@@ -236,17 +228,17 @@ class Finished:
 
 
 def beam_search(next_token: NextToken, prompt_BT: Tensor, rules: Rules, width: int) -> Tensor:
-    """[B, up to seq_len]: of each image the caption of the highest sum of logits divided by its length, padded."""
+    """Returns the caption of each image with the highest sum of logits divided by its length: [B, up to seq_len]."""
     B = prompt_BT.shape[0]
     tokens = prompt_BT.repeat_interleave(width, dim=0)
     sums_BW = torch.full((B, width), -1e9, device=tokens.device)
-    sums_BW[:, 0] = 0  # the beams of an image start alike, so that only one may count at first
+    sums_BW[:, 0] = 0  # the beams of an image start alike: only one counts at first
     finished = [Finished(width) for _ in range(B)]
     while True:
         logits_NV = rules.adjust(next_token(tokens), tokens)
         V, length = logits_NV.shape[1], tokens.shape[1] + 1
         sums = (logits_NV + sums_BW.view(-1, 1)).view(B, width * V)
-        # Twice the width leaves enough to go on with if all beams end here.
+        # Twice the width leaves enough if all beams end here.
         best_sums, best = sums.topk(2 * width, dim=1)
         rows, ids, kept = [], [], []
         for image, (image_sums, candidates) in enumerate(zip(best_sums.tolist(), best.tolist(), strict=True)):
@@ -284,25 +276,22 @@ def beam_search(next_token: NextToken, prompt_BT: Tensor, rules: Rules, width: i
 
 
 def special_ids(spec: ModelSpec, start: int | None, end: int | None, pad: int | None) -> tuple[int, int, int]:
-    """Ids of start, end and padding: those given, else those of the spec's tokenizer."""
+    """Returns the ids of start, end and padding: those given, else those of the spec's tokenizer."""
+    known: tuple[int | None, ...] = (None, None, None)
     if isinstance(spec.text, HFTextConfig):
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        known = tuple(spec.text.config.get(name) for name in names)
-    else:
-        clip_bpe = spec.tokenizer.kind == "clip-bpe"
-        known = (49406, 49407, getattr(spec.text, "pad_id", 0)) if clip_bpe else (None, None, None)
-    ids: list[int] = []
-    for name, given, default in zip(("sot", "eos", "pad"), (start, end, pad), known, strict=True):
-        value = default if given is None else given
+        known = tuple(spec.text.config.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
+    elif spec.tokenizer.kind == "clip-bpe":
+        known = (49406, 49407, spec.text.pad_id)
+    ids = [default if given is None else given for given, default in zip((start, end, pad), known, strict=True)]
+    for name, value in zip(("sot", "eos", "pad"), ids, strict=True):
         if value is None:
-            raise ClipModelsError(f"the {name} token of {spec.name!r} is not known: give {name}_token_id")
-        ids.append(int(value))
-    return ids[0], ids[1], ids[2]
+            raise ClipModelsError(f"the {name} token of {spec.name!r} is unknown: give {name}_token_id")
+    return tuple(map(int, ids))  # type: ignore[arg-type, return-value]  # three integers
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for all modules; afterwards each one's own mode again."""
+    """Sets all modules to eval mode, and afterwards each to its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -333,48 +322,44 @@ def generate(
     repetition_penalty: float = 1.0,
     fixed_output_length: bool = False,
 ) -> Tensor:
-    """Captions of images: int64 [B, up to seq_len], from start to end token, padded to the longest.
+    """Returns captions of images: int64 [B, up to seq_len], from start to end token, padded to the longest.
 
     image: float [B, 3, height, width], mean and std applied.
-    text: int64 [T] or [B, T], what the captions begin with, start token included; the start token where it is None.
-    seq_len: longest caption in tokens, start and end included; with `fixed_output_length` each row is as long.
-    max_seq_len: tokens that sampling looks back at.
-    generation_type: beam_search; top_p, top_k: samples from the fewest tokens that hold the share `top_p` of the
-        probability, or from the `top_k` most likely ones (1 is greedy), made flatter by a `temperature` above 1.
-    num_beams, num_beam_groups: the beams of an image, and how many searches they are divided into. OpenCLIP's groups
-        do not know of each other and all find the same caption, so that one is searched, with num_beams /
-        num_beam_groups beams. A caption's score is its sum of logits divided by its length, as there.
-    min_seq_len: no end token stands before this position.
-    stopping_criteria: further reasons to stop, once one holds for every caption; `seq_len` always is one.
+    text: int64 [T] or [B, T], the beginning of the captions, start token included; None is the start token.
+    seq_len: longest caption in tokens, start and end included; with `fixed_output_length` the length of each row.
+    max_seq_len: tokens of context for sampling.
+    generation_type: beam_search; top_p, top_k: samples from the fewest tokens that have the share `top_p` of the
+        probability, or from the `top_k` most likely ones (1 is greedy). A `temperature` above 1 flattens them.
+    num_beams, num_beam_groups: beams of an image, and searches that they are divided into. OpenCLIP's groups are
+        independent and all find the same caption, so that one search runs, with num_beams / num_beam_groups beams.
+    min_seq_len: no end token comes before this position.
+    stopping_criteria: generation stops when one holds for every caption.
     repetition_penalty: above 1 makes tokens less likely that the caption already has.
-    *_token_id: None takes those of the model's tokenizer.
+    *_token_id: None is the id of the model's tokenizer.
 
-    The model is in eval mode meanwhile. Errors: ClipModelsError.
+    The model is in eval mode meanwhile. Raises ClipModelsError.
     """
     start, end, pad = special_ids(model.spec, sot_token_id, eos_token_id, pad_token_id)
     prompt = _prompt(text, image, start)
     if not image.shape[0]:
         return prompt
     _check_ids(model.spec, prompt, end, pad)
-    longest = min(model.context_length, model.spec.text.context_length)
-    if generation_type not in GENERATION_TYPES:
-        raise ClipModelsError(f"generation_type {generation_type!r} is unknown; choose {', '.join(GENERATION_TYPES)}")
     if not min_seq_len < seq_len:
         raise ClipModelsError(f"seq_len {seq_len} must be more than min_seq_len {min_seq_len}")
     if prompt.shape[1] >= seq_len:
         raise ClipModelsError(f"the text has {prompt.shape[1]} tokens, which leaves no room in seq_len {seq_len}")
     window = seq_len - 1 if generation_type == "beam_search" else min(max_seq_len, seq_len - 1)
+    longest = min(model.context_length, model.spec.text.context_length)
     if not 0 < window <= longest:
         raise ClipModelsError(
-            f"seq_len {seq_len} looks back at {window} tokens, but {model.spec.name!r} sees up to {longest}:"
+            f"seq_len {seq_len} needs {window} tokens of context, but {model.spec.name!r} has {longest}:"
             " choose a smaller seq_len, or a smaller max_seq_len for sampling"
         )
-    if temperature <= 0 or repetition_penalty <= 0:
-        raise ClipModelsError(f"temperature {temperature} and repetition_penalty {repetition_penalty} must be positive")
-    if not 0 <= top_p <= 1 or top_k < 1:
-        raise ClipModelsError(f"top_p {top_p} must be a share and top_k {top_k} at least 1")
     if num_beams < 1 or num_beam_groups < 1 or num_beams % num_beam_groups:
         raise ClipModelsError(f"num_beam_groups {num_beam_groups} must divide num_beams {num_beams}")
+    choose = _chooser(generation_type, temperature, top_p, top_k)
+    if repetition_penalty <= 0:
+        raise ClipModelsError(f"repetition_penalty {repetition_penalty} must be positive")
     rules = Rules(
         seq_len=seq_len,
         min_seq_len=min_seq_len,
@@ -384,25 +369,32 @@ def generate(
         stopping_criteria=tuple(stopping_criteria or ()),
     )
     with evaluating(model), FewRows():
-        image_embs = model(image)["image_embs"]
+        next_token = NextToken(model, model(image)["image_embs"], window)
         if generation_type == "beam_search":
-            width = num_beams // num_beam_groups
-            tokens = beam_search(NextToken(model, image_embs, window), prompt, rules, width)
+            tokens = beam_search(next_token, prompt, rules, num_beams // num_beam_groups)
         else:
-
-            def choose(logits: Tensor) -> Tensor:
-                if generation_type == "top_k":
-                    return choose_top_k(logits, top_k, temperature)
-                return choose_top_p(logits, top_p, temperature)
-
-            tokens = sample(NextToken(model, image_embs, window), prompt, rules, window, choose)
+            tokens = sample(next_token, prompt, rules, window, choose)
     if fixed_output_length:
         tokens = F.pad(tokens, (0, seq_len - tokens.shape[1]), value=pad)
     return tokens[0] if text is not None and text.ndim == 1 and image.shape[0] == 1 else tokens
 
 
+def _chooser(generation_type: str, temperature: float, top_p: float, top_k: int) -> Callable[[Tensor], Tensor]:
+    if temperature <= 0:
+        raise ClipModelsError(f"temperature {temperature} must be positive")
+    if not 0 <= top_p <= 1 or top_k < 1:
+        raise ClipModelsError(f"top_p {top_p} must be a share and top_k {top_k} at least 1")
+    choosers: dict[str, Callable[[Tensor], Tensor]] = {
+        "beam_search": torch.argmax,
+        "top_p": functools.partial(choose_top_p, top_p=top_p, temperature=temperature),
+        "top_k": functools.partial(choose_top_k, top_k=top_k, temperature=temperature),
+    }
+    require_choice("generation_type", generation_type, tuple(choosers))
+    return choosers[generation_type]
+
+
 def _prompt(text: Tensor | None, image: Tensor, start: int) -> Tensor:
-    """int64 [B, T] on the device of the image: what the captions begin with."""
+    """Returns the beginning of the captions, int64 [B, T] on the device of the image."""
     if text is None:
         return torch.full((image.shape[0], 1), start, device=image.device)
     prompt = text.expand(image.shape[0], -1) if text.ndim == 1 else text
@@ -412,7 +404,7 @@ def _prompt(text: Tensor | None, image: Tensor, start: int) -> Tensor:
 
 
 def _check_ids(spec: ModelSpec, prompt_BT: Tensor, end: int, pad: int) -> None:
-    """ClipModelsError for a token that the text tower cannot read or an end that the decoder cannot write."""
+    """Raises ClipModelsError for a token that the text tower cannot read or an end that the decoder cannot write."""
     assert spec.decoder is not None
     readable, writable = spec.text.vocab_size, spec.decoder.vocab_size
     prompt = (int(prompt_BT.min()), int(prompt_BT.max()))

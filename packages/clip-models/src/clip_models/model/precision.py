@@ -1,11 +1,11 @@
-"""In which number formats a model keeps its weights, under OpenCLIP's names."""
+"""The number formats of a model's weights, under OpenCLIP's names."""
 
 import torch
 from torch import nn
 
-from clip_models.errors import ClipModelsError
 from clip_models.model.clip import CLIP
 from clip_models.specs import HFTextConfig, TimmConfig
+from clip_models.specs.values import require_choice
 from clip_models.towers.image.vit import VisionTransformer
 from clip_models.towers.layers import LayerNorm
 from clip_models.towers.text.clip import TextLayers
@@ -16,14 +16,13 @@ _PRODUCTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"
 
 
 def apply_precision(model: CLIP, precision: str) -> CLIP:
-    """The model (CLIP or CoCa), its weights converted in place.
+    """Converts the weights of a model (CLIP or CoCa) in place and returns it.
 
-    fp32, amp, amp_bf16, amp_bfloat16: float32; the amp ones are for torch.autocast, which training turns on.
-    fp16, bf16: the weights of matrix products and convolutions in that type, norms and embeddings in float32. Towers
-    out of timm and transformers, which run in one type only, are converted as a whole; with a timm tower so is the rest
-    but for the native LayerNorms.
-    pure_fp16, pure_bf16: everything in that type.
-    ClipModelsError for other names.
+    fp32, amp, amp_bf16, amp_bfloat16: float32; the amp ones are for torch.autocast, which training uses.
+    fp16, bf16: the weights of matrix products and convolutions in that type, norms and embeddings in float32. Towers of
+    timm and transformers, which run in one type only, are converted completely; with a timm tower so is the rest except
+    the native LayerNorms.
+    pure_fp16, pure_bf16: everything in that type. Raises ClipModelsError for other names.
     """
     require_precision(precision)
     if precision.startswith("pure_"):
@@ -61,17 +60,16 @@ def convert_weights_to_lp(model: nn.Module, dtype: torch.dtype = torch.float16) 
 
 
 def get_cast_dtype(precision: str) -> torch.dtype | None:
-    """The type of the products' weights where they alone are in low precision: fp16 and bf16."""
+    """Returns the type of the weights of products if only they are in low precision (fp16 and bf16), else None."""
     return _LOW.get(require_precision(precision))
 
 
 def get_input_dtype(precision: str) -> torch.dtype | None:
-    """The type in which pictures are handed over; None is float32."""
+    """Returns the type of the input images; None is float32."""
     return _LOW.get(require_precision(precision).removeprefix("pure_"))
 
 
 def require_precision(precision: str) -> str:
-    """`precision`, if it is one; ClipModelsError names the ones there are."""
-    if precision not in PRECISIONS:
-        raise ClipModelsError(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
+    """Returns `precision`. Raises ClipModelsError for an unknown one."""
+    require_choice("precision", precision, PRECISIONS)
     return precision

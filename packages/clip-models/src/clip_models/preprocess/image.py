@@ -1,18 +1,16 @@
-"""PreprocessConfig applied: Pillow picture → float tensor, pixel for pixel what OpenCLIP's image_transform gives.
+"""PreprocessConfig applied: Pillow image → float tensor, pixel for pixel as OpenCLIP's image_transform.
 
-That holds for plain RGB and grey pictures. Others (16 bits, floats, transparency, palettes, CMYK, an EXIF orientation)
-become upright, opaque RGB first, as everywhere in this project; with `image_mode="openclip"` they are resized in their
-own mode and converted afterwards, as OpenCLIP does it. Four more things differ, where OpenCLIP does not do what it was
-told, or fails:
-`interpolation` is honoured in training and for inputs that are not square, where OpenCLIP always takes bicubic; the
-whole of an AugmentationConfig is honoured, not only what its branch looks at; `use_timm` gives RGB too for pictures
-that are not; and a side that would round to nothing keeps one pixel.
+That is so for plain RGB and grey images. Others (16 bits, floats, transparency, palettes, CMYK, an EXIF orientation)
+first become upright, opaque RGB; with `image_mode="openclip"` they are resized in their own mode and converted
+afterwards, as in OpenCLIP. Four more things differ, where OpenCLIP ignores an option or fails: `interpolation` also
+counts in training and for inputs that are not square; all fields of an AugmentationConfig are applied; `use_timm` gives
+RGB for all images; and a side that would round to nothing keeps one pixel.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,15 +29,15 @@ from clip_models.preprocess.image_augmentation import (
     turn_gray,
 )
 from clip_models.specs.augmentation import AugmentationConfig
-from clip_models.specs.plain import require_choice
-from clip_models.specs.preprocess import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig
+from clip_models.specs.preprocess import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, PreprocessConfig, ResizeMode
+from clip_models.specs.values import require_choice
 
 _RATIO = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Deterministic: Pillow picture of any mode → float32 [3, H, W], normalised."""
+    """Deterministic: Pillow image of any mode → float32 [3, H, W], normalised."""
 
     config: PreprocessConfig
     image_mode: ImageMode = "standard"
@@ -52,7 +50,7 @@ class EvalTransform:
         return normalise(torch.from_numpy(self.pixels(image)), self.config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The picture before it is normalised: uint8 [H, W, 3]. Raises ImageError if its mode has no form in RGB."""
+        """Returns the image before it is normalised, uint8 [H, W, 3]. Raises ImageError if it cannot become RGB."""
         config = self.config
         image = _prepare(image, self.image_mode)
         with decoding("the image"):
@@ -62,10 +60,10 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random crop, resized, and what else the augmentation says: Pillow picture → float32 [3, H, W], normalised.
+    """A random crop, resized, and the other augmentations: Pillow image → float32 [3, H, W], normalised.
 
-    Draws from the global generators of torch and of Python's `random` in OpenCLIP's order: the same seeds give the
-    same tensors.
+    Draws from the global generators of torch and of Python's `random` in OpenCLIP's order: equal seeds give equal
+    tensors.
     """
 
     config: PreprocessConfig
@@ -81,7 +79,10 @@ class TrainTransform:
         config, chance = self.config, self.augmentation
         draw = draw_crop_as_timm if chance.use_timm else draw_crop
         image = image.crop(draw(image.width, image.height, chance.scale, chance.ratio or _RATIO))
-        image = image.resize((config.size[1], config.size[0]), FILTERS[self._draw_interpolation()])
+        interpolation = chance.interpolation or config.interpolation
+        if interpolation == "random":
+            interpolation = random.choice(("bilinear", "bicubic"))
+        image = image.resize((config.size[1], config.size[0]), FILTERS[interpolation])
         if chance.hflip > 0 and torch.rand(1).item() < chance.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = image.convert(config.mode)
@@ -92,14 +93,9 @@ class TrainTransform:
         tensor = normalise(torch.from_numpy(np.array(image)), config)
         return erase_rectangles(tensor, chance.re_prob, chance.re_count or 1) if chance.re_prob else tensor
 
-    def _draw_interpolation(self) -> str:
-        if self.augmentation.interpolation == "random":
-            return random.choice(("bilinear", "bicubic"))
-        return self.augmentation.interpolation or self.config.interpolation
-
 
 def preprocess_eval(config: PreprocessConfig, image_mode: ImageMode = "standard") -> EvalTransform:
-    """The callable that evaluation applies to each picture."""
+    """Returns the preprocessing for evaluation."""
     return EvalTransform(config, image_mode)
 
 
@@ -108,7 +104,7 @@ def preprocess_train(
     augmentation: AugmentationConfig | Mapping[str, Any] | None = None,
     image_mode: ImageMode = "standard",
 ) -> TrainTransform:
-    """The callable that training applies to each picture. `augmentation` may be an `aug_cfg` of OpenCLIP."""
+    """Returns the preprocessing for training. `augmentation` may be an `aug_cfg` of OpenCLIP."""
     if augmentation is None or isinstance(augmentation, Mapping):
         augmentation = AugmentationConfig.from_dict(augmentation or {})
     return TrainTransform(config, augmentation, image_mode)
@@ -120,7 +116,7 @@ def image_transform_v2(
     aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
     image_mode: ImageMode = "standard",
 ) -> EvalTransform | TrainTransform:
-    """`preprocess_train` or `preprocess_eval` under OpenCLIP's name."""
+    """Returns `preprocess_train` or `preprocess_eval`, under OpenCLIP's name."""
     return preprocess_train(cfg, aug_cfg, image_mode) if is_train else preprocess_eval(cfg, image_mode)
 
 
@@ -129,25 +125,27 @@ def image_transform(
     is_train: bool,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
-    resize_mode: str | None = None,
-    interpolation: str | None = None,
+    resize_mode: ResizeMode | None = None,
+    interpolation: Literal["bicubic", "bilinear", "random", ""] | None = None,
     fill_color: int = 0,
     aug_cfg: AugmentationConfig | Mapping[str, Any] | None = None,
     image_mode: ImageMode = "standard",
 ) -> EvalTransform | TrainTransform:
-    """A transform from the arguments of OpenCLIP's function of this name; None is OpenAI's CLIP.
+    """Returns a transform from the arguments of OpenCLIP's function of this name; None is as in OpenAI's CLIP.
 
-    `image_size`: side, or height and width. `interpolation`: bicubic, bilinear, or random, which evaluation takes as
-    bicubic.
+    `image_size`: side, or height and width. `interpolation`: bicubic, bilinear, or random, which is bicubic in
+    evaluation.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    height, width = size if len(size) == 2 else (size * 2 if len(size) == 1 else _refuse_size(image_size))
+    sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) not in (1, 2):
+        raise ClipModelsError(f"image_size {image_size!r} must be a side, or height and width")
+    height, width = sides * (3 - len(sides))
     config = PreprocessConfig(
         size=(height, width),
         mean=_triple(OPENAI_DATASET_MEAN if mean is None else mean),
         std=_triple(OPENAI_DATASET_STD if std is None else std),
         resize_mode=resize_mode or "shortest",
-        interpolation="bicubic" if interpolation in (None, "", "random") else str(interpolation),
+        interpolation=interpolation if interpolation and interpolation != "random" else "bicubic",
         fill_color=fill_color,
     )
     if not is_train:
@@ -159,19 +157,15 @@ def image_transform(
 
 
 def normalise(pixels: Tensor, config: PreprocessConfig) -> Tensor:
-    """uint8 [..., H, W, 3] → float32 [..., 3, H, W] with mean and std applied, on the device of `pixels`."""
+    """Returns uint8 [..., H, W, 3] as float32 [..., 3, H, W] with mean and std applied, on the device of `pixels`."""
     scaled = pixels.movedim(-1, -3).contiguous().float().div_(255)
     mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (config.mean, config.std))
     return scaled.sub_(mean).div_(std)
 
 
 def _happens(probability: float | None, unset: bool) -> bool:
-    """Draws only where there is something to decide, as OpenCLIP does."""
+    """Draws only if the result is open, as OpenCLIP does."""
     return unset if probability is None else bool(probability) and random.random() < probability
-
-
-def _refuse_size(size: object) -> tuple[int, int]:
-    raise ClipModelsError(f"image_size {size!r} must be a side, or height and width")
 
 
 def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
-"""The random steps of training, each with the draws of the library that OpenCLIP takes it from.
+"""The random steps of training, each with the draws of the library that OpenCLIP uses for it.
 
-Under the same seeds of torch and of Python's `random` they give the same pixels as torchvision and timm on Pillow
-pictures. Everything takes and gives RGB pictures unless it says otherwise.
+With equal seeds of torch and of Python's `random` they give the pixels of torchvision and timm on Pillow images. All
+take and return RGB images unless they say otherwise.
 """
 
 import math
@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 
 
 def draw_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """A crop of random area and shape within a picture of width × height, drawn from torch's generator."""
+    """Returns a crop of random area and shape in an image of width × height, drawn from torch's generator."""
     low, high = torch.log(torch.tensor(ratio)).tolist()
 
     def draw() -> tuple[float, float]:
@@ -30,7 +30,7 @@ def draw_crop(width: int, height: int, scale: tuple[float, float], ratio: tuple[
 
 
 def draw_crop_as_timm(width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
-    """The same from Python's generator."""
+    """Returns the same, drawn from Python's generator."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
 
     def draw() -> tuple[float, float]:
@@ -40,7 +40,7 @@ def draw_crop_as_timm(width: int, height: int, scale: tuple[float, float], ratio
 
 
 def jitter_colors(image: Image.Image, strengths: tuple[float, ...]) -> Image.Image:
-    """Brightness, contrast, saturation and hue in random order, each by a factor within its strength of 1 (hue: 0)."""
+    """Changes brightness, contrast, saturation and hue in random order, by 1 ± strength (hue: 0 ± strength)."""
     order = torch.randperm(4).tolist()
     *around_one, hue = strengths
     factors = [torch.empty(1).uniform_(max(0.0, 1 - s), 1 + s).item() if s else None for s in around_one]
@@ -54,7 +54,7 @@ def jitter_colors(image: Image.Image, strengths: tuple[float, ...]) -> Image.Ima
 
 
 def _shift_hue(image: Image.Image, share: float) -> Image.Image:
-    """Turns the colour circle by a share of it."""
+    """Rotates the colour circle by a share of it."""
     hue, saturation, value = image.convert("HSV").split()
     turned = np.asarray(hue) + np.int32(share * 255).astype(np.uint8)  # wraps around, as the circle does
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
@@ -65,7 +65,7 @@ def turn_gray(image: Image.Image) -> Image.Image:
 
 
 def erase_rectangles(image_CHW: Tensor, probability: float, count: int) -> Tensor:
-    """Fills up to `count` rectangles of a normalised picture with normal noise, in place."""
+    """Fills up to `count` rectangles of a normalised image with normal noise, in place."""
     if random.random() > probability:
         return image_CHW
     _, height, width = image_CHW.shape

@@ -1,11 +1,12 @@
-"""AugmentationConfig: what chance does to a training picture, as data."""
+"""AugmentationConfig: the random steps of preprocessing in training, as data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
+from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import from_plain, require_choice, to_plain
+from clip_models.specs.values import check_fields, from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +29,15 @@ class AugmentationConfig:
     """Probability of erasing rectangles, which are filled with normal noise."""
     re_count: int | None = None
     """How many rectangles are erased at most; None is one."""
-    interpolation: str = ""
-    """bicubic, bilinear, random (one of the two for each picture), or "" for that of the model."""
+    interpolation: Literal["", "bicubic", "bilinear", "random"] = ""
+    """bicubic, bilinear, random (one of the two for each image), or "" for that of the model."""
     use_timm: bool = False
-    """Draw the crop from Python's generator, as the timm library does, in place of torch's."""
+    """Draw the crop from Python's generator, as the timm library does, instead of torch's."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
-            raise ClipModelsError(
-                f"augmentation.scale {self.scale} must be two shares of the area, 0 < low <= high <= 1"
-            )
+            raise ClipModelsError(f"augmentation.scale {self.scale} must be two shares, 0 < low <= high <= 1")
         if self.ratio is not None and not 0 < self.ratio[0] <= self.ratio[1]:
             raise ClipModelsError(f"augmentation.ratio {self.ratio} must be two positive numbers, low <= high")
         for name in ("hflip", "color_jitter_prob", "gray_scale_prob", "re_prob"):
@@ -47,13 +46,13 @@ class AugmentationConfig:
                 raise ClipModelsError(f"augmentation.{name} {value} must be a probability")
         if self.re_count is not None and self.re_count < 1:
             raise ClipModelsError(f"augmentation.re_count {self.re_count} must be positive")
-        require_choice("augmentation.interpolation", self.interpolation, ("", "bicubic", "bilinear", "random"))
+        check_fields(self, "augmentation.")
         self._check_jitter()
 
     def _check_jitter(self) -> None:
         if self.use_timm and (self.color_jitter_prob is not None or self.gray_scale_prob is not None):
             raise ClipModelsError(
-                "augmentation.color_jitter_prob and gray_scale_prob do not go with use_timm, which jitters always"
+                "augmentation.color_jitter_prob and gray_scale_prob do not go with use_timm, which always jitters"
             )
         if self.color_jitter is None:
             if self.color_jitter_prob:
@@ -76,15 +75,10 @@ class AugmentationConfig:
         return (*self.color_jitter, 0.0) if len(self.color_jitter) == 3 else tuple(self.color_jitter)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is its inverse."""
-        return to_plain(self)
+        """Returns plain JSON types; `from_dict` is its inverse."""
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """From plain types: an `aug_cfg` of OpenCLIP. Unknown keys and wrong types raise ClipModelsError."""
-        jitter = data.get("color_jitter")
-        numbers = jitter if isinstance(jitter, list | tuple) else [0.0 if jitter is None else jitter]
-        if not all(type(number) in (int, float) for number in numbers):
-            raise ClipModelsError(f"augmentation.color_jitter must be a number or several, not {jitter!r}")
-        rest = from_plain(cls, {**data, "color_jitter": None if jitter is None else 0.0}, "augmentation")
-        return replace(rest, color_jitter=tuple(map(float, jitter)) if isinstance(jitter, list | tuple) else jitter)
+        """Reads an `aug_cfg` of OpenCLIP. Raises ClipModelsError for unknown keys and wrong types."""
+        return from_dict(cls, data, "augmentation")

@@ -1,11 +1,12 @@
-"""What the parts of a model spec demand of each other. Each part checks itself where it is defined."""
+"""Checks that the parts of a model spec fit each other. Each part checks itself where it is defined."""
 
 from typing import TYPE_CHECKING
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs.modern_text import ModernTextConfig
 from clip_models.specs.text import CLIPTextConfig, HFTextConfig
-from clip_models.specs.vision import ViTConfig, as_pair
+from clip_models.specs.tower import as_pair
+from clip_models.specs.vision import ViTConfig
 
 if TYPE_CHECKING:
     from clip_models.specs.model import ModelSpec
@@ -14,7 +15,7 @@ _CLIP_BPE_END = 49407
 
 
 def check_spec(spec: "ModelSpec") -> None:
-    """ClipModelsError, naming the first thing that is impossible or would have no effect."""
+    """Raises ClipModelsError for the first combination that is impossible or would have no effect."""
     _check_embedding(spec)
     _check_activation(spec)
     _check_tokenizer(spec)
@@ -26,18 +27,15 @@ def _check_embedding(spec: "ModelSpec") -> None:
     size = as_pair(spec.vision.image_size)
     if spec.preprocess.size != size:
         raise ClipModelsError(
-            f"preprocess.size {list(spec.preprocess.size)} is not the tower's input {list(size)};"
+            f"preprocess.size {list(spec.preprocess.size)} is not the input of the image tower, {list(size)};"
             " change it together with vision.image_size"
         )
-    vision, text = spec.vision, spec.text
+    vision = spec.vision
     if isinstance(vision, ViTConfig) and vision.attentional_pool and spec.embed_dim % vision.attn_pooler_heads:
         raise ClipModelsError(
             f"embed_dim {spec.embed_dim} is not a multiple of vision.attn_pooler_heads {vision.attn_pooler_heads}"
         )
-    if text.proj_type == "none" and text.width != spec.embed_dim:
-        raise ClipModelsError(
-            f"text.proj_type none needs text.width {text.width} to be embed_dim {spec.embed_dim}; choose linear"
-        )
+    spec.text.check_width(spec.embed_dim)
 
 
 def _check_activation(spec: "ModelSpec") -> None:
@@ -46,7 +44,7 @@ def _check_activation(spec: "ModelSpec") -> None:
     native = [tower for tower in (spec.vision, spec.text) if isinstance(tower, ViTConfig | CLIPTextConfig)]
     if not native and spec.decoder is None:
         raise ClipModelsError(
-            f"quick_gelu has no effect on a {spec.vision.kind_of_config} image tower and a {spec.text.kind_of_config}"
+            f"quick_gelu has no effect on a {spec.vision.kind} image tower and a {spec.text.kind}"
             " text tower; leave it out"
         )
     if any(tower.gelu_tanh for tower in native):
@@ -66,7 +64,7 @@ def _check_tokenizer(spec: "ModelSpec") -> None:
         specials = [token for token in (text.eos_id, text.pad_id, text.bos_id) if token is not None]
         if len(set(specials)) < len(specials) or (ids is not None and min(specials) < ids):
             raise ClipModelsError(
-                f"text.eos_id, pad_id and bos_id {specials} must differ and stand above the ids of {tokenizer.name!r}"
+                f"text.eos_id, pad_id and bos_id {specials} must differ and be above the ids of {tokenizer.name!r}"
             )
     if not isinstance(text, CLIPTextConfig) or text.embed_cls:
         return
@@ -83,7 +81,7 @@ def _check_decoder(spec: "ModelSpec") -> None:
     assert spec.decoder is not None
     vision, text, width = spec.vision, spec.text, spec.decoder.width
     if not isinstance(vision, ViTConfig):
-        raise ClipModelsError(f"a decoder needs the tokens of a vit image tower, not of a {vision.kind_of_config} one")
+        raise ClipModelsError(f"a decoder needs the tokens of a vit image tower, not of a {vision.kind} one")
     for name, tower in (("vision", vision), ("text", text)):
         if not tower.output_tokens:
             raise ClipModelsError(f"a decoder needs {name}.output_tokens = true")

@@ -1,32 +1,31 @@
-"""The entries of data/models/*.toml, each laid over those it extends."""
+"""The entries of data/models/*.toml, merged with those that they extend."""
 
 import functools
-import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from clip_models.errors import ClipModelsError
+from clip_models.tables import read_table
 
 Tables = Mapping[str, Mapping[str, Any]]
-"""Entries by name, as a file has them."""
+"""Entries of a file by name."""
 
 
 @functools.cache
 def built_in() -> Tables:
-    """The entries that come with the package, abstract ones too."""
+    """Returns the entries of this package, abstract ones included."""
     tables: dict[str, Mapping[str, Any]] = {}
     folder = files("clip_models") / "data" / "models"
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.endswith(".toml"):
-            tables |= tomllib.loads(path.read_text(encoding="utf-8"))
+    for path in sorted(path.name for path in folder.iterdir() if path.name.endswith(".toml")):
+        tables |= read_table(f"models/{path.removesuffix('.toml')}")
     return tables
 
 
 def resolve(name: str, tables: Tables, below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The entry `name` laid over those it extends. ClipModelsError if one is missing or extends itself."""
+    """Returns the entry `name` merged with those that it extends. Raises ClipModelsError if that is not possible."""
     if name in below:
-        raise ClipModelsError(f"{name!r} extends itself, by way of {', '.join(below[below.index(name) + 1 :]) or name}")
+        raise ClipModelsError(f"{name!r} extends itself, through {', '.join(below[below.index(name) + 1 :]) or name}")
     table = {key: value for key, value in tables[name].items() if key not in ("abstract", "extends")}
     parents = tables[name].get("extends", ())
     parents = [parents] if isinstance(parents, str) else parents
@@ -35,21 +34,21 @@ def resolve(name: str, tables: Tables, below: tuple[str, ...] = ()) -> dict[str,
     merged: dict[str, Any] = {}
     for parent in parents:
         if parent not in tables:
-            raise ClipModelsError(f"{name!r} extends {parent!r}, which is no entry")
+            raise ClipModelsError(f"{name!r} extends {parent!r}, which is not an entry")
         merged = overlay(merged, resolve(parent, tables, (*below, name)))
     return overlay(merged, table)
 
 
 @functools.cache
 def hf_text_configs() -> Mapping[str, Mapping[str, Any]]:
-    """The configurations of encoders of the transformers library that need no download, by id on the hub."""
+    """Returns the known configurations of encoders of the transformers library, by id on the hub."""
     tables = built_in()
     texts = (resolve(name, tables).get("text", {}) for name, table in tables.items() if table.get("abstract"))
     return {text["model_name"]: text["config"] for text in texts if text.get("kind") == "hf"}
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on `base`, key by key; a table of another kind takes the place of the one below."""
+    """Returns `base` with the keys of `over`, merged in depth; a table of another kind replaces the one below."""
     merged = dict(base)
     for key, value in over.items():
         below = base.get(key)

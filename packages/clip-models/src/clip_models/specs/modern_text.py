@@ -1,17 +1,18 @@
 """The modern text tower: rotary positions, gated linear units, RMSNorm. Field names are OpenCLIP's `text_cfg` keys."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import require_choice, require_divides, require_positive
+from clip_models.specs.tower import TextConfig, TransformerSizes
+from clip_models.specs.values import require_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModernTextConfig:
+class ModernTextConfig(TransformerSizes, TextConfig):
     """A text transformer of current design for captions of any length (OpenCLIP's `text_arch: "modern"`)."""
 
-    kind_of_config: ClassVar[str] = "modern"
+    TOWER = "clip_models.towers.text.modern:ModernTextTransformer"
 
     eos_id: int | None = None
     """Id of the end token; needed by pool_type eos."""
@@ -19,31 +20,23 @@ class ModernTextConfig:
     """Longest input in tokens, start and end included. Shorter batches cost less and give the same features."""
     vocab_size: int = 50260
     """Rows of the token embedding."""
-    width: int = 512
-    """Channels of the residual stream."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLP over width."""
     pad_id: int = 0
-    """Id of the padding, which stands to the right of a caption and is never attended to."""
+    """Id of the padding, which is to the right of a caption and is never attended to."""
     bos_id: int | None = None
     """Id of the start token; what the tokenizer puts first."""
-    attention_mode: str = "causal"
-    """causal: a token sees itself and what is left of it. bidirectional: it sees the whole caption."""
-    pos_embed: str = "rope"
+    attention_mode: Literal["causal", "bidirectional"] = "causal"
+    """causal: a token attends to itself and those to its left. bidirectional: to the whole caption."""
+    pos_embed: Literal["rope", "none"] = "rope"
     """rope: rotary. none: no positions."""
     rope_temperature: float = 10000.0
     """Base of the rotary frequencies."""
-    mlp_type: str = "swiglu"
+    mlp_type: Literal["swiglu", "mlp", "relu2"] = "swiglu"
     """swiglu; mlp: GELU; relu2: squared ReLU."""
-    norm_type: str = "rmsnorm"
+    norm_type: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """rmsnorm or layernorm."""
     norm_eps: float = 1e-6
     """Epsilon of the norms."""
-    norm_placement: str = "pre"
+    norm_placement: Literal["pre", "sandwich"] = "pre"
     """pre: before attention and MLP. sandwich: after them too."""
     pre_norm: bool = False
     """Normalize the embeddings before the first block."""
@@ -65,43 +58,26 @@ class ModernTextConfig:
     """Initial value of LayerScale; None is none."""
     zero_init_residual: bool = False
     """Start with blocks that change nothing: the last matrix of attention and MLP is zero."""
-    pool_type: str = "eos"
+    pool_type: Literal["eos", "mean", "map"] = "eos"
     """eos: the first eos_id, or the last token where a caption lost it. mean: of the caption's tokens. map: attention
     of a learned query to them."""
-    proj_type: str = "linear"
+    proj_type: Literal["linear", "none"] = "linear"
     """linear, or none: no projection."""
     proj_bias: bool = False
     """Give the projection a bias."""
-    output_tokens: bool = False
-    """Return all tokens beside the pooled vector."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "text", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_eps",
-            "rope_temperature",
-        )  # fmt: skip
-        require_divides("text", self.width, self.heads, "width", "heads")
-        require_choice("text.attention_mode", self.attention_mode, ("causal", "bidirectional"))
-        require_choice("text.pos_embed", self.pos_embed, ("rope", "none"))
-        require_choice("text.mlp_type", self.mlp_type, ("swiglu", "mlp", "relu2"))
-        require_choice("text.norm_type", self.norm_type, ("rmsnorm", "layernorm"))
-        require_choice("text.norm_placement", self.norm_placement, ("pre", "sandwich"))
-        require_choice("text.pool_type", self.pool_type, ("eos", "mean", "map"))
-        require_choice("text.proj_type", self.proj_type, ("linear", "none"))
+        self.check_sizes("text", "norm_eps", "rope_temperature")
         if self.pos_embed == "rope" and self.head_width % 2:
             raise ClipModelsError(f"text.pos_embed rope needs an even width / heads, not {self.head_width}")
         if self.pool_type == "eos" and self.eos_id is None:
             raise ClipModelsError("text.pool_type eos needs text.eos_id, the tokenizer's end token")
         if self.reg_tokens < 0:
             raise ClipModelsError(f"text.reg_tokens {self.reg_tokens} must not be negative")
-        for name in ("pad_id", "eos_id", "bos_id"):
-            token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ClipModelsError(f"text.{name} {token} is outside the vocabulary of {self.vocab_size}")
+        require_token_ids(self, "pad_id", "eos_id", "bos_id")
 
     @property
     def spare_columns(self) -> str:
-        """See `CLIPTextConfig.spare_columns`."""
         return "none" if self.output_tokens else "padding"
 
     @property

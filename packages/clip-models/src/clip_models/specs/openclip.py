@@ -1,83 +1,52 @@
 """OpenCLIP's description of a model, open_clip_config.json, to a spec and back."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from clip_core.config import to_dict
 from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs.families import built_in, hf_text_configs, resolve
 from clip_models.specs.model import ModelSpec
 from clip_models.specs.modern_text import ModernTextConfig
-from clip_models.specs.plain import to_plain
 from clip_models.specs.text import CLIPTextConfig, DecoderConfig, HFTextConfig
 from clip_models.specs.tokenizer import TokenizerConfig
+from clip_models.specs.tower import TowerConfig
 from clip_models.specs.vision import ResNetConfig, TimmConfig, ViTConfig
+from clip_models.tables import read_table
 
 _Plain = dict[str, Any]
 
-# What OpenCLIP takes for a key that is absent. A key at its default says nothing, whichever tower it is meant for.
-_CUSTOM_BLOCK = {
-    "block_type": "default",
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
-}
-_VISION_DEFAULTS: _Plain = {
-    **{f.name: f.default for f in fields(ViTConfig) if f.name not in ("norm_eps", "gelu_tanh")},
-    **_CUSTOM_BLOCK,
-    "timm_pool": "avg",
-    "timm_proj": "linear",
-    "timm_proj_bias": False,
-    "timm_drop": 0.0,
-}
-_TEXT_DEFAULTS: _Plain = {
-    **{f.name: f.default for f in fields(CLIPTextConfig) if f.name not in ("norm_eps", "gelu_tanh", "eos_id")},
-    **_CUSTOM_BLOCK,
-    "text_arch": "clip",
-    "variable_text": False,
-    "tokenizer_mode": "",
-    "tokenizer_type": "",
-    "tiktoken_name": "cl100k_base",
-    "attention_mode": "causal",
-    "pos_embed": "rope",
-    "rope_temperature": 10000.0,
-    "mlp_type": "swiglu",
-    "norm_type": "rmsnorm",
-    "norm_eps": 1e-6,
-    "norm_placement": "pre",
-    "pre_norm": False,
-    "attn_gated": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "reg_tokens": 0,
-    "value_residual": False,
-    "zero_init_residual": False,
-    "hf_proj_type": "mlp",
-    "hf_pooler_type": "mean_pooler",
-}
-# Always written, though some of them may be at their defaults: a config that can be read without the code.
+
+def _defaults(config: type, table: str, *but: str) -> _Plain:
+    """Returns what OpenCLIP assumes for absent keys. A key at its default has no meaning in any tower."""
+    tables = read_table("openclip_defaults")
+    return {f.name: f.default for f in fields(config) if f.name not in but} | tables["block"] | tables[table]
+
+
+_VISION_DEFAULTS = _defaults(ViTConfig, "vision", "norm_eps", "gelu_tanh")
+_TEXT_DEFAULTS = _defaults(CLIPTextConfig, "text", "norm_eps", "gelu_tanh", "eos_id")
+# Always written, so that a config can be read without the code.
 _SHOWN = ("image_size", "patch_size", "layers", "width", "heads", "context_length", "vocab_size", "norm_eps")
 _HF_POOLERS = {"roberta": "mean_pooler", "xlm-roberta": "mean_pooler", "mt5": "mean_pooler"}  # the others: cls_pooler
 _TIMM_KEYS = ("model_name", "pool", "proj", "proj_bias", "drop", "drop_path", "model_kwargs")
 
 
 def from_open_clip_config(data: Mapping[str, Any], name: str) -> ModelSpec:
-    """The spec in the contents of an open_clip_config.json, or in its `model_cfg` alone.
+    """Returns the spec in the contents of an open_clip_config.json, or in its `model_cfg` alone.
 
     Without `preprocess_cfg` the preprocessing is that of the built-in architecture `name`, if there is one, else
     OpenAI's. A Hugging Face text tower takes its configuration from the table by `hf_model_name`; another one needs it
-    under `hf_model_config`, beside `model_cfg` or in `text_cfg`. Errors: ClipModelsError, for unknown keys and for
-    options that have no equal here too.
+    under `hf_model_config`, beside `model_cfg` or in `text_cfg`. Raises ClipModelsError for unknown keys and for
+    options that have no equivalent here.
     """
     whole = _mapping(data, "open_clip_config.json")
     root = _Keys(whole.get("model_cfg", whole), "model_cfg")
     for key in ("audio_cfg", "genlip_cfg", "genlap_cfg"):
         if root.take(key) is not None:
-            raise ClipModelsError(f"model_cfg.{key} describes no image-text dual encoder; those are what is built here")
+            raise ClipModelsError(f"model_cfg.{key} is not an image-text dual encoder; other models are not supported")
     for key in ("vision_cfg", "text_cfg"):
         if key not in root.left:
             raise ClipModelsError(f"model_cfg of {name!r} lacks the key {key!r}")
@@ -98,7 +67,7 @@ def from_open_clip_config(data: Mapping[str, Any], name: str) -> ModelSpec:
     root.finish()
     if "preprocess_cfg" in whole:
         preprocess = _mapping(whole["preprocess_cfg"], "preprocess_cfg")
-        # As in OpenCLIP the size is the tower's, whatever stands here.
+        # As in OpenCLIP the size is always the tower's.
         spec["preprocess"] = {key: item for key, item in preprocess.items() if key != "size" and item is not None}
     elif name in built_in():
         spec["preprocess"] = resolve(name, built_in()).get("preprocess", {})
@@ -106,12 +75,12 @@ def from_open_clip_config(data: Mapping[str, Any], name: str) -> ModelSpec:
 
 
 def to_open_clip_config(spec: ModelSpec) -> _Plain:
-    """The contents of an open_clip_config.json, plain JSON types; `from_open_clip_config` is its inverse.
+    """Returns the contents of an open_clip_config.json, plain JSON types; `from_open_clip_config` is its inverse.
 
-    The configuration of a Hugging Face text tower stands beside `model_cfg`, where OpenCLIP does not look. Errors:
-    ClipModelsError for what OpenCLIP has no words for.
+    The configuration of a Hugging Face text tower is beside `model_cfg`, where OpenCLIP ignores it. Raises
+    ClipModelsError for a spec that OpenCLIP's config cannot express.
     """
-    text = _write_text(spec.text) | _write_tokenizer(spec.tokenizer)
+    text = _write_tower(spec.text) | _write_tokenizer(spec.tokenizer)
     model: _Plain = {"embed_dim": spec.embed_dim}
     if spec.quick_gelu:
         model["quick_gelu"] = True
@@ -120,21 +89,21 @@ def to_open_clip_config(spec: ModelSpec) -> _Plain:
     for key in ("init_logit_scale", "init_logit_bias"):
         if getattr(spec, key) is not None:
             model[key] = getattr(spec, key)
-    model |= {"vision_cfg": _write_vision(spec.vision), "text_cfg": text}
+    model |= {"vision_cfg": _write_tower(spec.vision), "text_cfg": text}
     if spec.decoder is not None:
         if spec.decoder.mlp_ratio != DecoderConfig.mlp_ratio:
             raise ClipModelsError(f"decoder.mlp_ratio {spec.decoder.mlp_ratio} is always 4 in OpenCLIP")
-        model["multimodal_cfg"] = {key: item for key, item in to_plain(spec.decoder).items() if key != "mlp_ratio"}
+        model["multimodal_cfg"] = {key: item for key, item in to_dict(spec.decoder).items() if key != "mlp_ratio"}
         text["vocab_size"] = spec.decoder.vocab_size
-    preprocess = {key: item for key, item in to_plain(spec.preprocess).items() if key != "size"}
+    preprocess = {key: item for key, item in to_dict(spec.preprocess).items() if key != "size"}
     config: _Plain = {"model_cfg": model, "preprocess_cfg": preprocess}
     if isinstance(spec.text, HFTextConfig):
-        config["hf_model_config"] = to_plain(spec.text.config)
+        config["hf_model_config"] = to_dict(spec.text.config)
     return config
 
 
 class _Keys:
-    """The keys of one table, taken one by one; those at OpenCLIP's defaults and those that are null are left out."""
+    """The keys of one table, removed as they are read. Keys at OpenCLIP's defaults and null keys are left out."""
 
     def __init__(self, data: Any, where: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.where = where
@@ -159,7 +128,7 @@ class _Keys:
                 into[name] = value
 
     def finish(self, tower: str = "") -> None:
-        """ClipModelsError if a key is left."""
+        """Raises ClipModelsError if a key is left."""
         for key, item in self.left.items():
             if key in self.known:
                 raise ClipModelsError(f"{self.where}.{key} {item!r} is not supported{tower}")
@@ -182,9 +151,7 @@ def _read_vision(keys: _Keys) -> _Plain:
     name = keys.take("timm_model_name")
     if name is not None:
         if str(name).startswith("naflexvit"):
-            raise ClipModelsError(
-                f"vision_cfg.timm_model_name {name!r}: towers of variable resolution are not supported"
-            )
+            raise ClipModelsError(f"vision_cfg.timm_model_name {name!r}: variable resolution is not supported")
         vision: _Plain = {"kind": "timm", "model_name": name}
         keys.move(_TIMM_KEYS[1:], vision, prefix="timm_")
         keys.move(("image_size", "patch_dropout"), vision)
@@ -201,9 +168,7 @@ def _read_vision(keys: _Keys) -> _Plain:
     _read_layer_arguments(keys, vision)
     keys.move(_names(ViTConfig, "norm_eps", "gelu_tanh"), vision)
     if not isinstance(vision.get("attentional_pool", False), bool):
-        raise ClipModelsError(
-            f"vision_cfg.attentional_pool {vision['attentional_pool']!r} is not supported, only a bool"
-        )
+        raise ClipModelsError(f"vision_cfg.attentional_pool {vision['attentional_pool']!r} must be true or false")
     keys.finish()
     return vision
 
@@ -320,8 +285,12 @@ def _read_tokenizer(keys: _Keys, model_name: str) -> _Plain:
     return tokenizer
 
 
+def _values(config: TowerConfig) -> _Plain:
+    return {key: item for key, item in to_dict(config).items() if key != "kind"}
+
+
 def _written(values: _Plain, defaults: Mapping[str, Any]) -> _Plain:
-    """Without the keys that OpenCLIP would assume anyway."""
+    """Returns `values` without the keys that OpenCLIP would assume anyway."""
     return {
         key: item
         for key, item in values.items()
@@ -329,36 +298,42 @@ def _written(values: _Plain, defaults: Mapping[str, Any]) -> _Plain:
     }
 
 
-def _write_layer_arguments(values: _Plain) -> _Plain:
-    eps, tanh = values.pop("norm_eps"), values.pop("gelu_tanh")
-    norm = {} if eps == CLIPTextConfig.norm_eps else {"norm_kwargs": {"eps": eps}}
-    return norm | ({"act_kwargs": {"approximate": "tanh"}} if tanh else {})
+@functools.singledispatch
+def _write_tower(config: TowerConfig) -> _Plain:
+    """Returns the `vision_cfg` or `text_cfg` of a tower."""
+    raise ClipModelsError(f"OpenCLIP's config cannot express a tower of the kind {config.kind!r}; use save_model")
 
 
-def _write_vision(config: ViTConfig | ResNetConfig | TimmConfig) -> _Plain:
-    values = to_plain(config)
-    del values["kind"]
-    if isinstance(config, ViTConfig):
-        arguments = _write_layer_arguments(values)
-        return _written(values, _VISION_DEFAULTS) | arguments
-    if isinstance(config, ResNetConfig):
-        return _written(values, _VISION_DEFAULTS)
-    timm = {f"timm_{key}": values[key] for key in _TIMM_KEYS if values[key] not in ({}, None)}
-    written = _written({"image_size": values["image_size"], "patch_dropout": config.patch_dropout}, _VISION_DEFAULTS)
-    written |= _written(timm, _VISION_DEFAULTS)
-    if config.proj == "":
-        written["timm_proj"] = None
-    return written
+@_write_tower.register
+def _(config: ViTConfig) -> _Plain:
+    return _write_native(config, _VISION_DEFAULTS)
 
 
-def _write_text(config: CLIPTextConfig | ModernTextConfig | HFTextConfig) -> _Plain:
-    values = to_plain(config)
-    del values["kind"]
-    if isinstance(config, CLIPTextConfig):
-        arguments = _write_layer_arguments(values)
-        return _written(values, _TEXT_DEFAULTS) | arguments
-    if isinstance(config, ModernTextConfig):
-        return {"text_arch": "modern", "variable_text": True, **_written(values, _TEXT_DEFAULTS)}
+@_write_tower.register
+def _(config: ResNetConfig) -> _Plain:
+    return _written(_values(config), _VISION_DEFAULTS)
+
+
+@_write_tower.register
+def _(config: TimmConfig) -> _Plain:
+    values = _values(config)
+    written = {"image_size": values["image_size"], "patch_dropout": config.patch_dropout}
+    written |= {f"timm_{key}": values[key] for key in _TIMM_KEYS if values[key] not in ({}, None)}
+    return _written(written, _VISION_DEFAULTS) | ({"timm_proj": None} if config.proj == "" else {})
+
+
+@_write_tower.register
+def _(config: CLIPTextConfig) -> _Plain:
+    return _write_native(config, _TEXT_DEFAULTS)
+
+
+@_write_tower.register
+def _(config: ModernTextConfig) -> _Plain:
+    return {"text_arch": "modern", "variable_text": True, **_written(_values(config), _TEXT_DEFAULTS)}
+
+
+@_write_tower.register
+def _(config: HFTextConfig) -> _Plain:
     text: _Plain = {
         "hf_model_name": config.model_name,
         "hf_pooler_type": config.pooler_type,
@@ -371,11 +346,18 @@ def _write_text(config: CLIPTextConfig | ModernTextConfig | HFTextConfig) -> _Pl
     return text
 
 
+def _write_native(config: ViTConfig | CLIPTextConfig, defaults: _Plain) -> _Plain:
+    values = _values(config)
+    eps, tanh = values.pop("norm_eps"), values.pop("gelu_tanh")
+    written = _written(values, defaults)
+    if eps != CLIPTextConfig.norm_eps:
+        written["norm_kwargs"] = {"eps": eps}
+    return written | ({"act_kwargs": {"approximate": "tanh"}} if tanh else {})
+
+
 def _write_tokenizer(config: TokenizerConfig) -> _Plain:
     if config.kind == "sentencepiece":
-        raise ClipModelsError(
-            f"OpenCLIP's config has no word for the sentencepiece tokenizer {config.name!r}; give it as one of kind hf"
-        )
+        raise ClipModelsError(f"OpenCLIP's config cannot express the sentencepiece tokenizer {config.name!r}; use hf")
     text: _Plain = {}
     if config.kind == "hf":
         text["hf_tokenizer_name"] = config.name

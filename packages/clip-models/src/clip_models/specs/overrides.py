@@ -11,7 +11,7 @@ FORCEABLE = {
     "quick_gelu": None, "custom_text": None, "preprocess": None, "tokenizer": None, "image_size": "vision",
     "patch_dropout": "vision", "context_length": "text",
 }  # fmt: skip
-"""What a caller may insist on against a description, and the part of the spec that has it; None is the spec itself."""
+"""What a caller may insist on against a description, and its part of the spec; None is the spec itself."""
 
 _OPENCLIP_KEYS = {"vision_cfg": "vision", "text_cfg": "text", "multimodal_cfg": "decoder"}
 
@@ -26,10 +26,10 @@ def override_spec(
     preprocess: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
-    """`spec` with what is given; None and False change nothing. ClipModelsError for what the model does not have.
+    """Returns `spec` with the changes; None and False change nothing. Raises ClipModelsError for unknown options.
 
-    `preprocess` holds keys of PreprocessConfig, `changes` those of ModelSpec, with tables (vision, text, decoder) laid
-    over what is there; both are stronger than the rest.
+    `preprocess` has keys of PreprocessConfig, `changes` those of ModelSpec, whose tables (vision, text, decoder) are
+    merged; both override the rest.
     """
     forced: dict[str, Any] = {"custom_text": True} if custom_text else {}
     if patch_dropout is not None:
@@ -53,6 +53,6 @@ def override_spec(
 
 
 def forced_parts(forced: Mapping[str, Any], changes: Mapping[str, Any]) -> set[str]:
-    """What the caller insists on against the weights, as `load_pretrained` names it."""
+    """Returns what the caller insists on against the weights, for `load_pretrained`."""
     parts = {name for name, value in forced.items() if value is not None and value is not False}
     return parts | {name for name, part in FORCEABLE.items() if name in (changes.get(part, {}) if part else changes)}

@@ -1,31 +1,34 @@
-"""PreprocessConfig: what happens to pictures before the towers."""
+"""PreprocessConfig: how images become the input of a tower."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import from_plain, require_choice, to_plain
+from clip_models.specs.values import check_fields, from_dict
 
 OPENAI_DATASET_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_DATASET_STD = (0.26862954, 0.26130258, 0.27577711)
+Interpolation = Literal["bicubic", "bilinear"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """What happens to a picture before the tower: the keys of OpenCLIP's preprocess_cfg."""
+    """How an image is preprocessed for the tower. The fields are the keys of OpenCLIP's preprocess_cfg."""
 
     size: tuple[int, int] = (224, 224)
     """Height and width of the result, in pixels."""
-    mode: str = "RGB"
+    mode: Literal["RGB"] = "RGB"
     """Pillow mode of the result; RGB is the only one."""
     mean: tuple[float, float, float] = OPENAI_DATASET_MEAN
     """Subtracted per channel, on the scale 0 to 1."""
     std: tuple[float, float, float] = OPENAI_DATASET_STD
     """Divides per channel, on the scale 0 to 1."""
-    interpolation: str = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """bicubic or bilinear, always antialiased."""
-    resize_mode: str = "shortest"
+    resize_mode: ResizeMode = "shortest"
     """shortest: fit the short side, crop the centre. longest: fit the long side, pad. squash: ignore the aspect."""
     fill_color: int = 0
     """Value of the padding that resize_mode longest adds, 0 to 255."""
@@ -33,18 +36,17 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if min(self.size) <= 0:
             raise ClipModelsError(f"preprocess.size {list(self.size)} must be positive")
-        require_choice("preprocess.mode", self.mode, ("RGB",))
-        require_choice("preprocess.interpolation", self.interpolation, ("bicubic", "bilinear"))
-        require_choice("preprocess.resize_mode", self.resize_mode, ("shortest", "longest", "squash"))
+        check_fields(self, "preprocess.")
         if min(self.std) <= 0:
             raise ClipModelsError(f"preprocess.std {list(self.std)} must be positive")
         if not 0 <= self.fill_color <= 255:
             raise ClipModelsError(f"preprocess.fill_color {self.fill_color} is outside 0 to 255")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; the treatment that a sample stream takes, without its "augment" key."""
-        return to_plain(self)
+        """Returns plain JSON types: the preprocessing of a sample stream, without its "augment" key."""
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return from_plain(cls, data, "preprocess")
+        """Reads a `preprocess_cfg` of OpenCLIP. Raises ClipModelsError for unknown keys and wrong types."""
+        return from_dict(cls, data, "preprocess")

@@ -1,4 +1,4 @@
-"""The architectures that have a name: those of data/models, and those that `add_model_config` adds."""
+"""The named architectures: those of data/models, and those added by `add_model_config`."""
 
 import json
 import os
@@ -17,12 +17,12 @@ _added: dict[str, ModelSpec] = {}
 
 
 def list_models() -> list[str]:
-    """Names of the architectures that `get_model_spec` and `create_model` know, sorted."""
+    """Returns the names of all architectures, sorted."""
     return sorted({name for name, table in built_in().items() if not table.get("abstract")} | set(_added))
 
 
 def get_model_spec(name: str) -> ModelSpec:
-    """The spec of a named architecture; "ViT-B/32" is read as "ViT-B-32". ClipModelsError if there is none."""
+    """Returns the spec of a named architecture; "ViT-B/32" is "ViT-B-32". Raises ClipModelsError if unknown."""
     key = name.replace("/", "-")
     if key in _added:
         return _added[key]
@@ -37,11 +37,11 @@ def get_model_spec(name: str) -> ModelSpec:
 
 
 def add_model_config(path: str | os.PathLike[str]) -> list[str]:
-    """Give names to architectures of your own; returns the names.
+    """Adds named architectures and returns their names.
 
-    `path`: OpenCLIP's JSON of one model, named as the file is; a TOML file of entries as in data/models, which may
-    extend the built-in ones; or a folder of such files. A name may be given anew, but not that of a built-in
-    architecture, unless the two are equal. Errors: ClipModelsError, and then nothing is added.
+    `path`: OpenCLIP's JSON of one model, named after the file; a TOML file of entries as in data/models, which may
+    extend the built-in ones; or a folder of such files. A name can be reused, except that of a different built-in
+    architecture. Raises ClipModelsError, and then nothing is added.
     """
     path = Path(path)
     if path.is_dir():
@@ -62,7 +62,7 @@ def add_model_config(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _read(path: Path, strict: bool) -> dict[str, ModelSpec]:
-    """The specs in a file. Unless `strict`, a JSON file of something else is passed over, as in OpenCLIP."""
+    """Returns the specs in a file. Unless `strict`, other JSON files are skipped, as in OpenCLIP."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":

@@ -1,35 +1,26 @@
 """The kinds of text tower, and CoCa's decoder. Field names are OpenCLIP's `text_cfg` keys where it has them."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import require_choice, require_divides, require_positive
 from clip_models.specs.tokenizer import CLIP_BPE_VOCAB_SIZE
+from clip_models.specs.tower import TextConfig, TransformerSizes
+from clip_models.specs.values import check_fields, require_token_ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig:
+class CLIPTextConfig(TransformerSizes, TextConfig):
     """CLIP's text transformer, with the options of CLIPA, SigLIP, MetaCLIP 2 and CoCa."""
 
-    kind_of_config: ClassVar[str] = "clip"
+    TOWER = "clip_models.towers.text.clip:TextTransformer"
 
-    context_length: int = 77
-    """Longest input in tokens, start and end included (CoCa's class token not)."""
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Rows of the token embedding."""
-    width: int = 512
-    """Channels of the residual stream."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLP over width."""
     ls_init_value: float | None = None
     """Initial value of LayerScale; None is none."""
     embed_cls: bool = False
-    """Append a learned class token, which is then what is pooled (CoCa)."""
+    """Append a learned class token, which is then pooled (CoCa)."""
     pad_id: int = 0
     """Id of the padding."""
     eos_id: int | None = None
@@ -38,79 +29,55 @@ class CLIPTextConfig:
     """Let every token attend to all, to the right too."""
     final_ln_after_pool: bool = False
     """Apply the last LayerNorm to the pooled vector, not to the tokens."""
-    pool_type: str = "argmax"
+    pool_type: Literal["argmax", "eos", "first", "last", "none"] = "argmax"
     """argmax: the token of the highest id. eos: the first eos_id. first, last: that position. none: all tokens."""
     proj_bias: bool = False
     """Give the projection a bias; it is then a linear layer and not a matrix."""
-    proj_type: str = "linear"
+    proj_type: Literal["linear", "none"] = "linear"
     """linear, or none: no projection."""
-    output_tokens: bool = False
-    """Return all tokens beside the pooled vector."""
     norm_eps: float = 1e-5
     """Epsilon of the LayerNorms."""
     gelu_tanh: bool = False
     """GELU by its tanh approximation."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "text", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_eps"
-        )
-        require_divides("text", self.width, self.heads, "width", "heads")
-        require_choice("text.pool_type", self.pool_type, ("argmax", "eos", "first", "last", "none"))
-        require_choice("text.proj_type", self.proj_type, ("linear", "none"))
+        self.check_sizes("text", "norm_eps")
         if self.context_length < 3:
             raise ClipModelsError(f"text.context_length {self.context_length} has no room for start, a token and end")
         if self.pool_type == "eos" and self.eos_id is None:
             raise ClipModelsError("text.pool_type eos needs text.eos_id, the tokenizer's end token")
-        for name in ("pad_id", "eos_id"):
-            token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ClipModelsError(f"text.{name} {token} is outside the vocabulary of {self.vocab_size}")
+        require_token_ids(self, "pad_id", "eos_id")
         if self.proj_bias and self.proj_type == "none":
             raise ClipModelsError("text.proj_bias has no effect with text.proj_type none; leave it out")
 
     @property
     def spare_columns(self) -> str:
-        """Which columns at the right of a batch of token ids change no feature and may be cut off.
-
-        after_pooled: those after the pooled token of every caption. padding: those that hold padding only. none.
-        """
         alone = not (self.no_causal_mask or self.embed_cls or self.output_tokens)
         return "after_pooled" if alone and self.pool_type in ("argmax", "eos") else "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFTextConfig:
+class HFTextConfig(TextConfig):
     """An encoder of the transformers library with a pooler and a projection. Needs the extra `hf`."""
 
-    kind_of_config: ClassVar[str] = "hf"
+    TOWER = "clip_models.towers.text.hf:HFTextTower"
 
     model_name: str
     """Id of the model on the hub; names where default weights and the tokenizer come from."""
     config: dict[str, Any] = field(hash=False)
     """The model's configuration as transformers writes it, `model_type` included, so that nothing is downloaded."""
-    context_length: int = 77
-    """Longest input in tokens."""
-    pooler_type: str = "mean_pooler"
+    pooler_type: Literal["mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler"] = "mean_pooler"
     """mean_pooler, max_pooler, cls_pooler (the model's own where it has one) or cls_last_hidden_state_pooler."""
-    proj_type: str = "mlp"
+    proj_type: Literal["linear", "mlp", "none"] = "mlp"
     """linear, mlp (hidden width halfway between), or none where the widths agree."""
-    output_tokens: bool = False
-    """Return all tokens beside the pooled vector."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "text", "context_length")
+        check_fields(self, "text.", "context_length")
         if not self.model_name:
             raise ClipModelsError("text.model_name is empty; name the model on the hub")
         for key in ("model_type", "vocab_size", "d_model" if "d_model" in self.config else "hidden_size"):
             if key not in self.config:
                 raise ClipModelsError(f"text.config of {self.model_name!r} lacks the key {key!r}")
-        require_choice(
-            "text.pooler_type",
-            self.pooler_type,
-            ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler"),
-        )
-        require_choice("text.proj_type", self.proj_type, ("linear", "mlp", "none"))
 
     @property
     def vocab_size(self) -> int:
@@ -118,12 +85,11 @@ class HFTextConfig:
 
     @property
     def pad_id(self) -> int | None:
-        """Id of the padding; None where the configuration leaves it to the library."""
+        """Id of the padding; None if the configuration does not set it."""
         return self.config.get("pad_token_id")
 
     @property
     def spare_columns(self) -> str:
-        """See `CLIPTextConfig.spare_columns`."""
         return "none" if self.output_tokens or self.pad_id is None else "padding"
 
     @property
@@ -133,22 +99,13 @@ class HFTextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(TransformerSizes):
     """CoCa's multimodal decoder: causal self-attention, and cross-attention to the image tokens after each block."""
 
     context_length: int = 76
     """Longest input in tokens."""
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Classes of the output."""
-    width: int = 512
-    """Channels of the residual stream; those of the text tower."""
-    heads: int = 8
-    """Attention heads; divides width."""
-    layers: int = 12
-    """Number of pairs of blocks."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the MLPs over width."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "decoder", "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
-        require_divides("decoder", self.width, self.heads, "width", "heads")
+        self.check_sizes("decoder")

@@ -1,27 +1,21 @@
 """The kinds of image tower. Field names are OpenCLIP's `vision_cfg` keys where it has them."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import require_choice, require_divides, require_positive
-
-
-def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that may be one number for both."""
-    return (size, size) if isinstance(size, int) else size
+from clip_models.specs.tower import VisionConfig, as_pair
+from clip_models.specs.values import check_fields, require_divides
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ViTConfig(VisionConfig):
     """CLIP's own vision transformer."""
 
-    kind_of_config: ClassVar[str] = "vit"
+    TOWER = "clip_models.towers.image.vit:VisionTransformer"
 
-    image_size: int | tuple[int, int] = 224
-    """Side of the square input in pixels, or (height, width)."""
     patch_size: int = 16
-    """Side of a patch, in pixels. A border that is narrower than a patch is not looked at, as in OpenCLIP."""
+    """Side of a patch, in pixels. A border that is narrower than a patch is ignored, as in OpenCLIP."""
     width: int = 768
     """Channels of the residual stream."""
     layers: int = 12
@@ -35,18 +29,18 @@ class ViTConfig:
     patch_dropout: float = 0.0
     """Share of the patches that is left out in training; 0 ≤ … < 1."""
     attentional_pool: bool = False
-    """Pool by cross-attention of learned queries (CoCa) in place of pool_type."""
+    """Pool by cross-attention of learned queries (CoCa) instead of pool_type."""
     attn_pooler_queries: int = 256
     """Queries of the attentional pooler."""
     attn_pooler_heads: int = 8
     """Heads of the attentional pooler."""
     no_ln_pre: bool = False
     """Leave out the LayerNorm before the first block."""
-    pos_embed_type: str = "learnable"
+    pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
     """learnable, or sin_cos_2d: fixed."""
     final_ln_after_pool: bool = False
     """Apply the last LayerNorm to the pooled vector, not to the tokens."""
-    pool_type: str = "tok"
+    pool_type: Literal["tok", "avg", "none"] = "tok"
     """tok: the class token. avg: mean of the patches. none: all tokens."""
     output_tokens: bool = False
     """Return the patch tokens beside the pooled vector."""
@@ -56,8 +50,8 @@ class ViTConfig:
     """GELU by its tanh approximation."""
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "vision", "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio",
+        check_fields(
+            self, "vision.", "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio",
             "attn_pooler_queries", "attn_pooler_heads", "norm_eps",
         )  # fmt: skip
         if min(as_pair(self.image_size)) < self.patch_size:
@@ -65,11 +59,9 @@ class ViTConfig:
                 f"vision.image_size {self.image_size} is less than one patch of {self.patch_size} pixels"
             )
         require_divides("vision", self.width, self.head_width, "width", "head_width")
-        require_choice("vision.pos_embed_type", self.pos_embed_type, ("learnable", "sin_cos_2d"))
-        require_choice("vision.pool_type", self.pool_type, ("tok", "avg", "none"))
         if self.pos_embed_type == "sin_cos_2d" and self.width % 4:
             raise ClipModelsError(f"vision.pos_embed_type sin_cos_2d needs vision.width {self.width} to divide by 4")
-        _require_share("patch_dropout", self.patch_dropout)
+        _require_shares(patch_dropout=self.patch_dropout)
 
     @property
     def heads(self) -> int:
@@ -83,13 +75,11 @@ class ViTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(VisionConfig):
     """OpenAI's modified ResNet: three-convolution stem, antialiased strides, attention pooling."""
 
-    kind_of_config: ClassVar[str] = "resnet"
+    TOWER = "clip_models.towers.image.resnet:ModifiedResNet"
 
-    image_size: int | tuple[int, int] = 224
-    """Side of the square input in pixels, or (height, width)."""
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Blocks of the four stages."""
     width: int = 64
@@ -98,7 +88,7 @@ class ResNetConfig:
     """Channels of one head of the attention pooling, whose width is 32 · width."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "vision", "image_size", "layers", "width", "head_width")
+        check_fields(self, "vision.", "image_size", "layers", "width", "head_width")
         require_divides("vision", self.width * 32, self.head_width, "width · 32 =", "head_width")
         if min(as_pair(self.image_size)) < 32:
             raise ClipModelsError(f"vision.image_size {self.image_size} is less than a ResNet's stride of 32 pixels")
@@ -109,19 +99,17 @@ class ResNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmConfig:
+class TimmConfig(VisionConfig):
     """A trunk of the timm library and the head that OpenCLIP puts on it. Needs the extra `timm`."""
 
-    kind_of_config: ClassVar[str] = "timm"
+    TOWER = "clip_models.towers.image.timm:TimmTower"
 
     model_name: str
     """timm's name of the trunk."""
-    image_size: int | tuple[int, int] = 224
-    """Side of the square input in pixels, or (height, width)."""
     pool: str = "avg"
     """timm's global_pool; "" is the trunk's own; abs_attn, rot_attn: timm's attention pooling in the head."""
-    proj: str = "linear"
-    """linear, mlp, none; "" lets the trunk's classifier do it."""
+    proj: Literal["linear", "mlp", "none", ""] = "linear"
+    """linear, mlp, none; "" uses the trunk's classifier."""
     proj_bias: bool = False
     """Give a linear projection a bias."""
     drop: float = 0.0
@@ -131,24 +119,18 @@ class TimmConfig:
     patch_dropout: float = 0.0
     """Share of the patches that is left out in training, for trunks that can."""
     model_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments for timm.create_model that make the trunk another one than its name says: depth, embed_dim, …"""
+    """Arguments for timm.create_model that change the named trunk: depth, embed_dim, …"""
 
     def __post_init__(self) -> None:
-        require_positive(self, "vision", "image_size")
-        require_choice("vision.proj", self.proj, ("linear", "mlp", "none", ""))
+        check_fields(self, "vision.", "image_size")
         if not self.model_name:
             raise ClipModelsError("vision.model_name is empty; name a model of timm")
         if self.proj_bias and self.proj in ("", "none"):
             raise ClipModelsError(f"vision.proj_bias has no effect with vision.proj {self.proj!r}; leave it out")
-        _require_share("patch_dropout", self.patch_dropout)
-        _require_share("drop", self.drop)
-        _require_share("drop_path", self.drop_path or 0.0)
+        _require_shares(patch_dropout=self.patch_dropout, drop=self.drop, drop_path=self.drop_path or 0.0)
 
 
-def _require_share(name: str, share: float) -> None:
-    if not 0 <= share < 1:
-        raise ClipModelsError(f"vision.{name} {share} must be a share, 0 <= share < 1")
-
-
-VisionConfig = ViTConfig | ResNetConfig | TimmConfig
-"""What `ModelSpec.vision` may be; `kind` in plain data: vit, resnet, timm."""
+def _require_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            raise ClipModelsError(f"vision.{name} {share} must be a share, 0 <= share < 1")

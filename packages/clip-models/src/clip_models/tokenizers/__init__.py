@@ -1,4 +1,4 @@
-"""Captions to token ids."""
+"""Tokenizers: captions to token ids."""
 
 from clip_models.tokenizers.base import Tokenizer
 from clip_models.tokenizers.cleaning import clean_caption

@@ -1,98 +1,79 @@
-"""What every tokenizer offers, and what they share. Free of torch until one is called."""
+"""The base of all tokenizers. Free of torch until one is called."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from clip_models.errors import ClipModelsError
-from clip_models.specs.plain import require_choice
+from clip_models.specs.values import require_choice
 from clip_models.tokenizers.cleaning import CLEANINGS
 
 if TYPE_CHECKING:
     import torch
 
+    from clip_models.specs import ModelSpec
+
 Captions = str | Sequence[str]
 
 
-class Tokenizer(Protocol):
-    """Captions → rows of token ids, all of one length: the caption's tokens, its end where the tokenizer has one, and
-    padding on the right. A caption that is too long loses its tail and keeps its end token.
+class Tokenizer(ABC):
+    """Captions → rows of token ids of one length: the caption's tokens, the end token if there is one, and padding.
 
-    Tokenizers pickle, and what is unpickled needs neither torch nor a network, so that reader processes are small.
+    A caption that is too long loses its tail and keeps its end token. Tokenizers can be pickled; an unpickled one needs
+    neither torch nor a network, so that reader processes are small. A kind is registered in
+    `clip_models.specs.TOKENIZERS`, or named as `module:class` in a spec.
     """
 
-    context_length: int
-    """Tokens of a row."""
-    clean: str
-    """lower, whitespace, whitespace_underscore or canonicalize; see `clean_caption`."""
+    own_cleaning: ClassVar[str] = "whitespace"
+    """Cleaning mode of the kind if the config names none."""
     pad_token_id: int
-    """What fills the rows."""
-
-    @property
-    def eot_token_id(self) -> int | None:
-        """What ends a caption; None where nothing does."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The largest id that can come out, and one."""
-
-    def __call__(self, texts: Captions, context_length: int | None = None) -> "torch.Tensor":
-        """int64 tensor [N, context_length] of N captions. ClipModelsError names the first that is not a string."""
-
-    def encode_numpy(self, texts: Captions, context_length: int | None = None) -> np.ndarray:
-        """The same as an array, without torch."""
-
-    def encode(self, text: str) -> list[int]:
-        """All ids of one caption, without start and end."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`. Start, end and padding are spelled out. ClipModelsError for what is not an id."""
-
-    def count_tokens(self, text: str) -> int:
-        """How many tokens a row needs to hold the whole caption, its start and end included."""
-
-    def count_truncated(self, texts: Captions, context_length: int | None = None) -> int:
-        """How many of `texts` have more tokens than fit."""
-
-    def save(self, folder: Path) -> list[str]:
-        """Writes what is needed to build the tokenizer again into an existing folder; gives the files' names."""
-
-
-class CaptionTokenizer(ABC):
-    """The common part: checks, rows and counts. A subclass turns strings into lists of ids."""
-
-    pad_token_id: int
+    """Id that fills the rows."""
     eot_token_id: int | None
+    """Id that ends a caption; None if there is none."""
 
     def __init__(self, context_length: int, clean: str) -> None:
+        """`context_length`: tokens of a row. `clean`: a mode of `clean_caption`."""
         require_choice("tokenizer.clean", clean, CLEANINGS)
         self.clean = clean
         self.context_length = context_length
         self._length(None)
 
+    @classmethod
+    def from_spec(cls, spec: "ModelSpec", context_length: int, clean: str, cache_dir: Any = None) -> Self:
+        """Returns the tokenizer of a spec. Raises ClipModelsError if it cannot be built."""
+        return cls(context_length, clean)
+
     @property
     @abstractmethod
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """One more than the largest id that it can emit."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Returns all ids of one caption, without start and end."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> list[str]:
+        """Writes the files of the tokenizer into an existing folder; returns their names."""
 
     @abstractmethod
     def _rows(self, texts: Sequence[str], length: int | None) -> Iterable[list[int]]:
-        """The ids of each caption with start and end; cut to `length`, or whole where that is None."""
+        """Returns the ids of each caption with start and end, cut to `length` unless that is None."""
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str: ...
 
     def __call__(self, texts: Captions, context_length: int | None = None) -> "torch.Tensor":
+        """Returns an int64 tensor [N, context_length]. Raises ClipModelsError for a caption that is not a string."""
         import torch
 
         return torch.from_numpy(self.encode_numpy(texts, context_length))
 
     def encode_numpy(self, texts: Captions, context_length: int | None = None) -> np.ndarray:
+        """Returns the same as an array, without torch."""
         length = self._length(context_length)
         texts = require_strings(texts)
         out = np.full((len(texts), length), self.pad_token_id, dtype=np.int64)
@@ -101,14 +82,17 @@ class CaptionTokenizer(ABC):
         return out
 
     def count_tokens(self, text: str) -> int:
+        """Returns how many tokens the whole caption has, its start and end included."""
         (ids,) = self._rows(require_strings([text]), None)
         return len(ids)
 
     def count_truncated(self, texts: Captions, context_length: int | None = None) -> int:
+        """Returns how many of `texts` have more tokens than fit."""
         length = self._length(context_length)
         return sum(len(ids) > length for ids in self._rows(require_strings(texts), None))
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, with start, end and padding. Raises ClipModelsError for an unknown id."""
         plain = [int(i) for i in ids]
         last = self._last_id()
         for i in plain:
@@ -117,7 +101,7 @@ class CaptionTokenizer(ABC):
         return self._decode(plain)
 
     def _last_id(self) -> int:
-        """The highest id that has a meaning, which captions need not be able to give."""
+        """Returns the highest id that can be decoded, which may be above those that captions give."""
         return self.vocab_size - 1
 
     def _length(self, context_length: int | None) -> int:
@@ -128,7 +112,7 @@ class CaptionTokenizer(ABC):
 
 
 def require_strings(texts: Captions) -> Sequence[str]:
-    """The captions as a sequence; ClipModelsError names the first that is not a string."""
+    """Returns the captions as a sequence. Raises ClipModelsError for the first that is not a string."""
     texts = [texts] if isinstance(texts, str) else texts
     for row, text in enumerate(texts):
         if not isinstance(text, str):

@@ -1,7 +1,7 @@
 """CLIP's byte-pair encoding, with ids identical to OpenCLIP's SimpleTokenizer. Free of torch until it is called.
 
-Captions are cut at white space, and the ids of each piece are remembered: no token of this encoding crosses white
-space, so that most captions are a handful of dictionary look-ups.
+Captions are split at white space, and the ids of each piece are cached: no token of this encoding crosses white space,
+so that most captions are a few dictionary look-ups.
 """
 
 import functools
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import regex
 
-from clip_models.specs.plain import require_choice
-from clip_models.tokenizers.base import Captions, CaptionTokenizer, require_strings
+from clip_models.specs import ModelSpec
+from clip_models.specs.values import require_choice
+from clip_models.tokenizers.base import Captions, Tokenizer, require_strings
 from clip_models.tokenizers.cleaning import mend
 from clip_models.tokenizers.reductions import REDUCTIONS, keep_by_syntax, reduce_ids
 
 START, END = "<start_of_text>", "<end_of_text>"
-_MERGES = 49152 - 256 - 2  # the file holds more than CLIP was trained with
+_MERGES = 49152 - 256 - 2  # the file has more than CLIP was trained with
 _CACHED_PIECES = 1 << 16  # about 15 MB at the most
 _LONGEST_CACHED = 32
 _PIECE = regex.compile(
@@ -39,10 +40,10 @@ class _Vocabulary(NamedTuple):
 
 @functools.cache
 def _vocabulary() -> _Vocabulary:
-    """The vocabulary file, read once per process."""
+    """Returns the vocabulary, read once per process."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    # Bytes that would print badly stand as the code points from 256 on; ids follow this order.
+    # Bytes that are not printable are code points from 256 on; ids follow this order.
     byte_of_symbol = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
     symbol_of_byte = [""] * 256
     for symbol, byte in byte_of_symbol.items():
@@ -62,9 +63,9 @@ def _vocabulary() -> _Vocabulary:
 
 
 def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding of one word: again and again join all occurrences of its best-ranked pair, left to right.
+    """Returns the byte-pair encoding of one word: joins all occurrences of its best-ranked pair until none is left.
 
-    A heap of pairs over a linked list makes it n·log n: text without spaces comes as words of many thousand bytes.
+    A heap of pairs over a linked list makes it n·log n: text without spaces gives words of many thousand bytes.
     """
     size = len(symbols)
     following = [*range(1, size), -1]
@@ -97,14 +98,15 @@ def _merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return [symbol for symbol in symbols if symbol]
 
 
-class ClipTokenizer(CaptionTokenizer):
-    """Captions → token ids: start, the caption's tokens, end, zeros. A caption that is too long loses its tail, or
-    what `reduction` takes from it, and keeps its end token; `count_truncated` tells how many do.
+class ClipTokenizer(Tokenizer):
+    """Captions → token ids: start, the caption's tokens, end, zeros. A long caption loses its tail, or what `reduction`
+    removes, and keeps its end token.
 
     `clean`: lower, whitespace (keeps the case), whitespace_underscore or canonicalize. `reduction`: "" or CLIPA's
-    simple, random, shuffle, syntax. Pickles as its settings: a worker process reads the vocabulary itself, once.
+    simple, random, shuffle, syntax. The vocabulary is not pickled: each process reads it once.
     """
 
+    own_cleaning = "lower"
     sot_token_id: int = 49406
     eot_token_id: int = 49407
     pad_token_id: int = 0
@@ -115,6 +117,10 @@ class ClipTokenizer(CaptionTokenizer):
         self.reduction = reduction
         self._ids_of_piece: dict[str, tuple[int, ...]] = {}
 
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "ClipTokenizer":
+        return cls(context_length, clean, spec.tokenizer.reduction)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ids_of_piece": {}}
 
@@ -123,20 +129,18 @@ class ClipTokenizer(CaptionTokenizer):
         return len(_vocabulary().encoder)
 
     def encode(self, text: str) -> list[int]:
-        """All ids of one caption, without start and end."""
         return self._ids(require_strings([text])[0], None)
 
     def count_truncated(self, texts: Captions, context_length: int | None = None) -> int:
-        """How many of `texts` have more tokens than fit."""
         room = self._length(context_length) - 2
         return sum(len(self._ids(text, room)) > room for text in require_strings(texts))
 
     def vocabulary(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """(the id of every token, the merges from the first to the last)."""
+        """Returns (the id of every token, the merges from the first to the last)."""
         return dict(_vocabulary().encoder), list(_vocabulary().ranks)
 
     def save(self, folder: Path) -> list[str]:
-        """Nothing: the vocabulary is part of this package, the settings of the model's spec."""
+        """Writes nothing: the vocabulary is part of this package, the config of the model's spec."""
         return []
 
     def _rows(self, texts: Sequence[str], length: int | None) -> Iterator[list[int]]:
@@ -152,14 +156,14 @@ class ClipTokenizer(CaptionTokenizer):
             yield [start, *reduce_ids(self._ids(text, None), room, self.reduction), end]
 
     def _decode(self, ids: list[int]) -> str:
-        """A space follows each word."""
+        """Returns the text with a space after each word."""
         vocabulary = _vocabulary()
         joined = "".join([vocabulary.decoder[i] for i in ids])
         raw = bytes(vocabulary.byte_of_symbol[symbol] for symbol in joined)
         return raw.decode("utf-8", errors="replace").replace("</w>", " ")
 
     def _ids(self, text: str, enough: int | None) -> list[int]:
-        """The ids of `text`, all of them or at least the first `enough` + 1."""
+        """Returns the ids of `text`, all or at least the first `enough` + 1."""
         ids: list[int] = []
         known = self._ids_of_piece
         for piece in mend(text, self.clean).split():

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_models.errors import ClipModelsError
+from clip_models.errors import ClipModelsError, registered
 from clip_models.specs import (
+    TOKENIZERS,
     CLIPTextConfig,
-    HFTextConfig,
     ModelSpec,
     ModernTextConfig,
     TokenizerConfig,
@@ -23,7 +23,6 @@ from clip_models.tokenizers.clip_bpe import ClipTokenizer
 if TYPE_CHECKING:
     import torch
 
-_OWN_CLEANING = {"clip-bpe": "lower", "sentencepiece": "canonicalize", "hf": "whitespace", "tiktoken": "whitespace"}
 _OPENCLIP_NAMES = {"reduction_mask": "reduction", "tokenizer_mode": "mode"}
 
 
@@ -33,11 +32,11 @@ def get_tokenizer(
     cache_dir: str | os.PathLike[str] | None = None,
     **overrides: str | bool,
 ) -> Tokenizer:
-    """The tokenizer of an architecture (its name, a spec, or where a model lies as in `create_model`), checked to
-    fit it.
+    """Returns the tokenizer of an architecture: of its name, of a spec, or of a model source as in `create_model`.
 
     `context_length`: that of the text tower unless a smaller one is given. `overrides`: fields of TokenizerConfig, as
-    in clean="canonicalize" or reduction="simple". `cache_dir`: the hub's cache. Errors: ClipModelsError.
+    in clean="canonicalize" or reduction="simple". `cache_dir`: the hub's cache. Raises ClipModelsError, also if the
+    tokenizer does not fit the text tower (see `check_fit`).
     """
     spec = _resolve(model_name, cache_dir)
     fields = {field.name for field in dataclasses.fields(TokenizerConfig)}
@@ -45,16 +44,17 @@ def get_tokenizer(
     if unknown := sorted(renamed.keys() - fields):
         raise ClipModelsError(f"get_tokenizer has no option {unknown[0]!r}; choose from {', '.join(sorted(fields))}")
     spec = dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, **renamed))  # type: ignore[arg-type]
-    tokenizer = _build(spec, spec.text.context_length if context_length is None else context_length, cache_dir)
+    clean = cleaning_of(spec.tokenizer)
+    length = spec.text.context_length if context_length is None else context_length
+    tokenizer: Tokenizer = registered(TOKENIZERS, spec.tokenizer.kind).from_spec(spec, length, clean, cache_dir)
     check_fit(tokenizer, spec)
     return tokenizer
 
 
 def check_fit(tokenizer: Tokenizer, spec: ModelSpec) -> None:
-    """ClipModelsError where the tokenizer's ids are not those that the spec's text tower was made for.
+    """Raises ClipModelsError if the tokenizer's ids are not those that the spec's text tower was trained with.
 
-    Such a pair runs without a complaint and gives poor features: an end token that is not the one pooled, captions
-    that keep the punctuation which the tower never saw.
+    Such a pair runs without an error and gives poor features, for example because another token than the end is pooled.
     """
     text, name = spec.text, spec.name
     if tokenizer.context_length > text.context_length:
@@ -85,26 +85,26 @@ def check_fit(tokenizer: Tokenizer, spec: ModelSpec) -> None:
             f"{name} pools the token text.eos_id {text.eos_id}, the tokenizer ends captions with {eos}; give"
             f" text.eos_id, or tokenizer.kind and tokenizer.name, of the weights ({_described(spec.tokenizer)})"
         )
-    pad = _masked_padding(text)
-    if pad is not None and tokenizer.pad_token_id != pad:
+    masks_padding = not isinstance(text, CLIPTextConfig) or text.embed_cls
+    if masks_padding and text.pad_id is not None and tokenizer.pad_token_id != text.pad_id:
         raise ClipModelsError(
-            f"the text tower of {name} leaves out the padding text.pad_id {pad}, the tokenizer pads with"
+            f"the text tower of {name} masks the padding text.pad_id {text.pad_id}, the tokenizer pads with"
             f" {tokenizer.pad_token_id}; give text.pad_id, or tokenizer.kind and tokenizer.name, of the weights"
         )
 
 
 def cleaning_of(config: TokenizerConfig) -> str:
-    """The cleaning mode of a config, which may leave it to the kind of tokenizer."""
-    return config.clean or _OWN_CLEANING[config.kind]
+    """Returns the cleaning mode of a config: its own, or the default of the kind of tokenizer."""
+    return config.clean or str(registered(TOKENIZERS, config.kind).own_cleaning)
 
 
 def tokenize(texts: Captions, context_length: int = 77) -> "torch.Tensor":
-    """CLIP's own ids: int64 tensor [N, context_length]."""
+    """Returns CLIP's own ids: int64 tensor [N, context_length]."""
     return _clip()(texts, context_length)
 
 
 def decode(output_ids: Iterable[int]) -> str:
-    """Text of CLIP's own ids, a one-dimensional tensor or any other sequence."""
+    """Returns the text of CLIP's own ids, a one-dimensional tensor or any other sequence."""
     return _clip().decode(output_ids)
 
 
@@ -127,45 +127,6 @@ def _resolve(model_name: str | ModelSpec, cache_dir: str | os.PathLike[str] | No
     if spec.tokenizer.kind == "hf" and (folder / "tokenizer_config.json").is_file():
         return dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, name=str(folder)))
     return spec
-
-
-def _build(spec: ModelSpec, context_length: int, cache_dir: str | os.PathLike[str] | None) -> Tokenizer:
-    config, clean = spec.tokenizer, cleaning_of(spec.tokenizer)
-    if config.kind == "hf":
-        from clip_models.tokenizers.hf import HFTokenizer
-
-        return HFTokenizer(
-            config.name,
-            context_length,
-            clean,
-            strip_sep_token=config.strip_sep_token,
-            language=config.language,
-            mode=config.mode,
-            cache_dir=cache_dir,
-        )
-    if config.kind == "sentencepiece":
-        from clip_models.tokenizers.sentencepiece import SigLipTokenizer
-
-        return SigLipTokenizer(config.name, context_length, clean, cache_dir=cache_dir)
-    if config.kind == "tiktoken":
-        from clip_models.tokenizers.tiktoken import TikTokenTokenizer
-
-        text = spec.text
-        if isinstance(text, HFTextConfig) or text.eos_id is None:
-            raise ClipModelsError(f"tokenizer.kind tiktoken takes its control ids from text.eos_id, which {spec.name!r}"
-                                  " does not set")  # fmt: skip
-        bos_id = text.bos_id if isinstance(text, ModernTextConfig) else None
-        return TikTokenTokenizer(
-            config.name, context_length, clean, eos_id=text.eos_id, pad_id=text.pad_id, bos_id=bos_id
-        )
-    return ClipTokenizer(context_length, clean, config.reduction)
-
-
-def _masked_padding(text: CLIPTextConfig | ModernTextConfig | HFTextConfig) -> int | None:
-    """The id that the tower takes for padding and does not attend to; None where it looks at all positions."""
-    if isinstance(text, CLIPTextConfig) and not text.embed_cls:
-        return None
-    return text.pad_id
 
 
 def _described(config: TokenizerConfig) -> str:

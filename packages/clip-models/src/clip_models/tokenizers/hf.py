@@ -1,7 +1,7 @@
 """Tokenizers of the Hugging Face libraries, with ids identical to OpenCLIP's HFTokenizer.
 
-transformers is asked once, for what its many kinds of files mean; the ids come from the `tokenizers` object that it
-builds, so that reader processes, to which it travels, import neither transformers nor torch.
+transformers reads the files; the ids come from the `tokenizers` object that it builds, so that reader processes, which
+unpickle it, import neither transformers nor torch.
 """
 
 import os
@@ -11,22 +11,23 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
-from clip_models.tokenizers.base import CaptionTokenizer, require_strings
+from clip_models.specs import ModelSpec
+from clip_models.tokenizers.base import Tokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 from clip_models.weights import hub
 
 _FAST = "tokenizer.json"
 _SLOW = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
-_SETTINGS = ("added_tokens.json", "special_tokens_map.json", "config.json", "tokenizer_config.json")
-_LANGUAGE_INSIDE = "language_inside"  # key of a saved tokenizer, which marks this language and no other
+_CONFIGS = ("added_tokens.json", "special_tokens_map.json", "config.json", "tokenizer_config.json")
+_LANGUAGE_INSIDE = "language_inside"  # key of a saved tokenizer that marks this language only
 
 
-class HFTokenizer(CaptionTokenizer):
+class HFTokenizer(Tokenizer):
     """A tokenizer by its id on the hub, its folder or its tokenizer.json.
 
     `strip_sep_token`: the separator that ends a caption becomes padding 0 (CLIPA). `language`: that of the captions,
-    for tokenizers that mark it (NLLB). `mode` clips: start, caption, end, padding, and the class token as the last one.
-    What is in the hub's cache is used without a request. Errors: ClipModelsError.
+    for tokenizers that mark it (NLLB). `mode` clips: start, caption, end, padding, and the class token last. Files in
+    the hub's cache are used without a request. Raises ClipModelsError.
     """
 
     def __init__(
@@ -45,24 +46,24 @@ class HFTokenizer(CaptionTokenizer):
         self.strip_sep_token = strip_sep_token
         self.language = language
         self.mode = mode
-        # Several readers tokenize at once; threads in each of them would only be in each other's way.
+        # Several reader processes tokenize at once; threads in each of them would compete.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         loaded = _load(self.name, cache_dir)
         if language:
             self._set_language(loaded, language)
         self.eot_token_id = loaded.eos_token_id if loaded.eos_token_id is not None else loaded.sep_token_id
         if loaded.pad_token_id is None:
-            raise ClipModelsError(f"the tokenizer {self.name!r} has no padding token; name one in its settings")
+            raise ClipModelsError(f"{self.name!r} has no padding token; set pad_token in its tokenizer_config.json")
         self.pad_token_id = loaded.pad_token_id
         self._sep: int | None = None
         if strip_sep_token:
             self._sep, self.eot_token_id = loaded.sep_token_id, None
             if self._sep is None:
-                raise ClipModelsError(f"tokenizer.strip_sep_token needs a separator, which {self.name!r} has not")
+                raise ClipModelsError(f"tokenizer.strip_sep_token needs a separator, which {self.name!r} does not have")
         self._clips = (loaded.bos_token_id, loaded.eos_token_id, loaded.cls_token_id)
         if mode == "clips" and None in self._clips:
             raise ClipModelsError(
-                f"tokenizer.mode 'clips' needs tokens for start, end and class, which {self.name!r} does not all have"
+                f"tokenizer.mode 'clips' needs tokens for start, end and class, which {self.name!r} does not have"
             )
         self._special_tokens = {
             key: str(token) for key, token in loaded.special_tokens_map.items() if isinstance(token, str)
@@ -74,6 +75,12 @@ class HFTokenizer(CaptionTokenizer):
 
         vocabulary = self._backend.get_vocab(with_added_tokens=False).values()
         self._vocab_size: int = max(*vocabulary, self.pad_token_id, *self._rows([""], None)[0]) + 1
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "HFTokenizer":
+        config = spec.tokenizer
+        options = (config.strip_sep_token, config.language, config.mode)
+        return cls(config.name, context_length, clean, *options, cache_dir=cache_dir)
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +126,7 @@ class HFTokenizer(CaptionTokenizer):
         self._truncate(length)
         try:
             found = self._backend.encode_batch_fast(list(texts), add_special_tokens=specials)
-        except (UnicodeEncodeError, TypeError):  # what the library says of lone surrogates
+        except (UnicodeEncodeError, TypeError):  # the library's errors for lone surrogates
             plain = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
             found = self._backend.encode_batch_fast(plain, add_special_tokens=specials)
         return [encoding.ids for encoding in found]
@@ -138,14 +145,14 @@ class HFTokenizer(CaptionTokenizer):
             return
         mark = getattr(loaded, "set_src_lang_special_tokens", None)
         if not callable(mark):
-            raise ClipModelsError(f"tokenizer.language {language!r}: {self.name!r} does not mark languages")
+            raise ClipModelsError(f"tokenizer.language {language!r}: {self.name!r} marks no language; leave it out")
         if language not in loaded.all_special_tokens:
             raise ClipModelsError(f"tokenizer.language {language!r} is not one of {self.name!r}; as in eng_Latn")
         mark(language)
 
 
 def _load(name: str, cache_dir: str | os.PathLike[str] | None) -> Any:
-    """The fast tokenizer of transformers."""
+    """Returns the fast tokenizer of transformers."""
     transformers = require("transformers", "hf", f"the tokenizer {name!r}")
     path = Path(name)
     if path.is_file():
@@ -157,9 +164,13 @@ def _load(name: str, cache_dir: str | os.PathLike[str] | None) -> Any:
     if on_hub and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ClipModelsError(f"there is no tokenizer at {name!r}; give a folder, a tokenizer.json or org/name")
     source = name if on_hub else str(path)
-    if on_hub and not _is_cached(name, cache_dir):
-        _fetch(name, cache_dir)
-    # Without trust_remote_code=False the library asks on the terminal whether to run Python files beside the settings.
+    if on_hub:
+        from huggingface_hub import try_to_load_from_cache
+
+        folder = None if cache_dir is None else os.fspath(cache_dir)
+        if not isinstance(try_to_load_from_cache(name, _CONFIGS[-1], cache_dir=folder), str):
+            _fetch(name, cache_dir)
+    # Without trust_remote_code=False the library asks on the terminal whether to run Python files of the repository.
     options = {"local_files_only": True, "cache_dir": cache_dir, "trust_remote_code": False}
     try:
         try:
@@ -171,7 +182,7 @@ def _load(name: str, cache_dir: str | os.PathLike[str] | None) -> Any:
             loaded = transformers.AutoTokenizer.from_pretrained(source, **options)
     except ClipModelsError:
         raise
-    except Exception as error:  # whatever the library's parsers raise
+    except Exception as error:  # any exception of the library's parsers
         raise ClipModelsError(f"no tokenizer can be read from {name!r} ({first_line(error)})") from error
     if not loaded.is_fast:
         raise ClipModelsError(f"the tokenizer {name!r} has no fast form; convert it to a tokenizer.json first")
@@ -179,7 +190,7 @@ def _load(name: str, cache_dir: str | os.PathLike[str] | None) -> Any:
 
 
 def _from_file(transformers: Any, path: Path) -> Any:
-    """A tokenizer.json without the settings beside it: its special tokens go by their usual names."""
+    """Returns the tokenizer of a tokenizer.json alone: its special tokens have their usual names."""
     usual = {
         "pad_token": ("<pad>", "[PAD]", "<|pad|>"),
         "bos_token": ("<s>", "<bos>", "[BOS]", "<|startoftext|>"),
@@ -198,15 +209,8 @@ def _from_file(transformers: Any, path: Path) -> Any:
     return loaded
 
 
-def _is_cached(name: str, cache_dir: str | os.PathLike[str] | None) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = None if cache_dir is None else os.fspath(cache_dir)
-    return isinstance(try_to_load_from_cache(name, _SETTINGS[-1], cache_dir=folder), str)
-
-
 def _fetch(name: str, cache_dir: str | os.PathLike[str] | None) -> None:
-    """Puts the files of a hub tokenizer into the hub's cache; the settings last, so that where they are the rest is."""
+    """Downloads a hub tokenizer into the hub's cache; its config last, as the mark of a complete one."""
     fast = hub.find_optional(name, _FAST, cache_dir=cache_dir)
-    for file in (*(() if fast else _SLOW), *_SETTINGS):
+    for file in (*(() if fast else _SLOW), *_CONFIGS):
         hub.find_optional(name, file, cache_dir=cache_dir)

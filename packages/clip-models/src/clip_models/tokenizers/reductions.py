@@ -1,7 +1,7 @@
 """CLIPA's ways to shorten a caption, for training with very few tokens.
 
-They draw from the generators that OpenCLIP draws from, in its order, so that the same seeds give the same ids: `simple`
-from Python's random, `random` and `shuffle` from torch's. `syntax` draws nothing.
+They draw from the same generators as OpenCLIP in the same order, so that equal seeds give equal ids: `simple` from
+Python's random, `random` and `shuffle` from torch's. `syntax` is deterministic.
 """
 
 import random
@@ -15,8 +15,8 @@ REDUCTIONS = ("simple", "random", "shuffle", "syntax")
 
 
 def reduce_ids(ids: list[int], room: int, reduction: str) -> list[int]:
-    """At most `room` of `ids`. simple: a random run of them. random: a random choice, in order. shuffle: that, in
-    random order. syntax: the first ones."""
+    """Returns at most `room` of `ids`: a random run (simple), a random choice in order (random) or in random order
+    (shuffle), or the first ones (syntax)."""
     if len(ids) <= room:
         return ids
     if reduction == "simple":
@@ -31,17 +31,15 @@ def reduce_ids(ids: list[int], room: int, reduction: str) -> list[int]:
 
 
 def keep_by_syntax(texts: Sequence[str], room: int) -> list[str]:
-    """The captions with at most `room` words: nouns before adjectives, these before verbs and the rest.
+    """Returns the captions with at most `room` words: nouns first, then adjectives, then verbs, then the rest.
 
-    Among words of one kind the ones that numpy's unstable sort puts first are kept, as in OpenCLIP. Needs nltk and two
-    of its data packages; ClipModelsError says how to get them.
+    Among words of one kind those that numpy's unstable sort puts first are kept, as in OpenCLIP. Raises ClipModelsError
+    if nltk or its data packages are missing.
     """
     try:
         import nltk
     except ModuleNotFoundError as error:
-        raise ClipModelsError(
-            "tokenizer.reduction 'syntax' needs nltk, which is not installed; pip install nltk"
-        ) from error
+        raise ClipModelsError("tokenizer.reduction 'syntax' needs nltk; pip install nltk") from error
     kept = []
     for text in texts:
         try:
@@ -49,14 +47,14 @@ def keep_by_syntax(texts: Sequence[str], room: int) -> list[str]:
             tags = [tag for _, tag in nltk.pos_tag(words)]
         except LookupError as error:
             raise ClipModelsError(
-                "tokenizer.reduction 'syntax' needs nltk's data, which is not here; "
+                "tokenizer.reduction 'syntax' needs nltk's data, which is missing; "
                 "python -m nltk.downloader punkt punkt_tab averaged_perceptron_tagger averaged_perceptron_tagger_eng"
             ) from error
-        order = np.argsort(np.array([_rank(tag) for tag in tags], dtype=np.int64))
+        order = np.argsort(
+            np.array(
+                [next((i for i, kind in enumerate(("NN", "JJ", "VB")) if tag.startswith(kind)), 3) for tag in tags],
+                dtype=np.int64,
+            )
+        )
         kept.append(" ".join(words[i] for i in sorted(order[:room])))
     return kept
-
-
-def _rank(tag: str) -> int:
-    kinds = ("NN", "JJ", "VB")
-    return next((rank for rank, kind in enumerate(kinds, 1) if tag.startswith(kind)), 4)

@@ -8,7 +8,8 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
-from clip_models.tokenizers.base import CaptionTokenizer, require_strings
+from clip_models.specs import ModelSpec
+from clip_models.tokenizers.base import Tokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 from clip_models.weights import hub
 
@@ -17,16 +18,17 @@ FILES = {
     "mc4": ("google/siglip-base-patch16-256-multilingual", "spiece.model"),
     "gemma": ("google/siglip2-base-patch16-224", "tokenizer.model"),
 }
-"""Repository on the hub and file of the models that have a name: English, multilingual, SigLIP 2."""
+"""Repository on the hub and file of the named models: English, multilingual, SigLIP 2."""
 
 
-class SigLipTokenizer(CaptionTokenizer):
-    """Captions → token ids: the caption's tokens, end, padding. Nothing marks the start.
+class SigLipTokenizer(Tokenizer):
+    """Captions → token ids: the caption's tokens, end, padding. There is no start token.
 
     `name`: c4-en, mc4, gemma, or a sentencepiece model file. SigLIP was trained with the end token as padding, SigLIP 2
-    (whose vocabulary has a start token) with the padding of its own. Errors: ClipModelsError.
+    (whose vocabulary has a start token) with its own padding. Raises ClipModelsError.
     """
 
+    own_cleaning = "canonicalize"
     eot_token_id: int = 1
 
     def __init__(
@@ -40,7 +42,11 @@ class SigLipTokenizer(CaptionTokenizer):
         super().__init__(context_length, clean)
         self.name = os.fspath(name)
         library = require("sentencepiece", "hf", f"the tokenizer {self.name!r}")
-        path = _find(self.name, cache_dir)
+        path = hub.download_file(*FILES[self.name], cache_dir=cache_dir) if self.name in FILES else Path(self.name)
+        if not path.is_file():
+            raise ClipModelsError(
+                f"there is no sentencepiece model at {str(path)!r}; give a file or {', '.join(FILES)}"
+            )
         self._model: Any = library.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(path.read_bytes())
@@ -48,10 +54,13 @@ class SigLipTokenizer(CaptionTokenizer):
             raise ClipModelsError(f"{str(path)!r} is not a sentencepiece model") from error
         if self._model.eos_id() != self.eot_token_id:
             raise ClipModelsError(
-                f"the end token of {str(path)!r} is {self._model.eos_id()}; SigLIP's vocabularies have it at"
-                f" {self.eot_token_id}"
+                f"the end token of {str(path)!r} is {self._model.eos_id()}, not 1 as in SigLIP's models"
             )
         self.pad_token_id = self._model.pad_id() if self._model.bos_id() >= 0 else self.eot_token_id
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "SigLipTokenizer":
+        return cls(spec.tokenizer.name, context_length, clean, cache_dir=cache_dir)
 
     @property
     def vocab_size(self) -> int:
@@ -61,13 +70,13 @@ class SigLipTokenizer(CaptionTokenizer):
         return self._ids(require_strings([text]))[0]
 
     def save(self, folder: Path) -> list[str]:
-        """The model, and for SigLIP what transformers needs to read it; of SigLIP 2 it would make other ids."""
+        """Writes the model, and for SigLIP a config for transformers, which gives other ids for SigLIP 2."""
         (folder / "spiece.model").write_bytes(self._model.serialized_model_proto())
         if self.pad_token_id != self.eot_token_id:
             return ["spiece.model"]
         names = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.context_length, **names}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": self.context_length, **names}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         return ["spiece.model", "tokenizer_config.json"]
 
     def _rows(self, texts: Sequence[str], length: int | None) -> list[list[int]]:
@@ -80,7 +89,7 @@ class SigLipTokenizer(CaptionTokenizer):
         return self._model.EncodeAsIds(cleaned) if cleaned else []
 
     def _decode(self, ids: list[int]) -> str:
-        # The library leaves control tokens out; here they are spelled out, as by the other tokenizers.
+        # The library leaves control tokens out; the other tokenizers do not.
         parts: list[str] = []
         run: list[int] = []
         for i in ids:
@@ -90,12 +99,3 @@ class SigLipTokenizer(CaptionTokenizer):
             else:
                 run.append(i)
         return "".join([*parts, self._model.DecodeIds(run)])
-
-
-def _find(name: str, cache_dir: str | os.PathLike[str] | None) -> Path:
-    if name in FILES:
-        return hub.download_file(*FILES[name], cache_dir=cache_dir)
-    path = Path(name)
-    if not path.is_file():
-        raise ClipModelsError(f"there is no sentencepiece model at {name!r}; give a file or {', '.join(FILES)}")
-    return path

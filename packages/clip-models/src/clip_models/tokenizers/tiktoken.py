@@ -7,16 +7,17 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
-from clip_models.tokenizers.base import CaptionTokenizer, require_strings
+from clip_models.specs import ModelSpec
+from clip_models.tokenizers.base import Tokenizer, require_strings
 from clip_models.tokenizers.cleaning import clean_caption
 
 
-class TikTokenTokenizer(CaptionTokenizer):
-    """Captions → token ids: start where there is one, the caption's tokens, end, padding.
+class TikTokenTokenizer(Tokenizer):
+    """Captions → token ids: start if there is one, the caption's tokens, end, padding.
 
-    `name`: an encoding of tiktoken (r50k_base, …), which the library fetches once and keeps (TIKTOKEN_CACHE_DIR names
-    the folder), or a `.tiktoken` file, whose words are split as the encoding of its name does (GPT-2's way for other
-    names). The control ids belong to the model: they stand in its text config. Errors: ClipModelsError.
+    `name`: an encoding of tiktoken (r50k_base, …), which the library fetches once (into TIKTOKEN_CACHE_DIR), or a
+    `.tiktoken` file, whose words are split as in the encoding of its name, or as in GPT-2. The ids of start, end and
+    padding are those of the model's text config. Raises ClipModelsError.
     """
 
     def __init__(
@@ -41,9 +42,15 @@ class TikTokenTokenizer(CaptionTokenizer):
         words = self._encoding.n_vocab
         if min(self._controls) < words:
             raise ClipModelsError(
-                f"id {min(self._controls)} of a control token lies in the vocabulary of {self.name!r}; text.eos_id,"
-                f" text.pad_id and text.bos_id start at {words}"
+                f"id {min(self._controls)} of a control token is in the vocabulary of {self.name!r}; set text.eos_id,"
+                f" text.pad_id and text.bos_id from {words} on"
             )
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec, context_length: int, clean: str, cache_dir: Any = None) -> "TikTokenTokenizer":
+        text: Any = spec.text  # a modern tower with eos_id, as the spec has checked
+        ids = {"eos_id": text.eos_id, "pad_id": text.pad_id, "bos_id": text.bos_id}
+        return cls(spec.tokenizer.name, context_length, clean, **ids)
 
     @property
     def vocab_size(self) -> int:
@@ -103,16 +110,14 @@ def _from_file(tiktoken: Any, path: Path) -> Any:
     from tiktoken_ext.openai_public import r50k_pat_str
 
     if path.stem in tiktoken.list_encoding_names() and path.stem != "r50k_base":
-        raise ClipModelsError(
-            f"{path.name} needs its own way to split words, which tiktoken has; name it {path.stem!r}"
-        )
+        raise ClipModelsError(f"{path.name} needs the splitting of words of tiktoken; name it {path.stem!r}")
     try:
         pairs = [line.split() for line in path.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except OSError as error:
         raise ClipModelsError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, Error) as error:
-        raise ClipModelsError(f"{str(path)!r} is no .tiktoken file: lines of a token in base64 and its id") from error
+        raise ClipModelsError(f"{str(path)!r} is not a .tiktoken file of tokens in base64 and ids") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise ClipModelsError(f"{str(path)!r} is damaged: a .tiktoken file has every byte, and ids without gaps")
     return tiktoken.Encoding(path.stem, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})

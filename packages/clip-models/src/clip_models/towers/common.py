@@ -1,11 +1,10 @@
-"""What several towers share beside their mathematics: initialisation, frozen norms, recomputation, checks of inputs."""
+"""What several towers share: initialisation, recomputation, checks of inputs, and the padding of captions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -14,7 +13,7 @@ from clip_models.specs import CLIPTextConfig, TextConfig
 
 
 class NoRandomInit(TorchFunctionMode):
-    """Leaves memory that is to hold random numbers as it is, and untouched where the system allots it lazily."""
+    """Skips random initialisation: the memory stays as it is, and untouched where the system allots it lazily."""
 
     _SKIPPED = frozenset(
         getattr(nn.init, f"{name}_")
@@ -30,61 +29,32 @@ class NoRandomInit(TorchFunctionMode):
         return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
 
 
-def batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    return [child for child in module.modules() if isinstance(child, _BatchNorm)]
-
-
-class FreezesStatistics(nn.Module):
-    """A tower with batch norms, which can keep their statistics as they are while it trains."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frozen_statistics: list[str] = []
-
-    def freeze_locked_statistics(self) -> None:
-        """From now on the batch norms whose parameters are all locked normalise as in eval mode."""
-        self.frozen_statistics = [
-            name
-            for name, module in self.named_modules()
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
-        ]
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "FreezesStatistics":
-        super().train(mode)
-        for name in self.frozen_statistics:
-            self.get_submodule(name).eval()
-        return self
-
-
 def call_block(block: Callable[..., Any], *args: Any, recompute: bool) -> Any:
-    """The block's output; with `recompute` its inner activations are made again in the backward pass, not stored."""
+    """Returns the block's output; with `recompute` its inner activations are recomputed in the backward pass."""
     recompute = recompute and torch.is_grad_enabled()
     return checkpoint(block, *args, use_reentrant=False) if recompute else block(*args)
 
 
 def may_look(text: Tensor) -> bool:
-    """Whether the values may be read: not on an accelerator, which would be waited for, and not in a trace."""
+    """Whether the values may be read: not on an accelerator, which would have to synchronise, and not in a trace."""
     return text.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def check_text(text: Tensor, context_length: int, vocab_size: int) -> None:
-    """ClipModelsError unless `text` is [batch, 1 to context_length] token ids, which are looked at on the CPU only."""
+    """Raises ClipModelsError unless `text` is [batch, 1 to context_length] token ids. Ids are read on the CPU only."""
     if text.ndim != 2 or not 0 < text.shape[1] <= context_length:
         raise ClipModelsError(f"the text tower takes [batch, up to {context_length}] token ids, not {list(text.shape)}")
     if text.dtype not in (torch.int64, torch.int32):
         raise ClipModelsError(f"the text tower takes token ids in int64, not {text.dtype}")
     if text.numel() and may_look(text) and not 0 <= int(text.min()) <= int(text.max()) < vocab_size:
         wrong = int(text[(text < 0) | (text >= vocab_size)][0])
-        raise ClipModelsError(
-            f"token id {wrong} is outside the vocabulary of {vocab_size}; take the tokenizer of this model"
-        )
+        raise ClipModelsError(f"token id {wrong} is outside the vocabulary of {vocab_size}; use the model's tokenizer")
 
 
 def cut_captions(text: Tensor, config: TextConfig) -> Tensor:
-    """int64 [B, L] without the columns at its right that change no feature of the tower (`spare_columns`).
+    """Returns int64 [B, L] without the columns at its right that change no feature of the tower (`spare_columns`).
 
-    All of `text` where its values may not be read.
+    Returns all of `text` if its values may not be read.
     """
     if config.spare_columns == "none" or not text.numel() or not may_look(text):
         return text
@@ -98,7 +68,7 @@ def cut_captions(text: Tensor, config: TextConfig) -> Tensor:
 
 
 def pooled_at(text: Tensor, config: CLIPTextConfig) -> Tensor | None:
-    """int64 [B]: the position that CLIP's text tower pools, of int64 [B, L]; None where it pools none."""
+    """Returns int64 [B], the position in int64 [B, L] that CLIP's text tower pools; None if it pools none."""
     if config.embed_cls:
         return torch.full_like(text[:, 0], text.shape[1], dtype=torch.int64)
     match config.pool_type:
@@ -113,8 +83,16 @@ def pooled_at(text: Tensor, config: CLIPTextConfig) -> Tensor | None:
     return None
 
 
+def valid_tokens(text_BL: Tensor, pad_id: int | None) -> Tensor:
+    """Returns bool [B, L]: which tokens are not padding. Of an empty caption the first token counts, so that there is
+    something to attend to and to pool."""
+    valid_BL = text_BL.ne(pad_id) if pad_id is not None else torch.ones_like(text_BL, dtype=torch.bool)
+    first_L = torch.arange(text_BL.shape[1], device=text_BL.device) == 0
+    return valid_BL | (first_L & ~valid_BL.any(dim=1, keepdim=True))
+
+
 def check_image(image: Tensor, size: tuple[int, int] | None = None) -> None:
-    """ClipModelsError unless `image` is a batch of normalised pictures, of `size` (height, width) where it is given."""
+    """Raises ClipModelsError unless `image` is a batch of normalised images, of `size` (height, width) if given."""
     if image.ndim != 4 or image.shape[1] != 3 or size not in (None, tuple(image.shape[2:])):
         height, width = size or ("height", "width")
         raise ClipModelsError(f"the image tower takes [batch, 3, {height}, {width}], not {list(image.shape)}")

@@ -1,19 +1,18 @@
 """The layers that the native towers are made of.
 
-Parameter names and shapes are OpenCLIP's. Nothing here knows of ranks or compilation: they are applied to the blocks
-from outside.
+Parameter names and shapes are OpenCLIP's. Parallelism and compilation are applied to the blocks from outside.
 
 Shapes: B batch, L tokens, D width, H heads, C channels of a head.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models.errors import ClipModelsError
+from clip_models.towers.base import Indices, take_indices
 from clip_models.towers.common import call_block
 
 
@@ -57,8 +56,8 @@ def attend(
 ) -> Tensor:
     """PyTorch's scaled dot-product attention: [..., L, C], [..., M, C], [..., M, C] → [..., L, C].
 
-    On a CPU, what is trained in low precision is computed in float32: the gradients of its kernel take there 1.2 to 5
-    times as long in bfloat16 as in float32 (20 to 197 tokens), and are no more exact.
+    In training in low precision on a CPU it is computed in float32: the gradients of the kernel take 1.2 to 5 times as
+    long in bfloat16 as in float32 (20 to 197 tokens), and are no more exact.
     """
     if q.device.type == "cpu" and q.itemsize < 4 and torch.is_grad_enabled() and q.requires_grad:
         with torch.autocast("cpu", enabled=False):
@@ -81,7 +80,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; in place
+        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; instead
         of the causal one."""
         B, L, D = x_BLD.shape
         qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).view(B, L, 3, self.heads, D // self.heads)
@@ -91,11 +90,10 @@ class Attention(nn.Module):
         return self.out_proj(y_BHLC.transpose(1, 2).reshape(B, L, D))
 
     def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, D]: what `forward` gives at one token of each sample, at the cost of about one token.
+        """Returns what `forward` gives at one token of each sample, [B, D], at the cost of about one token.
 
-        Where there is one query, q·(W_k·x) is (W_kᵀ·q)·x and the mean of W_v·x is W_v times the mean of x: the tokens
-        themselves are the keys and the values, with the heads as queries. The bias of the keys adds the same to all
-        scores, which changes nothing.
+        For one query, q·(W_k·x) is (W_kᵀ·q)·x and the mean of W_v·x is W_v times the mean of x: the tokens themselves
+        are the keys and the values, with the heads as queries. The bias of the keys adds the same to all scores.
         """
         B, L, D = x_BLD.shape
         H, C = self.heads, D // self.heads
@@ -153,8 +151,8 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
         """[B, L, D] → [B, L, D], or → [B, D] with `pool_B`, the token of each sample that is needed afterwards.
 
-        What a token gets does not depend on what the others get in the same block, so that the last block of a tower
-        can leave out nearly all of its work and still give the pooled token the same.
+        The output of a token does not depend on the other outputs of the same block, so that the last block of a tower
+        can skip nearly all of its work.
         """
         if pool_B is None:
             x = x_BLD + self.ls_1(self.attn(self.ln_1(x_BLD), mask))
@@ -172,9 +170,26 @@ class Transformer(nn.Module):
         self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(blocks)
 
+    @classmethod
+    def of(cls, config: Any, quick_gelu: bool, causal: bool = False) -> "Transformer":
+        """Returns the blocks of the config of a native tower."""
+        return cls(
+            Block(
+                config.width,
+                config.heads,
+                config.mlp_ratio,
+                quick_gelu=quick_gelu,
+                gelu_tanh=config.gelu_tanh,
+                causal=causal,
+                ls_init_value=config.ls_init_value,
+                norm_eps=config.norm_eps,
+            )
+            for _ in range(config.layers)
+        )
+
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the matrix products, which is that of the residual stream."""
+        """Type of the matrix products and of the residual stream."""
         attention: Any = self.resblocks[0].attn
         return attention.in_proj_weight.dtype
 
@@ -186,9 +201,9 @@ class Transformer(nn.Module):
         return self._run(last, x_BLD, mask, pool_B)
 
     def intermediates(
-        self, x_BLD: Tensor, mask: Tensor | None, indices: int | Sequence[int] | None, stop_early: bool
+        self, x_BLD: Tensor, mask: Tensor | None, indices: Indices, stop_early: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """(the last output, the outputs of the chosen blocks from input to output); see `take_indices`."""
+        """Returns (the last output, the outputs of the chosen blocks from input to output); see `take_indices`."""
         taken = take_indices(len(self.resblocks), indices)
         outputs = []
         for index, block in enumerate(self.resblocks[: max(taken) + 1] if stop_early else self.resblocks):
@@ -199,49 +214,3 @@ class Transformer(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor, mask: Tensor | None, pool_B: Tensor | None = None) -> Tensor:
         return call_block(block, x, mask, pool_B, recompute=self.grad_checkpointing)
-
-
-def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Positions among `count` blocks: None takes all, a number the last so many, a sequence those named, -1 the last.
-
-    ClipModelsError for what is out of range.
-    """
-    if indices is None:
-        return list(range(count))
-    if isinstance(indices, int):
-        if not 0 < indices <= count:
-            raise ClipModelsError(f"the last {indices} blocks of a tower of {count}: choose 1 to {count}")
-        return list(range(count - indices, count))
-    for index in indices:
-        if not -count <= index < count:
-            raise ClipModelsError(f"block {index} of a tower of {count}: choose {-count} to {count - 1}")
-    if not indices:
-        raise ClipModelsError("no blocks are named; None takes all")
-    return [index % count for index in indices]
-
-
-def names_under(module: nn.Module, *parts: str) -> list[str]:
-    """Names of the parameters that are a part or stand under one, in the module's order; parts may be absent."""
-    return [
-        name
-        for name, _ in module.named_parameters()
-        if any(name == part or name.startswith(f"{part}.") for part in parts)
-    ]
-
-
-def unlock_last(module: nn.Module, groups: list[list[str]], unlocked: int) -> None:
-    """Freezes the parameters of all groups but the last `unlocked`, which are trained."""
-    if unlocked < 0:
-        raise ClipModelsError(f"{unlocked} unlocked groups: choose 0 to {len(groups)}")
-    for index, group in enumerate(groups):
-        for name in group:
-            module.get_parameter(name).requires_grad_(index >= len(groups) - unlocked)
-
-
-def lock_text(module: nn.Module, groups: list[list[str]], unlocked: int, freeze_layer_norm: bool) -> None:
-    """As `unlock_last`, but unless `freeze_layer_norm` the norms of all groups are trained."""
-    unlock_last(module, groups, unlocked)
-    if not freeze_layer_norm:
-        for name in (name for group in groups for name in group):
-            if "norm" in type(module.get_submodule(name.rpartition(".")[0])).__name__.lower():
-                module.get_parameter(name).requires_grad_(True)

@@ -13,7 +13,7 @@ from clip_models.errors import ClipModelsError
 
 
 def sin_cos_2d(width: int, grid: tuple[int, int], prefix: int = 1) -> Tensor:
-    """float32 [prefix + rows·columns, D]: sines and cosines of the column, then of the row; zeros for the prefix."""
+    """Returns float32 [prefix + rows·columns, D]: sines and cosines of column and row; zeros for the prefix."""
     if width % 4:
         raise ClipModelsError(f"sin-cos positions need a width that 4 divides, not {width}")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
@@ -28,10 +28,10 @@ def sin_cos_2d(width: int, grid: tuple[int, int], prefix: int = 1) -> Tensor:
 def resize_grid_positions(
     table_LD: Tensor, grid: tuple[int, int], *, old_grid: tuple[int, int] | None = None, prefix: int = 1
 ) -> Tensor:
-    """The positions of a grid of patches for another grid, (rows, columns); bicubic with antialiasing, as in OpenCLIP.
+    """Returns the positions of patches resized to another grid, (rows, columns); bicubic, antialiased, as in OpenCLIP.
 
-    The `prefix` first rows (class and register tokens) stay. `old_grid` may be left out where it is a square.
-    Returns [prefix + rows·columns, D] in the dtype of the table. ClipModelsError if the table has another length.
+    The first `prefix` rows (class and register tokens) stay. `old_grid` is by default a square. The result is
+    [prefix + rows·columns, D] in the dtype of the table. Raises ClipModelsError if the table has another length.
     """
     patches = table_LD.shape[0] - prefix
     if old_grid is None:
@@ -49,7 +49,7 @@ def resize_grid_positions(
 
 
 def resize_text_positions(table_LD: Tensor, length: int) -> Tensor:
-    """The positions of a context for one of another length, by linear interpolation as in OpenCLIP: [length, D]."""
+    """Returns the positions of a context resized to [length, D], by linear interpolation as in OpenCLIP."""
     if table_LD.shape[0] == length:
         return table_LD
     new = F.interpolate(table_LD.float().T[None], size=length, mode="linear", align_corners=False)

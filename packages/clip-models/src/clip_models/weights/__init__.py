@@ -1,1 +1,1 @@
-"""Weights: where they lie, how they are fetched, read, converted to OpenCLIP's layout, checked and saved."""
+"""Weights: found, fetched, read, converted to OpenCLIP's layout, checked and saved."""

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: one of the formats that weights are read from, or what was saved in their place.
+"""Recognises a file by its first bytes: a format of weights, or something else that was saved instead.
 
 Free of torch.
 """
@@ -8,55 +8,27 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from clip_models.tables import read_table
+
 _HEAD = 4096
 _LFS = (b"version https://git-lfs.github.com/", b"version https://hawser.github.com/", b"/annex/objects/")
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<title", b"<meta", b"<script")
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that torch.save began its files with before they were zip archives."""
-_UNPACK = "unpack it and name the weights file in it"
-_CONVERT = "convert it to safetensors"
-_MAGIC = (
-    (0, b"\x1f\x8b", f"a gzip archive; {_UNPACK}"),
-    (0, b"BZh", f"a bzip2 archive; {_UNPACK}"),
-    (0, b"\xfd7zXZ\x00", f"an xz archive; {_UNPACK}"),
-    (0, b"\x28\xb5\x2f\xfd", f"a zstd archive; {_UNPACK}"),
-    (0, b"7z\xbc\xaf\x27\x1c", f"a 7z archive; {_UNPACK}"),
-    (0, b"Rar!", f"a rar archive; {_UNPACK}"),
-    (257, b"ustar", f"a tar archive; {_UNPACK}"),
-    (0, b"GGUF", f"a GGUF model of llama.cpp; {_CONVERT}"),
-    (0, b"lmgg", f"a GGML model of llama.cpp; {_CONVERT}"),
-    (0, b"\x89HDF\r\n\x1a\n", f"an HDF5 file, as of Keras; {_CONVERT}"),
-    (4, b"TFL3", f"a TensorFlow Lite model; {_CONVERT}"),
-    (0, b"\x93NUMPY", "a single NumPy array; weights of NumPy are read from .npz"),
-    (0, b"PAR1", "a parquet table; name the weights file"),
-    (0, b"%PDF", "a PDF document; name the weights file"),
-    (0, b"\x89PNG", "an image; name the weights file"),
-    (0, b"\xff\xd8\xff", "an image; name the weights file"),
-    (0, bytes(64), "a file that begins with zeros, as an interrupted download leaves it; fetch it again"),
-)  # fmt: skip
-_FOREIGN_NAMES = (
-    (r"\.onnx$", f"an ONNX graph; {_CONVERT}"),
-    (r"\.pb$", f"a TensorFlow graph; {_CONVERT}"),
-    (r"\.data-\d+-of-\d+$|\.ckpt.*\.(index|meta)$", f"a part of a TensorFlow checkpoint; {_CONVERT}"),
-    (r"\.(pdparams|pdopt)$", f"a PaddlePaddle checkpoint; {_CONVERT}"),
-    (r"\.msgpack$", f"a Flax checkpoint; {_CONVERT}"),
-    (r"\.distcp$", "a part of a sharded torch.distributed checkpoint; export it to safetensors"),
-)
-"""Formats without a mark of their own at the start."""
 _ONNX = re.compile(rb"\x08[\x03-\x14]\x12[\x01-\x40][ -~]+")
 
 
 class Content(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     format: str = ""
     """ "safetensors", "torch" or "npz"; "" where the bytes do not say."""
     foreign: str = ""
-    """What it is instead of weights and what to do about it, to follow "is"; "" for weights and the unknown."""
+    """What it is instead of weights and what to do, to follow "is"; "" for weights and unknown bytes."""
 
 
 def inspect(path: Path) -> Content:
-    """The content of an existing file. OSError if it cannot be read; it need not be whole."""
+    """Returns the content of an existing file, which may be incomplete. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:
         head = file.read(_HEAD)
     if not head:
@@ -72,15 +44,13 @@ def inspect(path: Path) -> Content:
             foreign="a pickle that torch.save did not write, which is more than tensors and never unpickled; save its"
             " state dict alone with torch.save"
         )
-    for offset, magic, what in _MAGIC:
-        if head.startswith(magic, offset):
-            return Content(foreign=what)
-    for pattern, what in _FOREIGN_NAMES:
-        if re.search(pattern, path.name):
-            return Content(foreign=what)
-    if _ONNX.match(head):
-        return Content(foreign=f"an ONNX graph; {_CONVERT}")
-    return Content(foreign=_text(head, path))
+    if head.startswith(bytes(64)):
+        return Content(foreign="a file that begins with zeros, as after an interrupted download; fetch it again")
+    table = read_table("foreign_files")
+    known = [entry for entry in table["magic"] if head.startswith(bytes.fromhex(entry["hex"]), entry.get("offset", 0))]
+    known += [entry for entry in table["names"] if re.search(entry["pattern"], path.name)]
+    known += [table["names"][0]] if _ONNX.match(head) else []
+    return Content(foreign=known[0]["what"].format(**table) if known else _text(head, path))
 
 
 def _inspect_zip(path: Path) -> Content:
@@ -93,12 +63,12 @@ def _inspect_zip(path: Path) -> Content:
         return Content("torch")
     if not names or any(name.endswith(".npy") for name in names):
         return Content("npz")
-    inside = ", ".join(sorted(names)[:3])
-    return Content(foreign=f"a zip archive without weights of PyTorch or NumPy (in it: {inside}); {_UNPACK}")
+    inside, unpack = ", ".join(sorted(names)[:3]), read_table("foreign_files")["unpack"]
+    return Content(foreign=f"a zip archive without weights of PyTorch or NumPy (in it: {inside}); {unpack}")
 
 
 def _text(head: bytes, path: Path) -> str:
-    """What a text is; "" for bytes that are none, and for the JSON of an index."""
+    """Returns what a text is; "" for other bytes, and for the JSON of an index."""
     if any(head.startswith(mark) for mark in _LFS):
         size = re.search(rb"\nsize (\d+)", head)
         of = f" to {int(size[1])} bytes" if size else ""

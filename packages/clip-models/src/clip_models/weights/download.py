@@ -1,11 +1,10 @@
-"""Files from afar: whole and verified under their final name, or not there at all.
+"""Downloads of files that get their final name only when they are complete and verified.
 
-What has arrived of a file lies beside its final place as NAME.incomplete, also after the process was killed, and the
-next attempt goes on from there. Only a file whose size and hash are right is renamed.
+The bytes that have arrived are in NAME.incomplete beside the final place, also after the process was killed, and the
+next attempt continues there.
 """
 
 import hashlib
-import http.client
 import os
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from clip_core.files import sha256_of
@@ -21,18 +20,18 @@ from clip_models.errors import ClipModelsError
 from clip_models.weights.content import inspect
 
 TIMEOUT_S = 10.0
-"""Longest silence of a server, while it is reached and while it sends."""
+"""Longest silence of a server, while connecting and while it sends."""
 ATTEMPTS = 2
-"""Connections in a row that may bring nothing before a download is given up."""
+"""A download fails after this many connections in a row without new bytes."""
 _CHUNK = 1 << 20
-_NETWORK_ERRORS = (OSError, http.client.HTTPException)
+_AGENT = {"User-Agent": "clip-models"}
 
 
 def download_pretrained_from_url(url: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str = "") -> Path:
-    """The local copy of the file at any fsspec URL (https://, s3://, memory://); ClipModelsError if it cannot be had.
+    """Returns the local copy of a file at any fsspec URL (https://, s3://, memory://). Raises ClipModelsError.
 
-    `sha256`, whole or its start, is checked, and a copy that was checked is used again without the network. Without
-    it a copy is used again while the server tells the same ETag or date of change. Copies lie in `cache_dir`, or in
+    `sha256`, whole or its start, is checked, and a checked copy is reused without the network. Without it a copy is
+    reused while the server reports the same ETag or modification date. Copies are in `cache_dir`, by default in
     ~/.cache/clip-models.
     """
     name = unquote(os.path.basename(urlsplit(url).path))
@@ -40,55 +39,49 @@ def download_pretrained_from_url(url: str, cache_dir: str | os.PathLike[str] | N
         raise ClipModelsError(f"{url!r} is not the URL of a file")
     state = "" if sha256 else _state(url)
     key = hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
-    path = cache_root(cache_dir) / key / name
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-models"
+    path = (root if cache_dir is None else Path(cache_dir)) / key / name
     if not (sha256 or state):
         path.unlink(missing_ok=True)
         partial_of(path).unlink(missing_ok=True)
     fetch(url, path, digest=sha256)
     if foreign := inspect(path).foreign:
         path.unlink(missing_ok=True)
-        raise ClipModelsError(f"{url} sends no weights; what it sends is {foreign}")
+        raise ClipModelsError(f"{url} sends no weights: its content is {foreign}")
     return path
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where copies of URLs lie."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-models"
 
 
 def fetch(
     url: str, path: Path, *, digest: str = "", size: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Path:
-    """`path`, once the file at `url` lies there with this digest and size.
+    """Downloads `url` to `path` and returns it; an existing file is taken as it is. Raises ClipModelsError.
 
     `digest` in hex: 64 digits are the SHA-256, 40 git's object id, fewer the start of the SHA-256. `headers` go to
-    the host of `url` only, not to where it redirects. An existing file is taken as it is.
+    the host of `url` only, not to where it redirects.
     """
+    from huggingface_hub.utils import WeakFileLock
+
     if path.is_file():
         return path
-    try:
+    partial = partial_of(path)
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose another cache_dir") from error
-    with _lock(path):
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):  # the lock of a killed process is free again
         if path.is_file():  # another process was faster
             return path
-        partial = partial_of(path)
         _complete(_Download(url, partial, size, dict(headers or {})))
         if not _matches(partial, digest):
             partial.unlink()
             raise ClipModelsError(
-                f"what {url} sent does not have the hash {digest}; it was thrown away: fetch it again, and if that does"
-                " not help the file there is another one"
+                f"what {url} sent does not have the hash {digest} and was deleted: fetch it again; if that does not"
+                " help, the file has changed"
             )
         os.replace(partial, path)
     return path
 
 
 def partial_of(path: Path) -> Path:
-    """Where the bytes that have arrived lie."""
+    """Returns the file of the bytes that have arrived."""
     return path.with_name(path.name + ".incomplete")
 
 
@@ -97,7 +90,7 @@ class _Download:
     url: str
     partial: Path
     size: int | None
-    """Known beforehand, or what the server says of the whole file."""
+    """Of the whole file, given or reported by the server."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -106,7 +99,7 @@ class _Download:
 
 
 def _complete(download: _Download) -> None:
-    """Fill the partial file, over as many connections as it takes while each brings something."""
+    """Fills the partial file, over as many connections as needed while each brings something."""
     if download.size is not None and download.arrived > download.size:
         download.partial.unlink()
     idle = 0
@@ -118,11 +111,9 @@ def _complete(download: _Download) -> None:
             error: Exception = ClipModelsError(
                 f"{download.url} broke off after {download.arrived} of {download.size} bytes"
             )
-        except urllib.error.HTTPError as refusal:
+        except (urllib.error.HTTPError, ClipModelsError) as refusal:
             raise explain(download.url, refusal) from refusal
-        except ClipModelsError:
-            raise
-        except Exception as failure:  # whatever the store's own library raises
+        except Exception as failure:  # any exception of the store's own library
             error = failure
         idle = 0 if download.arrived > before else idle + 1
         if idle == ATTEMPTS:
@@ -134,21 +125,20 @@ def _complete(download: _Download) -> None:
 
 
 def _receive(download: _Download) -> bool:
-    """Append one connection's bytes; whether the server came to the end of the file."""
+    """Appends the bytes of one connection; returns whether the file is complete."""
     from tqdm import tqdm
 
+    name = download.partial.stem
     with _open_at(download.url, download.arrived, download.headers) as (source, start, total):
         if download.size is None:
             download.size = total
-        with (
-            _writing(download.partial, "r+b" if start else "wb") as file,
-            tqdm(
-                total=download.size, initial=start, desc=download.partial.stem, unit="B", unit_scale=True, disable=None
-            ) as bar,
-        ):
+        with _writing(download.partial):
+            file = open(download.partial, "r+b" if start else "wb")  # noqa: SIM115 -- closed below
+        with file, tqdm(total=download.size, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar:
             file.seek(start)
             while chunk := source.read(_CHUNK):
-                _write(file, chunk, download.partial)
+                with _writing(download.partial):
+                    file.write(chunk)
                 bar.update(len(chunk))
                 if download.size is not None and file.tell() > download.size:
                     break
@@ -159,7 +149,7 @@ def _receive(download: _Download) -> bool:
 
 @contextmanager
 def _open_at(url: str, offset: int, headers: Mapping[str, str]) -> Iterator[tuple[Any, int, int | None]]:
-    """(readable, the offset at which it begins, size of the whole file where known)."""
+    """Yields (readable, the offset at which it begins, size of the whole file or None)."""
     if not url.startswith(("http://", "https://")):
         fs, path = _file_system(url)
         with fs.open(path, "rb") as file:
@@ -168,7 +158,7 @@ def _open_at(url: str, offset: int, headers: Mapping[str, str]) -> Iterator[tupl
             file.seek(start)
             yield file, start, total
         return
-    request = urllib.request.Request(url, headers={"User-Agent": "clip-models"})
+    request = urllib.request.Request(url, headers=_AGENT)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
     if offset:
@@ -178,36 +168,28 @@ def _open_at(url: str, offset: int, headers: Mapping[str, str]) -> Iterator[tupl
     except urllib.error.HTTPError as error:
         if error.code != 416 or not offset:
             raise
-        # Nothing follows: what is here is the whole file, or longer than the one that is there now.
-        response = urllib.request.urlopen(_without_range(request), timeout=TIMEOUT_S)
+        # Nothing follows: the local file is complete, or longer than the present one.
+        request.remove_header("Range")
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     with response:
-        whole = response.status != 206
+        start = offset if response.status == 206 else 0
         length = response.headers.get("Content-Length")
-        start = 0 if whole else offset
         yield response, start, start + int(length) if length is not None else None
 
 
-def _without_range(request: urllib.request.Request) -> urllib.request.Request:
-    request.remove_header("Range")
-    return request
-
-
 def _state(url: str) -> str:
-    """What tells one version of a file from the next; "" where the server tells nothing."""
-    if not url.startswith(("http://", "https://")):
-        fs, path = _file_system(url)
-        try:
-            return str(fs.ukey(path))
-        except FileNotFoundError as error:
-            raise ClipModelsError(f"there is no file {url}") from error
-        except Exception as error:  # whatever the store's own library raises
-            raise explain(url, error) from error
+    """Returns what distinguishes versions of a file; "" if the server reports nothing."""
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "clip-models"})
+        if not url.startswith(("http://", "https://")):
+            fs, path = _file_system(url)
+            return str(fs.ukey(path))
+        request = urllib.request.Request(url, headers=_AGENT)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             marks = [response.headers.get(name, "") for name in ("ETag", "Last-Modified")]
             return f"{marks} {response.headers.get('Content-Length')}" if any(marks) else ""
-    except _NETWORK_ERRORS as error:
+    except FileNotFoundError as error:
+        raise ClipModelsError(f"there is no file {url}") from error
+    except Exception as error:  # any exception of the store's own library
         raise explain(url, error) from error
 
 
@@ -224,7 +206,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def explain(url: str, error: Exception) -> ClipModelsError:
-    """The one sentence for what went wrong on the way to `url`."""
+    """Returns the error for a failed download of `url`, in one line."""
     if isinstance(error, ClipModelsError):
         return error
     if isinstance(error, urllib.error.HTTPError):
@@ -241,32 +223,14 @@ def explain(url: str, error: Exception) -> ClipModelsError:
 
 def _matches(path: Path, digest: str) -> bool:
     if len(digest) == 40:
-        content = path.read_bytes()  # git keeps small files only; large ones carry their SHA-256
+        content = path.read_bytes()  # git keeps small files only; large ones have their SHA-256
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == digest
     return sha256_of(path).startswith(digest) if digest else True
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time per file; the lock of a process that dies is free again."""
-    from huggingface_hub.utils import WeakFileLock
-
-    with WeakFileLock(path.with_name(f".{path.name}.lock")):
+def _writing(path: Path) -> Iterator[None]:
+    try:
         yield
-
-
-@contextmanager
-def _writing(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    try:
-        file = open(path, mode)  # noqa: SIM115 -- closed below; only the opening is explained here
-    except OSError as error:
-        raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose another cache_dir") from error
-    with file:
-        yield file
-
-
-def _write(file: IO[bytes], chunk: bytes, path: Path) -> None:
-    try:
-        file.write(chunk)
     except OSError as error:
         raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose another cache_dir") from error

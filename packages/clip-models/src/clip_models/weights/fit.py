@@ -1,4 +1,4 @@
-"""Whether tensors are those that a model has: all of them, no other, in their shapes."""
+"""Checks that tensors are those of a model: all of them, no other, in their shapes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from clip_models.weights.convert.mismatch import describe_mismatch, find_fitting
 
 
 def build_empty(spec: ModelSpec) -> CLIP:
-    """The model of `spec` on the CPU with arbitrary numbers in place of random weights.
+    """Returns the model of `spec` on the CPU with arbitrary numbers. Draws no random numbers.
 
-    Not on the meta device: the buffers that no file holds (rotary tables, indices of relative positions) get their
-    values when a tower is built. Draws no random numbers.
+    It is not on the meta device: buffers that are in no file (rotary tables, indices of relative positions) get their
+    values when a tower is built.
     """
     with NoRandomInit():
         return build_model(spec)
@@ -24,7 +24,7 @@ def build_empty(spec: ModelSpec) -> CLIP:
 
 @contextmanager
 def advising(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Adds to an error which architectures the weights fit, unless that is the one of `spec`."""
+    """Adds to an error which architectures the weights fit, unless `spec` is one of them."""
     try:
         yield
     except ClipModelsError as error:
@@ -35,8 +35,10 @@ def advising(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, what: str) -> None:
-    """ClipModelsError, with the sizes that differ, counts and the first names, unless `tensors` (of `where`) are those
-    `wanted` by `what`; both have OpenCLIP's names."""
+    """Raises ClipModelsError unless `tensors` (of `where`) are those `wanted` by `what`; both have OpenCLIP's names.
+
+    The message has the sizes that differ, counts and the first names.
+    """
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
     shared = [name for name in wanted if name in tensors]
@@ -45,14 +47,13 @@ def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
         for name in shared
         if tensors[name].shape != wanted[name].shape
     ]
-    floating = {True: "not floating", False: "not of integers"}
-    mistyped: dict[bool, list[str]] = {True: [], False: []}
-    for name in shared:
-        is_float = wanted[name].is_floating_point()
-        if tensors[name].is_floating_point() != is_float:
-            mistyped[is_float].append(f"{name} {tensors[name].dtype}")
     kinds = {"missing": missing, "extra": extra, "of another shape": misshaped}
-    kinds |= {floating[is_float]: names for is_float, names in mistyped.items()}
+    for is_float, kind in ((True, "not floating"), (False, "not of integers")):
+        kinds[kind] = [
+            f"{name} {tensors[name].dtype}"
+            for name in shared
+            if tensors[name].is_floating_point() != is_float == wanted[name].is_floating_point()
+        ]
     if faults := [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]:
         raise ClipModelsError(
             f"{where} does not fit {what}: {'; '.join([*describe_mismatch(tensors, wanted), *faults])}"
@@ -60,7 +61,7 @@ def require_fit(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], whe
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """ClipModelsError, with the count and the first names, if tensors hold numbers that are none in float32."""
+    """Raises ClipModelsError, with the count and the first names, if tensors are not finite in float32."""
     if broken := [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]:
         raise ClipModelsError(
             f"{where} holds NaN or infinite numbers in {len(broken)} tensors ({_first(broken)}); take weights from"

@@ -1,8 +1,8 @@
 """Files of the Hugging Face hub, in the cache that the hub's own library reads.
 
-What is in the cache is used without a request. Of the rest huggingface_hub asks what it is (address, hash, commit,
-login); the bytes come through clip_models.weights.download, because that library neither goes on with the download of a
-process that was killed nor checks hashes. HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN hold.
+Files in the cache are used without a request. For others huggingface_hub requests the metadata (address, hash, commit,
+login); the bytes come through clip_models.weights.download, because that library does not check hashes. HF_ENDPOINT,
+HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are respected.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clip_core import Store
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.weights import download
 from clip_models.weights.registry import PretrainedTag
@@ -28,20 +29,21 @@ WEIGHTS_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Files with weights, the most wanted first, in a repository as in a folder."""
+"""Files with weights, in the order of preference, in a repository or a folder."""
 ABSENT = object()
+Place = str | os.PathLike[str] | None
 _TAGGED_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""What the repository of a tag holds; its model.safetensors, where it has one, is timm's image tower alone."""
+"""Files in the repository of a tag; its model.safetensors, if any, is timm's image tower alone."""
 
 
 def download_pretrained(
-    cfg: PretrainedTag | dict[str, Any], prefer_hf_hub: bool = True, cache_dir: str | os.PathLike[str] | None = None
+    cfg: PretrainedTag | dict[str, Any], prefer_hf_hub: bool = True, cache_dir: Place = None
 ) -> Path:
-    """The local weights of a tag (a row, or the dictionary of `get_pretrained_cfg`), from the hub where it is there.
+    """Returns the local weights of a tag (a row, or the dictionary of `get_pretrained_cfg`), preferably from the hub.
 
-    `prefer_hf_hub=False` takes the copy elsewhere where there is one. ClipModelsError if they cannot be had.
+    `prefer_hf_hub=False` prefers the copy at its URL. Raises ClipModelsError.
     """
-    tag = cfg if isinstance(cfg, PretrainedTag) else _from_cfg(cfg)
+    tag = cfg if isinstance(cfg, PretrainedTag) else PretrainedTag.from_cfg(cfg)
     if tag.url and not (tag.hub and prefer_hf_hub):
         return download.download_pretrained_from_url(tag.url, cache_dir, tag.sha256)
     if not tag.hub:
@@ -52,8 +54,8 @@ def download_pretrained(
     return find_file(tag.hub, dict.fromkeys((safe, tag.file)), tag.revision, cache_dir)
 
 
-def download_weights(repo: str, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The local copy of a repository's weights: the first of WEIGHTS_NAMES that is there, its parts beside it."""
+def download_weights(repo: str, revision: str | None = None, cache_dir: Place = None) -> Path:
+    """Returns the local copy of a repository's weights, the first of WEIGHTS_NAMES, with its parts beside it."""
     path = find_file(repo, WEIGHTS_NAMES, revision, cache_dir)
     if path.name.endswith(".index.json"):
         try:
@@ -69,12 +71,12 @@ def find_file(
     repo: str,
     names: Sequence[str] | dict[str, None],
     revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: Place = None,
 ) -> Path:
-    """The local copy of the first of `names` that the repository has.
+    """Returns the local copy of the first of `names` that the repository has.
 
-    Only the hub's own word that a file is not there leads to the next name. ClipModelsError if none is there, or if
-    the hub does not say.
+    The next name is tried only if the hub answers that a file does not exist. Raises ClipModelsError if none exists, or
+    if the hub does not answer.
     """
     for name in names:
         if isinstance(path := _look_up(repo, name, revision, cache_dir), Path):
@@ -85,51 +87,47 @@ def find_file(
     raise ClipModelsError(f"{repo} on the hub has none of {', '.join(names)}; name another repository or a file")
 
 
-def download_file(
-    repo: str, filename: str, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
-) -> Path:
-    """The local copy of one file of a repository; ClipModelsError if it cannot be had."""
+def download_file(repo: str, filename: str, revision: str | None = None, cache_dir: Place = None) -> Path:
+    """Returns the local copy of one file of a repository. Raises ClipModelsError."""
     return find_file(repo, (filename,), revision, cache_dir)
 
 
-def find_optional(
-    repo: str, filename: str, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None
-) -> Path | None:
-    """As `download_file`, but None where the repository has no such file."""
+def find_optional(repo: str, filename: str, revision: str | None = None, cache_dir: Place = None) -> Path | None:
+    """Returns the same as `download_file`, or None if the repository has no such file."""
     cached = _look_up(repo, filename, revision, cache_dir)
     if isinstance(cached, Path):
         return cached
     return None if cached is ABSENT else _download(repo, filename, revision, cache_dir)
 
 
-def _look_up(repo: str, filename: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> Any:
-    """The copy in the hub's cache, ABSENT if the cache says that the repository has no such file, else None."""
+def _look_up(repo: str, filename: str, revision: str | None, cache_dir: Place) -> Any:
+    """Returns the copy in the hub's cache, ABSENT if the cache knows that there is no such file, else None."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     for name in (filename, revision or ""):
         if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise ClipModelsError(f"{name!r} of {repo} would lie outside the cache, and is not fetched")
+            raise ClipModelsError(f"{name!r} of {repo} would be outside the cache and is not fetched")
     try:
         found = try_to_load_from_cache(repo, filename, cache_dir=_cache(cache_dir), revision=revision)
     except HFValidationError as error:
-        raise ClipModelsError(f"{repo!r} is not a repository of the hub; it reads hf-hub:org/name") from error
+        raise ClipModelsError(f"{repo!r} is not a repository of the hub; the form is hf-hub:org/name") from error
     return Path(found) if isinstance(found, str) else None if found is None else ABSENT
 
 
 def commit_of(path: Path) -> str:
-    """The commit that a file of the cache belongs to; a file of the top folder, as configs and weights are."""
+    """Returns the commit of a file of the cache in the top folder of its repository."""
     return path.parent.name
 
 
-def _cache(cache_dir: str | os.PathLike[str] | None) -> Path:
+def _cache(cache_dir: Place) -> Path:
     from huggingface_hub import constants
 
     return Path(cache_dir) if cache_dir is not None else Path(constants.HF_HUB_CACHE)
 
 
-def _download(repo: str, filename: str, revision: str | None, cache_dir: str | os.PathLike[str] | None) -> Path | None:
-    """Fetch one file into the cache; None if the hub says that the repository has no such file."""
+def _download(repo: str, filename: str, revision: str | None, cache_dir: Place) -> Path | None:
+    """Downloads one file into the cache; returns None if the hub answers that there is no such file."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils import build_hf_headers
@@ -137,7 +135,7 @@ def _download(repo: str, filename: str, revision: str | None, cache_dir: str | o
     revision = revision or constants.DEFAULT_REVISION
     if constants.HF_HUB_OFFLINE:
         raise ClipModelsError(
-            f"{filename} of {repo} is not in the cache {_cache(cache_dir)} and HF_HUB_OFFLINE forbids to fetch it;"
+            f"{filename} of {repo} is not in the cache {_cache(cache_dir)} and HF_HUB_OFFLINE is set;"
             " unset it, or name the cache_dir that has it"
         )
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
@@ -159,7 +157,7 @@ def _download(repo: str, filename: str, revision: str | None, cache_dir: str | o
         raise _explain(repo, filename, revision, endpoint, error) from error
     commit, etag = found.commit_hash or "", found.etag or ""
     if not all(re.fullmatch(r"\w[\w-]*", value) for value in (commit, etag)):
-        raise ClipModelsError(f"{endpoint} does not answer as a hub does for {repo}; check HF_ENDPOINT")
+        raise ClipModelsError(f"{endpoint} does not answer like a hub for {repo}; check HF_ENDPOINT")
     own = {"Authorization": headers["authorization"]} if "authorization" in headers else {}
     same_host = urlsplit(found.location).netloc == urlsplit(endpoint).netloc
     blob = download.fetch(
@@ -176,18 +174,13 @@ def _download(repo: str, filename: str, revision: str | None, cache_dir: str | o
 
 
 def _refer(folder: Path, revision: str, commit: str) -> None:
-    """Note which commit a branch or tag is at."""
-    if revision == commit:
-        return
-    reference = folder / "refs" / revision
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    temporary = reference.with_name(f".{reference.name}.{os.getpid()}")
-    temporary.write_text(commit)
-    os.replace(temporary, reference)
+    """Stores which commit a branch or tag is at."""
+    if revision != commit:
+        Store(folder / "refs").write_bytes(revision, commit.encode())
 
 
 def _point(pointer: Path, blob: Path) -> None:
-    """The file of a commit as a link to its content, or as a copy where links are not to be had."""
+    """Makes the file of a commit a link to its content, or a copy where links are not supported."""
     if pointer.exists():
         return
     pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -204,42 +197,17 @@ def _explain(repo: str, filename: str, revision: str, endpoint: str, error: Exce
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     what = f"{filename} of {repo}"
+    login = "log in with 'hf auth login'"
     if isinstance(error, GatedRepoError):
-        return ClipModelsError(
-            f"{repo} asks for its conditions to be accepted; do so at {endpoint}/{repo}, and log in with"
-            " 'hf auth login'"
-        )
+        return ClipModelsError(f"{repo} requires that you accept its conditions at {endpoint}/{repo}, and {login}")
     if isinstance(error, RepositoryNotFoundError):
-        return ClipModelsError(
-            f"there is no repository {repo} at {endpoint}, or it is private; check the name, or log in with"
-            " 'hf auth login'"
-        )
+        return ClipModelsError(f"there is no repository {repo} at {endpoint}, or it is private; check it, or {login}")
     if isinstance(error, RevisionNotFoundError):
         return ClipModelsError(f"{repo} has no revision {revision!r}; name one of its commits, branches or tags")
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code if error.response is not None else "no"
         if code in (401, 403):
-            return ClipModelsError(f"{endpoint} refuses {what} (HTTP {code}); log in with 'hf auth login'")
+            return ClipModelsError(f"{endpoint} refuses {what} (HTTP {code}); {login}")
         return ClipModelsError(f"{endpoint} does not serve {what} now (HTTP {code}); try again later")
-    return ClipModelsError(
-        f"{endpoint} does not answer for {what} ({type(error).__name__}: {first_line(error)}); try again, or name a"
-        " local folder"
-    )
-
-
-def _from_cfg(cfg: dict[str, Any]) -> PretrainedTag:
-    """The row behind OpenCLIP's dictionary, whose hf_hub is org/repo/ or org/repo/file."""
-    org, _, rest = cfg.get("hf_hub", "").partition("/")
-    repo, _, file = rest.partition("/")
-    return PretrainedTag(
-        model="",
-        tag="",
-        mean=cfg.get("mean", (0.0, 0.0, 0.0)),
-        std=cfg.get("std", (1.0, 1.0, 1.0)),
-        interpolation=cfg.get("interpolation", "bicubic"),
-        resize_mode=cfg.get("resize_mode", "shortest"),
-        hub=f"{org}/{repo}" if repo else "",
-        file=file,
-        revision=cfg.get("revision"),
-        url=cfg.get("url", ""),
-    )
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return ClipModelsError(f"{endpoint} does not answer for {what} ({reason}); try again, or name a local folder")

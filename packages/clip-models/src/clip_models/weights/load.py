@@ -1,4 +1,4 @@
-"""Weights from files that describe themselves, and from those of others that do not."""
+"""Loads weights from files that describe themselves, and from others."""
 
 import os
 import re
@@ -27,18 +27,16 @@ from clip_models.weights.tensorfiles import WEIGHTS_SUFFIXES, read_names, read_t
 def load_model(
     path: str | os.PathLike[str], *, expect: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[CLIP, ModelSpec]:
-    """(model in float32 on `device`, its spec) from a file that `save_model` wrote.
+    """Returns (model in float32 on `device`, its spec) from a file that `save_model` wrote.
 
-    `expect` is the architecture that the caller can use. ClipModelsError if the file is of another one, does not
-    describe itself, is damaged, or does not hold exactly the tensors of its spec; there is never a half-loaded model.
+    `expect` is the architecture that the caller can use. Raises ClipModelsError if the file is of another one, does not
+    describe itself, is damaged, or does not hold exactly the tensors of its spec.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
     spec = read_spec(path, tensors, metadata)
     if spec is None:
-        raise ClipModelsError(
-            f"{path} does not say what it is; load it with create_model(name, pretrained={str(path)!r})"
-        )
+        raise ClipModelsError(f"{path} has no description; load it with create_model(name, pretrained={str(path)!r})")
     if expect is not None and spec.name != expect.replace("/", "-"):
         raise ClipModelsError(f"{path} holds {spec.name!r}, not {expect!r}; ask for {spec.name!r} or name another file")
     return model_from_tensors(spec, tensors, str(path)).to(device), spec
@@ -51,41 +49,41 @@ def load_pretrained(
     sure_of: Collection[str] = (),
     entry: str | None = None,
 ) -> CLIP:
-    """A float32 model of the architecture `spec` with the weights of `path`: a file in any known format or a folder.
+    """Returns a float32 model of the architecture `spec` with the weights of a file in any known format, or a folder.
 
-    What the weights say about themselves, in their metadata, in open_clip_config.json or transformers' config.json
-    beside them, or as a file that the registry knows, is compared with `spec`: another network, or another activation,
-    is a ClipModelsError. Their preprocessing and tokenizer are taken in place of the defaults of the architecture (see
-    `model.spec`), and an error against others. Weights that nothing is known about are taken at the word of `spec`.
+    The description of the weights, in their metadata, in open_clip_config.json or transformers' config.json beside
+    them, or in the registry, is compared with `spec`: another network or activation is an error. Their preprocessing
+    and tokenizer replace the defaults of the architecture in `model.spec`, and contradict others. Weights without a
+    description are used as `spec` says.
 
-    `sure_of` names what the caller insists on against all that: quick_gelu, preprocess, tokenizer, custom_text,
+    `sure_of` names what the caller insists on against that: quick_gelu, preprocess, tokenizer, custom_text,
     patch_dropout, and image_size or context_length, which resize the positions. `entry` is a state dict of a training
-    checkpoint other than the model's own, "state_dict_ema" for one.
+    checkpoint other than the model's own, such as "state_dict_ema".
 
-    A checkpoint with a logit_bias gives a model with one, also where `spec` has none (`init_logit_bias` of its spec is
-    then the bias); the other way round the bias becomes zero, which changes no logit. ClipModelsError for damaged
-    files, and for weights that are missing, left over or of another shape; there is never a half-loaded model.
+    A checkpoint with a logit_bias gives a model with one, and its spec an `init_logit_bias`; a model with a bias gets
+    zero from a checkpoint without one, which changes no logit. Raises ClipModelsError for damaged files, and for
+    weights that are missing, left over or of another shape.
     """
     path = find_weights(Path(path))
     tensors, metadata = read_tensors(path)
     named = plain_names(tensors, str(path), entry=entry)
-    known = _describe(path, tensors, metadata, named)
+    ours = read_spec(path, tensors, metadata)
+    known = describe_spec("its metadata", ours, ours=True) if ours else describe_beside(path, detect(named))
     spec = reconcile(spec, known, sure_of, str(path))
     return model_from_tensors(spec, named, str(path), sure_of=sure_of, known=known)
 
 
 def load_into(model: CLIP, path: str | os.PathLike[str]) -> None:
-    """Put the weights of a file or folder into `model`, where its tensors are; errors as of `load_pretrained`, before
-    the model is touched."""
+    """Loads the weights of a file or folder into `model`, on its device. An error leaves the model unchanged."""
     loaded = load_pretrained(model.spec, path)
     require_fit(model.state_dict(), loaded.state_dict(), str(path), repr(model.spec.name))
     model.load_state_dict(loaded.state_dict())
 
 
 def describe_source(path: str | os.PathLike[str]) -> ModelSpec | None:
-    """The whole spec of the weights in a file or folder, as they or the files beside them tell it; None if they do not.
+    """Returns the spec in a file of weights or beside it; None if there is none. Reads no weights.
 
-    Reads no weights. ClipModelsError if there are none, or if a description is damaged.
+    Raises ClipModelsError if there are no weights, or if a description is damaged.
     """
     path = find_weights(Path(path))
     if not path.is_file():
@@ -98,7 +96,7 @@ def describe_source(path: str | os.PathLike[str]) -> ModelSpec | None:
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file of a folder, by its usual names or because it is the only one; a file is itself."""
+    """Returns the weights file of a folder, by its usual names or as the only one; a file is returned as it is."""
     if not path.is_dir():
         return path
     for name in WEIGHTS_NAMES:
@@ -126,9 +124,9 @@ def model_from_tensors(
     sure_of: Collection[str] = (),
     known: Description | None = None,
 ) -> CLIP:
-    """The model of `spec` with these weights, in any known layout; `where` names them in errors.
+    """Returns the model of `spec` with these weights, in any known layout; `where` names them in errors.
 
-    Floating weights become float32, integers stay what the model has. See `load_pretrained` for the rest.
+    Floating weights become float32. See `load_pretrained` for the rest.
     """
     named = plain_names(tensors, where)
     asked = spec
@@ -138,7 +136,7 @@ def model_from_tensors(
         converted = resize_to(model, spec, converted, sure_of, where)
         require_fit(model.state_dict(), converted, where, repr(spec.name))
     check_implied(asked, detect(named), converted, known, sure_of, where)
-    # Copies, because what a file gives is a view of the mapped file.
+    # Copies, because the tensors of a file are views of the mapped file.
     wanted = {
         name: tensor.to(
             torch.float32 if tensor.is_floating_point() else tensor.dtype,
@@ -160,17 +158,8 @@ def from_huggingface(
     processor: Mapping[str, Any] | None = None,
     name: str = "from-huggingface",
 ) -> CLIP:
-    """Our model with the weights of one of transformers' (`model.config.to_dict()`, `model.state_dict()`).
+    """Returns our model with the weights of one of transformers' (`model.config.to_dict()`, `model.state_dict()`).
 
-    Errors as of `spec_from_huggingface`, and ClipModelsError for tensors that do not fit the config.
+    Raises ClipModelsError as `spec_from_huggingface`, and for tensors that do not fit the config.
     """
     return model_from_tensors(spec_from_huggingface(config, processor, name), tensors, "the state dict")
-
-
-def _describe(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], named: Mapping[str, Tensor]
-) -> Description | None:
-    ours = read_spec(path, tensors, metadata)
-    if ours is not None:
-        return describe_spec("its metadata", ours, ours=True)
-    return describe_beside(path, detect(named))

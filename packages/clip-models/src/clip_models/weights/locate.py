@@ -1,4 +1,4 @@
-"""From what a caller names (a tag, hf-hub:, local-dir:, a file, a folder, a URL) to local weights and what they are."""
+"""Finds the weights that a caller names: by a tag, hf-hub:, local-dir:, a file, a folder or a URL."""
 
 import os
 import warnings
@@ -33,17 +33,17 @@ class Source:
     """Weights that were found."""
 
     name: str
-    """As the caller named them."""
+    """The name that the caller gave."""
     weights: Path | None = None
-    """The local file; None if it was not asked for, and for a tag, whose weights are fetched once they are settled."""
+    """The local file; None if it was not requested, and for a tag, whose weights are fetched after `settle`."""
     spec: ModelSpec | None = None
-    """What they, or a file beside them, say they are."""
+    """Their description, or that of a file beside them."""
     tag: PretrainedTag | None = None
     """The tag that was named."""
 
 
 def is_model_source(name: str) -> bool:
-    """Whether this is not the name of an architecture but where a whole model lies."""
+    """Whether this names a whole model, not an architecture."""
     if name.startswith((HUB_PREFIX, FOLDER_PREFIX)) or "://" in name or name.endswith(WEIGHTS_SUFFIXES):
         return True
     return name != "" and name.replace("/", "-") not in list_models() and Path(name).expanduser().is_dir()
@@ -55,9 +55,9 @@ def locate(
     cache_dir: str | os.PathLike[str] | None = None,
     load_weights: bool = True,
 ) -> Source:
-    """The source that `name` means; `model` is the architecture whose tags it may be.
+    """Returns the source of that name, which may be a tag of the architecture `model`.
 
-    Without `load_weights` nothing is fetched but descriptions. ClipModelsError if there is nothing of that name.
+    Without `load_weights` only descriptions are fetched. Raises ClipModelsError if there is no such source.
     """
     text = os.fspath(name)
     if text.startswith(HUB_PREFIX):
@@ -65,7 +65,7 @@ def locate(
     if text.startswith(FOLDER_PREFIX):
         folder = Path(text.removeprefix(FOLDER_PREFIX)).expanduser()
         if text == FOLDER_PREFIX:
-            raise ClipModelsError(f"{text!r} names no folder; it reads {FOLDER_PREFIX}path/of/a/folder")
+            raise ClipModelsError(f"{text!r} names no folder; the form is {FOLDER_PREFIX}path/of/a/folder")
         if not folder.is_dir():
             raise ClipModelsError(f"there is no folder {folder}")
         return _in_a_folder(text, folder, load_weights)
@@ -87,16 +87,15 @@ def locate(
 
 
 def settle(asked: ModelSpec | None, source: Source, sure_of: Collection[str] = ()) -> ModelSpec:
-    """The spec to ask the weights for: `asked`, as far as the tag or the description agrees with it.
+    """Returns the spec to load: `asked`, completed by the tag or the description, or without it the description.
 
-    Without `asked` it is what the source says of itself. ClipModelsError if it says nothing, or is another network, if
-    only by its activation; `sure_of` as in `load_pretrained`.
+    Raises ClipModelsError if there is no description, or if it is another network or activation; `sure_of` as in
+    `load_pretrained`.
     """
     if asked is None:
         if source.spec is None:
             raise ClipModelsError(
-                f"{source.name} does not say what it is; load it with create_model(architecture,"
-                f" pretrained={source.name!r})"
+                f"{source.name} has no description; load it with create_model(architecture, pretrained={source.name!r})"
             )
         return source.spec
     if source.tag is not None:
@@ -119,12 +118,12 @@ def _on_the_hub(name: str, cache_dir: str | os.PathLike[str] | None, load_weight
     repo, _, asked = name.removeprefix(HUB_PREFIX).partition("@")
     revision = asked or None
     if not repo:
-        raise ClipModelsError(f"{name!r} names no repository; it reads hf-hub:org/name or hf-hub:org/name@revision")
+        raise ClipModelsError(f"{name!r} names no repository; the form is hf-hub:org/name or hf-hub:org/name@revision")
     config = hub.find_optional(repo, OPEN_CLIP_CONFIG, revision, cache_dir)
     if config is None:
         config = hub.find_optional(repo, HF_CONFIG, revision, cache_dir)
     if config is not None:
-        revision = hub.commit_of(config)  # all files of one commit, also if the branch moves on meanwhile
+        revision = hub.commit_of(config)  # all files of one commit, also if the branch changes meanwhile
         if config.name != OPEN_CLIP_CONFIG:
             hub.find_optional(repo, HF_PROCESSOR, revision, cache_dir)
     weights = hub.download_weights(repo, revision, cache_dir) if load_weights else None
@@ -142,16 +141,16 @@ def _in_a_folder(name: str, folder: Path, load_weights: bool) -> Source:
 
 
 def _gaps(asked: ModelSpec) -> str:
-    """What weights without a description leave open although the known weights of the architecture differ in it."""
+    """Returns what weights without a description leave open and known weights of the architecture differ in."""
     base = asked.name.removesuffix(QUICK_GELU_SUFFIX)
     twin = base + QUICK_GELU_SUFFIX
     gaps = []
     if twin in list_models():
         mine, other = ("QuickGELU", base) if asked.quick_gelu else ("GELU", twin)
-        gaps.append(f"its activation: {mine} is taken, {other} has the other one")
+        gaps.append(f"its activation: {mine} is used, {other} has the other one")
     size = as_pair(asked.vision.image_size)
     found = {tag.preprocess(size) for name in tags_of(asked.name) if (tag := find_tag(asked.name, name))}
     if len(found) > 1:
         mean = ", ".join(f"{value:.3g}" for value in asked.preprocess.mean)
-        gaps.append(f"its preprocessing: mean ({mean}) and resize_mode {asked.preprocess.resize_mode} are taken")
+        gaps.append(f"its preprocessing: mean ({mean}) and resize_mode {asked.preprocess.resize_mode} are used")
     return ", nor ".join(gaps)

@@ -1,4 +1,4 @@
-"""The metadata with which a file of ours describes itself.
+"""The metadata of our files, in which they describe themselves.
 
 Such a file is plain safetensors with four entries of metadata: `format` ("pt", what other tools look for),
 `clip_models.format_version`, `clip_models.spec` (the ModelSpec as JSON) and `clip_models.sha256` (of the tensors).
@@ -19,7 +19,7 @@ OURS = "clip_models."
 
 
 def read_spec(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ModelSpec | None:
-    """The verified description of a file of ours; None for any other file."""
+    """Returns the verified description of a file of ours; None for any other file."""
     if f"{OURS}format_version" not in metadata:
         return None
     spec = parse_spec(path, metadata)
@@ -31,11 +31,10 @@ def read_spec(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def parse_spec(path: Path, metadata: Mapping[str, str]) -> ModelSpec:
+    """Returns the description in the metadata. Raises ClipModelsError if it is damaged."""
     version = metadata.get(f"{OURS}format_version")
     if version != FORMAT_VERSION:
-        raise ClipModelsError(
-            f"{path} is of format {version}, this release reads {FORMAT_VERSION}; upgrade clip-models"
-        )
+        raise ClipModelsError(f"{path} has format {version}, this release reads {FORMAT_VERSION}; upgrade clip-models")
     try:
         return ModelSpec.from_dict(json.loads(metadata[f"{OURS}spec"]))
     except (KeyError, ValueError) as error:

@@ -1,40 +1,40 @@
-"""The pretrained weights that have a tag: data/pretrained.toml, under OpenCLIP's function names. Free of torch."""
+"""The tags of pretrained weights in data/pretrained.toml, under OpenCLIP's function names. Free of torch."""
 
 import dataclasses
 import functools
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from clip_core.files import sha256_of
 from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.specs import PreprocessConfig, get_model_spec, list_models
+from clip_models.specs.preprocess import Interpolation, ResizeMode
+from clip_models.tables import read_table
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedTag:
-    """Where one set of weights lies, and what they were trained with."""
+    """The place of one set of weights, and the preprocessing of their training."""
 
     model: str
     """Name of the architecture."""
     tag: str
-    """Lower case, with _ in place of -."""
+    """Lower case, with _ instead of -."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: str
-    resize_mode: str
+    interpolation: Interpolation
+    resize_mode: ResizeMode
     quick_gelu: bool = False
     hub: str = ""
     """Repository on the hub, org/name."""
     file: str = ""
-    """Weights file in it; "" is the first of OpenCLIP's names that is there."""
+    """Weights file in it; "" is the first of OpenCLIP's names that exists."""
     revision: str | None = None
     """Commit, branch or tag of the repository; None is its main branch."""
     url: str = ""
@@ -42,24 +42,29 @@ class PretrainedTag:
 
     @property
     def sha256(self) -> str:
-        """What the address tells of the SHA-256 of the file at `url`: all of it (OpenAI), its start, or nothing."""
+        """The SHA-256 of the file at `url` as far as the address contains it: all (OpenAI), its start, or nothing."""
         path = Path(self.url)
         if "openaipublic" in self.url:
             return path.parent.name
         return path.stem.rpartition("-")[2] if "github.com/mlfoundations" in self.url else ""
 
+    @classmethod
+    def from_cfg(cls, cfg: Mapping[str, Any]) -> Self:
+        """Reads OpenCLIP's dictionary, whose hf_hub is org/repo/ or org/repo/file."""
+        org, _, rest = cfg.get("hf_hub", "").partition("/")
+        repo, _, file = rest.partition("/")
+        usual = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+        known = {**usual, **{key: cfg[key] for key in (*usual, "revision", "url") if key in cfg}}
+        return cls(model="", tag="", hub=f"{org}/{repo}" if repo else "", file=file, **known)
+
     def preprocess(self, size: tuple[int, int]) -> PreprocessConfig:
-        """The treatment of the pictures at this input size."""
+        """Returns the preprocessing at this input size."""
         return PreprocessConfig(
-            size=size,
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            resize_mode=self.resize_mode,
+            size=size, mean=self.mean, std=self.std, interpolation=self.interpolation, resize_mode=self.resize_mode
         )
 
     def to_cfg(self) -> dict[str, Any]:
-        """OpenCLIP's dictionary: url, hf_hub, mean, std, interpolation, resize_mode and, where true, quick_gelu."""
+        """Returns OpenCLIP's dictionary: url, hf_hub, mean, std, interpolation, resize_mode, if true quick_gelu."""
         cfg = {key: getattr(self, key) for key in ("url", "mean", "std", "interpolation", "resize_mode")}
         cfg["hf_hub"] = f"{self.hub}/{self.file}" if self.hub else ""
         if self.quick_gelu:
@@ -70,17 +75,17 @@ class PretrainedTag:
 
 
 def list_pretrained(as_str: bool = False) -> list[Any]:
-    """Every (architecture, tag), or "architecture:tag", in the order of the table."""
+    """Returns every (architecture, tag), or "architecture:tag", in the order of the table."""
     return [f"{model}:{tag}" if as_str else (model, tag) for model, tags in _table().items() for tag in tags]
 
 
 def list_pretrained_tags_by_model(model: str) -> list[str]:
-    """The tags of an architecture; none for an unknown one."""
+    """Returns the tags of an architecture; none for an unknown one."""
     return list(_table().get(model.replace("/", "-"), {}))
 
 
 def list_pretrained_models_by_tag(tag: str) -> list[str]:
-    """The architectures that have this tag."""
+    """Returns the architectures that have this tag."""
     return [model for model, tags in _table().items() if _clean(tag) in tags]
 
 
@@ -90,24 +95,24 @@ def is_pretrained_cfg(model: str, tag: str) -> bool:
 
 
 def get_pretrained_cfg(model: str, tag: str) -> dict[str, Any]:
-    """OpenCLIP's dictionary of a tag, empty if there is none; `get_pretrained_tag` explains why."""
+    """Returns OpenCLIP's dictionary of a tag, empty if there is none."""
     found = find_tag(model, tag)
     return found.to_cfg() if found else {}
 
 
 def get_pretrained_url(model: str, tag: str) -> str:
-    """Address of the copy outside the hub; "" if there is none."""
+    """Returns the address of the copy outside the hub; "" if there is none."""
     found = find_tag(model, tag)
     return found.url if found else ""
 
 
 def find_tag(model: str, tag: str) -> PretrainedTag | None:
-    """The row of an architecture and a tag, in any case and with - or _; None if there is none."""
+    """Returns the row of an architecture and a tag, in any case and with - or _; None if there is none."""
     return _table().get(model.replace("/", "-"), {}).get(_clean(tag))
 
 
 def get_pretrained_tag(model: str, tag: str) -> PretrainedTag:
-    """The row of an architecture and a tag; ClipModelsError says what is near, or who has that tag."""
+    """Returns the row of an architecture and a tag. Raises ClipModelsError with similar tags or architectures."""
     found = find_tag(model, tag)
     if found is not None:
         return found
@@ -126,7 +131,7 @@ def get_pretrained_tag(model: str, tag: str) -> PretrainedTag:
 
 
 def identify(path: Path) -> PretrainedTag | None:
-    """The row that a local file was fetched for, from the hub's cache folder or the name of the copy elsewhere.
+    """Returns the row of a local file by the hub's cache folder or by the name of the copy elsewhere.
 
     Files under OpenAI's plain names ("ViT-B-32.pt") are recognised by their SHA-256.
     """
@@ -147,7 +152,7 @@ def _clean(tag: str) -> str:
 
 @functools.cache
 def _table() -> dict[str, dict[str, PretrainedTag]]:
-    data = tomllib.loads((files("clip_models") / "data" / "pretrained.toml").read_text(encoding="utf-8"))
+    data = read_table("pretrained")
     table = {
         model: {tag: _row(model, tag, row, data["hosts"], data["presets"]) for tag, row in tags.items()}
         for model, tags in data["tags"].items()

@@ -1,4 +1,4 @@
-"""Weights to files that describe themselves."""
+"""Saves weights in files that describe themselves."""
 
 import json
 import os
@@ -21,11 +21,10 @@ def save_model(
     spec: ModelSpec,
     extra_metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `model` and its description to one safetensors file, atomically; equal weights give equal bytes.
+    """Writes `model` and its description to one safetensors file, atomically; equal weights give equal bytes.
 
-    `spec` may differ from `model.spec` in name, preprocessing and tokenizer, not in the network. The model is the
-    CLIP module itself: take it out of DistributedDataParallel first. ClipModelsError if it is not, or if the place
-    cannot be written.
+    `spec` may differ from `model.spec` in name, preprocessing and tokenizer, not in the network. Unwrap a model in
+    DistributedDataParallel first. Raises ClipModelsError if that was not done, or if the file cannot be written.
     """
     path = local_path(path, "the file of the weights")
     if path.suffix != ".safetensors":

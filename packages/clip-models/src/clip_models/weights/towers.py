@@ -1,4 +1,4 @@
-"""Weights of one tower: from a file, or the default ones of its library."""
+"""Loads the weights of one tower: from a file, or the default ones of its library."""
 
 import os
 from collections.abc import Mapping
@@ -19,14 +19,15 @@ _PREFIXES = {"image": "visual.", "text": "text."}
 
 
 def load_tower(model: CLIP, tower: str, path: str | os.PathLike[str]) -> None:
-    """Put a file's weights into the image or the text tower.
+    """Loads a file's weights into the image or the text tower.
 
-    The file holds the tensors of the tower, or of a whole model, of which the tower's part is taken. ClipModelsError
-    unless it has every tensor of the tower in its shape and no other; the model is untouched then.
+    The file holds the tensors of the tower or of a whole model. Raises ClipModelsError, and leaves the model unchanged,
+    unless it has every tensor of the tower in its shape and no other.
     """
     path = Path(path)
     tensors, _ = read_tensors(path)
-    full = {_without(name, tower): name for name in model.state_dict() if _belongs(name, tower)}
+    prefix = _PREFIXES[tower]
+    full = {name.removeprefix(prefix): name for name in model.state_dict() if _belongs(name, tower)}
     roots = {name.split(".")[0] for name in full}
     part = _part(plain_names(tensors, str(path), roots=roots), tower)
     found = {full.get(name, _PREFIXES["image"] * (tower == "image") + name): part[name] for name in part}
@@ -37,10 +38,10 @@ def load_tower(model: CLIP, tower: str, path: str | os.PathLike[str]) -> None:
 
 
 def load_default_tower(model: CLIP, tower: str) -> None:
-    """Put the weights that timm or transformers has for the trunk or the encoder into the tower, fetching them.
+    """Fetches the weights that timm or transformers has for the trunk or the encoder, and loads them into the tower.
 
-    The head that leads to the shared embedding stays random. Nothing happens for the towers of this package, which
-    have none, as in OpenCLIP.
+    The projection to the shared embedding stays random. The towers of this package have no default weights and stay
+    unchanged, as in OpenCLIP.
     """
     spec: ModelSpec = model.spec
     if tower == "image" and isinstance(spec.vision, TimmConfig):
@@ -61,13 +62,13 @@ def _fetch(load: Any, name: str) -> Any:
         return load()
     except Exception as error:  # of the library, its HTTP client or the file
         raise ClipModelsError(
-            f"the default weights of {name} cannot be had ({type(error).__name__}: {first_line(error)}); leave"
+            f"the default weights of {name} cannot be loaded ({type(error).__name__}: {first_line(error)}); leave"
             " pretrained_image and pretrained_text out, or name files"
         ) from error
 
 
 def _take_over(trunk: nn.Module, donor: nn.Module, name: str) -> None:
-    """The donor's tensors, except those of its own head and pooler."""
+    """Loads the donor's tensors, except those of its own head and pooler."""
     mine = trunk.state_dict()
     theirs = {key: tensor for key, tensor in donor.state_dict().items() if key in mine}
     fitting = {key: tensor for key, tensor in theirs.items() if tensor.shape == mine[key].shape}
@@ -91,7 +92,3 @@ def _belongs(name: str, tower: str) -> bool:
     if tower == "image":
         return name.startswith(_PREFIXES["image"])
     return not name.startswith((_PREFIXES["image"], "logit_", "text_decoder."))
-
-
-def _without(name: str, tower: str) -> str:
-    return name.removeprefix(_PREFIXES[tower])

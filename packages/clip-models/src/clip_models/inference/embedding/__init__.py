@@ -1,1 +1,1 @@
-"""Folders, tars, tables and lists of pictures and captions to embeddings with keys."""
+"""Embeds folders, tars, tables and lists of images and captions into files with keys."""

@@ -1,4 +1,4 @@
-"""Where samples come from: one at a time, in an order that depends on names and contents only."""
+"""Reads the samples of a source, one at a time, in an order that depends on names and contents only."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 from clip_core.store import way_out
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.inference.embedding.config import EmbedConfig
-from clip_models.inference.embedding.samples import PICTURES, Sample, Unused
+from clip_models.inference.embedding.samples import IMAGE_SUFFIXES, Sample, Unused
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_SUFFIXES = {"tar": (".tar", ".tar.gz", ".tgz"), "parquet": (".parquet",), "list": (".txt", ".lst", ".list")}
+_SUFFIXES = {
+    "tar": (".tar", ".tar.gz", ".tgz"),
+    "parquet": (".parquet",),
+    "list": (".txt", ".lst", ".list"),
+    "image": IMAGE_SUFFIXES,
+}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _OPTIONS = {
     "image_member": ("tars", "folders"), "caption_member": ("tars", "folders"), "caption_field": ("tars", "folders"),
@@ -25,11 +30,11 @@ _OPTIONS = {
 """Options that only some kinds of sources have."""
 
 Needs = Callable[[int, int], bool]
-"""Whether any of the samples from the first number up to the second, counted over all files, is still to be done."""
+"""Whether a sample from the first number up to the second, counted over all files, is still to be done."""
 
 
 def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
-    """The samples of a path, a URL, a pattern of either, or of any other iterable; and what is not used."""
+    """Yields the samples of a path, a URL, a pattern of either, or another iterable; and what is not used."""
     if isinstance(source, str | os.PathLike):
         samples = _open_path(os.fspath(source), config, needs)
         return _reading(os.fspath(source), samples)
@@ -40,7 +45,7 @@ def open_source(source: Any, config: EmbedConfig, needs: Needs) -> Iterator[Samp
 
 
 def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample | Unused]:
-    """What a disk or an object store may answer while the samples are read becomes one line."""
+    """Turns errors of a disk or an object store while samples are read into one line."""
     try:
         yield from samples
     except Exception as error:
@@ -50,7 +55,7 @@ def _reading(source: str, samples: Iterator[Sample | Unused]) -> Iterator[Sample
 
 
 def storage_reason(error: Exception) -> str | None:
-    """What went wrong with a disk or an object store, in one line; None if `error` is of another kind."""
+    """Returns what went wrong with a disk or an object store, in one line; None if `error` is of another kind."""
     library = type(error).__module__.partition(".")[0]
     if library in ("builtins", "clip_core", "clip_models") and not isinstance(error, OSError):
         return None
@@ -66,22 +71,15 @@ def _require_fitting_options(config: EmbedConfig, kind: str, source: str) -> Non
 
 
 def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sample | Unused]:
-    from fsspec.core import url_to_fs
-
     if not source.partition("://")[2 if "://" in source else 0].strip():
         raise ClipModelsError(f"the source {source!r} is empty; name a folder or files")
-    found: list[tuple[AbstractFileSystem, str]] = []
     beside: list[str] = []
     try:
-        for pattern in [source] if os.path.exists(source) else _expand_braces(source):
-            fs, path = url_to_fs(pattern)
-            globbed = not fs.exists(path) and any(mark in path for mark in "*?[")
-            names = sorted(fs.glob(path)) if globbed else [path] * fs.exists(path)
-            if not names:
-                missing = "matches no file" if globbed else "does not exist"
-                afar = "" if _is_local(fs) else ", or cannot be reached"
-                raise ClipModelsError(f"{pattern} {missing}{afar}; check the source")
-            found += [(fs, name) for name in names]
+        found = [
+            file
+            for pattern in ([source] if os.path.exists(source) else _expand_braces(source))
+            for file in _find(pattern)
+        ]
         if len(found) == 1 and found[0][0].isdir(found[0][1]):
             fs, folder = found[0]
             inside = sorted(fs.ls(folder, detail=False))
@@ -91,40 +89,51 @@ def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sampl
                 return _from_folder(fs, folder.rstrip("/"), folder.rstrip("/"), config)
             found = [(fs, name) for name in shards]
             beside = [name for name in inside if name not in shards]
+    except ClipModelsError:
+        raise
     except Exception as error:
-        if isinstance(error, ClipModelsError):
-            raise
         reason = storage_reason(error) or (first_line(error) if isinstance(error, ValueError | ImportError) else None)
         if reason is None:
             raise
         raise ClipModelsError(f"the source {source} cannot be opened: {reason}") from error
-    kinds = {_kind(name) for _, name in found}
-    if len(kinds) > 1 or kinds == {""}:
-        odd = next(name for _, name in found if _kind(name) != _kind(found[0][1]) or not _kind(name))
-        beside_it = f" beside {found[0][1]}" if len(kinds) > 1 else ""
+    kind = _kind(found[0][1])
+    if odd := next((name for _, name in found if not kind or _kind(name) != kind), ""):
+        beside_it = f" beside {found[0][1]}" if len({_kind(name) for _, name in found}) > 1 else ""
         raise ClipModelsError(
-            f"{odd}{beside_it} does not fit as a source: name a folder of pictures, or files of one kind (tar, parquet,"
-            " txt with one path or caption a line, pictures), as in 'shards/*.tar'"
+            f"{odd}{beside_it} does not fit as a source: name a folder of images, or files of one kind (tar, parquet,"
+            " txt with one path or caption a line, images), as in 'shards/*.tar'"
         )
-    kind = kinds.pop()
     _require_fitting_options(config, {"tar": "tars", "parquet": "tables"}.get(kind, ""), f"a {kind}")
     if kind == "list" and config.what == "both":
-        raise ClipModelsError(f"{found[0][1]} has one thing a line; for pairs take a folder, tars or a table")
+        raise ClipModelsError(f"{found[0][1]} has one item a line; for pairs take a folder, tars or a table")
     return _from_files(found, kind, beside, config, needs)
+
+
+def _find(pattern: str) -> list[tuple[AbstractFileSystem, str]]:
+    from fsspec.core import url_to_fs
+
+    fs, path = url_to_fs(pattern)
+    globbed = not fs.exists(path) and any(mark in path for mark in "*?[")
+    names = sorted(fs.glob(path)) if globbed else [path] * fs.exists(path)
+    if not names:
+        missing = "matches no file" if globbed else "does not exist"
+        remote = "" if _is_local(fs) else ", or cannot be reached"
+        raise ClipModelsError(f"{pattern} {missing}{remote}; check the source")
+    return [(fs, name) for name in names]
 
 
 def _from_files(
     files: list[tuple[AbstractFileSystem, str]], kind: str, beside: list[str], config: EmbedConfig, needs: Needs
 ) -> Iterator[Sample | Unused]:
-    """Files of one kind; `beside` are others of their folder."""
+    """Yields the samples of files of one kind; `beside` are other files of their folder."""
     from clip_models.inference.embedding.tables import from_tables
     from clip_models.inference.embedding.tars import from_tars
 
     yield from (Unused(name, "not_opened") for name in beside)
     if kind == "tar":
         yield from from_tars(files, config)
-    elif kind == "picture":
-        yield from (Sample(key=name, image=_payload(fs, name)) for fs, name in files)
+    elif kind == "image":
+        yield from (Sample(key=name, image=_content(fs, name)) for fs, name in files)
     elif kind == "list":
         yield from _from_lists(files, config.what)
     else:
@@ -132,15 +141,11 @@ def _from_files(
 
 
 def _kind(name: str) -> str:
-    lower = name.lower()
-    for kind, suffixes in _SUFFIXES.items():
-        if lower.endswith(suffixes):
-            return kind
-    return "picture" if os.path.splitext(lower)[1] in PICTURES else ""
+    return next((kind for kind, suffixes in _SUFFIXES.items() if name.lower().endswith(suffixes)), "")
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`{a,b}` and `{000..010}`, as a shell does it."""
+    """Expands `{a,b}` and `{000..010}` as a shell does."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -154,7 +159,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [pattern[: match.start()] + choice + tail for choice in choices for tail in tails]
 
 
-def _payload(fs: AbstractFileSystem, path: str) -> str | Callable[[], bytes]:
+def _content(fs: AbstractFileSystem, path: str) -> str | Callable[[], bytes]:
     return path if _is_local(fs) else partial(fs.cat_file, path)
 
 
@@ -167,19 +172,19 @@ def _is_local(fs: AbstractFileSystem) -> bool:
 def _from_folder(
     fs: AbstractFileSystem, folder: str, root: str, config: EmbedConfig, above: tuple[str, ...] = ()
 ) -> Iterator[Sample | Unused]:
-    """Pictures, or texts, of a folder and those below it, sorted by name. A caption has the name of its picture.
+    """Yields images or captions of a folder and those below it, sorted by name. A caption has the name of its image.
 
-    A link to a folder that holds it is not followed.
+    A link to a folder that contains it is not followed.
     """
     real = os.path.realpath(folder) if _is_local(fs) else folder
     if real in above:
         return
     entries = {entry["name"].rstrip("/"): entry for entry in fs.ls(folder, detail=True)}
-    images, captions = ([f".{name}" for name in config.members(kind)] for kind in ("image", "text"))
-    pictures = {_stem(path, images) for path in entries}
-    texts = {_stem(path, captions): path for path in entries}
+    image_ends, text_ends = ([f".{name}" for name in config.members(kind)] for kind in ("image", "text"))
+    images = {_stem(path, image_ends) for path in entries}
+    texts = {_stem(path, text_ends): path for path in entries}
     for path, entry in sorted(entries.items()):
-        key, picture, text = path[len(root) + 1 :], _stem(path, images), _stem(path, captions)
+        key, image, text = path[len(root) + 1 :], _stem(path, image_ends), _stem(path, text_ends)
         if os.path.basename(path).startswith("."):
             yield Unused(path, "hidden")
         elif entry["type"] == "directory" or (entry.get("islink") and fs.isdir(path)):
@@ -189,25 +194,25 @@ def _from_folder(
             yield Unused(path, "not_a_file")
         elif config.what == "text" and text:
             yield Sample(key=key, text=partial(fs.cat_file, path), caption_field=config.field_of(path))
-        elif config.what != "text" and picture:
-            beside = texts.get(picture, "") if config.what == "both" else ""
+        elif config.what != "text" and image:
+            beside = texts.get(image, "") if config.what == "both" else ""
             caption = partial(fs.cat_file, beside) if beside else None
-            yield Sample(key=key, image=_payload(fs, path), text=caption, caption_field=config.field_of(beside))
+            yield Sample(key=key, image=_content(fs, path), text=caption, caption_field=config.field_of(beside))
         elif config.what == "both" and text:
-            if text not in pictures:
+            if text not in images:
                 yield Unused(path, "no_image")
         else:
             yield Unused(path, "not_opened" if _kind(path) in ("tar", "parquet") else "not_asked")
 
 
 def _stem(path: str, suffixes: Sequence[str]) -> str:
-    """The path without the first of `suffixes` that it ends with, whatever their case; "" without one."""
+    """Returns the path without the first of `suffixes` that it ends with, in any case; "" without one."""
     found = next((suffix for suffix in suffixes if path.lower().endswith(suffix)), "")
     return path[: -len(found)] if found else ""
 
 
 def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Iterator[Sample | Unused]:
-    """One path or caption a line. Paths are relative to the list; captions have the number of their line as key."""
+    """Yields a sample for each line. Paths are relative to the list; the key of a caption is its line number."""
     for fs, name in files:
         prefix = f"{os.path.basename(name)}:" if len(files) > 1 else ""
         with fs.open(name, "rb") as lines:
@@ -223,27 +228,25 @@ def _from_lists(files: list[tuple[AbstractFileSystem, str]], what: str) -> Itera
 
 
 def resolve_path(fs: AbstractFileSystem, holder: str, path: str) -> str | Callable[[], bytes]:
-    """The payload of a path that a file names: absolute, a URL, or relative to that file."""
+    """Returns the content of a path in a file: a URL, or a path that is absolute or relative to that file."""
     if "://" in path:
         from fsspec.core import url_to_fs
 
-        return _payload(*url_to_fs(path))
+        return _content(*url_to_fs(path))
     if not path.startswith("/"):
         path = f"{os.path.dirname(holder)}/{path}"
-    return _payload(fs, path)
+    return _content(fs, path)
 
 
 def _from_iterable(items: Iterable[Any], what: str) -> Iterator[Sample]:
-    """Values in memory; a mapping may say more: key, image, text. Other keys are running numbers."""
+    """Yields values in memory. A mapping may have key, image and text; the key of others is their number."""
     for number, item in enumerate(items):
         if isinstance(item, Mapping):
             key = str(item.get("key", number))
             yield Sample(key=key, image=item.get("image"), text=item.get("text"))
         elif what == "both":
             if not isinstance(item, tuple | list) or len(item) != 2:
-                raise ClipModelsError(
-                    f"item {number} of the source is no pair (picture, caption): {type(item).__name__}"
-                )
+                raise ClipModelsError(f"item {number} of the source is no pair (image, caption): {type(item).__name__}")
             yield Sample(key=str(number), image=item[0], text=item[1])
         elif what == "text":
             yield Sample(key=str(number), text=item)

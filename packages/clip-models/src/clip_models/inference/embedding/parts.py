@@ -1,15 +1,14 @@
-"""The folder of an embedding run: parts that are there as a whole or not at all, and what they were made with."""
+"""The folder of an embedding run: complete parts, and the config that they were made with."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ UNUSED = "unused.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a part was made of. Its record is written last, so that a part with a record is whole."""
+    """The record of a part. It is written last, so that a part with a record is complete."""
 
     number: int
     samples: int
@@ -40,20 +39,8 @@ class Part:
     """Size of each file."""
 
 
-class UnusedList:
-    """Writes names and counts reasons."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.counts: Counter[str] = Counter()
-
-    def add(self, name: str, reason: str) -> None:
-        self.counts[reason] += 1
-        self._file.write(json.dumps({"name": name, "reason": reason}, ensure_ascii=False).encode() + b"\n")
-
-
 class PartFolder:
-    """Opens or continues a run in `root`. ClipModelsError if the folder holds a run of another configuration."""
+    """Opens or continues a run in `root`. Raises ClipModelsError if the folder holds a run of another config."""
 
     def __init__(self, root: str, config: Mapping[str, Any], fingerprint: str) -> None:
         self.root = Path(root)
@@ -65,51 +52,47 @@ class PartFolder:
             left.unlink()
 
     def _claim(self) -> None:
-        try:
+        with self._store.trying("write in", ""):
             (self.root / "parts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ClipModelsError(
-                f"output {self.root} cannot be made: {error.strerror}; choose another folder"
-            ) from error
-        path = self.root / MANIFEST
-        if not path.exists():
+        if not self._store.exists(MANIFEST):
             if other := [entry for entry in self._store.list() if entry != "parts"]:
                 raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
             self.write_manifest({"complete": False})
             return
-        found = _read_json(path)
-        if found.get("fingerprint") != self.fingerprint:
-            if not any((self.root / "parts").iterdir()):  # that run made nothing: a wrong flag, or an empty source
-                self.write_manifest({"complete": False})
-                return
-            before = found.get("config", {})
-            keys = [key for key in self.config if before.get(key) != self.config[key]] or ["version"]
-            raise ClipModelsError(
-                f"output {self.root} was made with another {keys[0]} ({before.get(keys[0])}, not"
-                f" {self.config.get(keys[0])}); choose another folder, or remove this one"
-            )
+        found = self._store.read_json(MANIFEST)
+        if found.get("fingerprint") == self.fingerprint:
+            return
+        if not self._store.list("parts"):  # that run made nothing: a wrong flag, or an empty source
+            self.write_manifest({"complete": False})
+            return
+        before = found.get("config", {})
+        keys = [key for key in self.config if before.get(key) != self.config[key]] or ["version"]
+        raise ClipModelsError(
+            f"output {self.root} was made with another {keys[0]} ({before.get(keys[0])}, not"
+            f" {self.config.get(keys[0])}); choose another folder, or remove this one"
+        )
 
     def write_manifest(self, more: Mapping[str, Any]) -> None:
         self._store.write_json(MANIFEST, {"fingerprint": self.fingerprint, "config": self.config, **more})
 
     def read_part(self, number: int) -> Part | None:
-        """The record of a part; None if it is not done."""
-        path = self.root / "parts" / f"{number:06}.json"
-        if not path.exists():
+        """Returns the record of a part; None if it is not done."""
+        name = f"parts/{number:06}.json"
+        if not self._store.exists(name):
             return None
-        record = _read_json(path)
+        record = self._store.read_json(name)
         if record.pop("fingerprint") != self.fingerprint:
             return None
         record["rejects"] = tuple(map(tuple, record["rejects"]))
         part = Part(**record)
-        for name, size in part.files.items():
-            file = self.root / name
-            if not file.exists() or file.stat().st_size != size:
-                return None
-        return part
+        whole = all(self._store.exists(file) and self._store.size(file) == size for file, size in part.files.items())
+        return part if whole else None
 
     def write_part(self, part: Part, keys: Sequence[str], arrays: Mapping[str, np.ndarray], form: str) -> None:
-        """`arrays`: float [N, D] for image, text or both. Keeps `part.files` itself."""
+        """Writes the files and the record of a part, but for `part.files`, which is known here.
+
+        `arrays`: float [N, D] for image, text or both.
+        """
         files = {}
         if form == "parquet":
             name = f"part-{part.number:06}.parquet"
@@ -125,23 +108,19 @@ class PartFolder:
         self._store.write_json(f"parts/{part.number:06}.json", record)
 
     @contextmanager
-    def list_unused(self) -> Iterator[UnusedList]:
-        """A file of all that is in the source and in no sample, a JSON object a line."""
+    def list_unused(self) -> Iterator[Callable[[str, str], int]]:
+        """Yields a function that writes (name, reason) of an unused item to a file, a JSON object a line."""
         with self._store.writing(UNUSED) as file:
-            yield UnusedList(file)
+            yield lambda name, reason: file.write(_json_line(name=name, reason=reason))
 
     def write_rejects(self, parts: int) -> None:
-        """One file of all rejected samples, a JSON object a line."""
-
-        def lines(file: Any) -> None:
+        """Writes one file of all rejected samples, a JSON object a line."""
+        with self._store.writing(REJECTS) as file:
             for number in range(parts):
                 part = self.read_part(number)
                 assert part is not None
                 for key, code, reason in part.rejects:
-                    entry = {"key": key, "code": code, "reason": reason}
-                    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-
-        self._write(REJECTS, lines)
+                    file.write(_json_line(key=key, code=code, reason=reason))
 
     def _write(self, name: str, write: Any) -> int:
         with self._store.trying("write", name), self._store.writing(name) as file:
@@ -150,24 +129,26 @@ class PartFolder:
 
 
 def read_embeddings(folder: str | os.PathLike[str], what: str = "image") -> tuple[list[str], np.ndarray]:
-    """(keys, float [N, D]) of a finished run, in the order of its source. `what`: image or text."""
-    root = Path(folder)
-    if not (root / MANIFEST).exists():
+    """Returns (keys, float [N, D]) of a finished run, in the order of its source. `what`: image or text."""
+    root, store = Path(folder), Store(folder)
+    if not store.exists(MANIFEST):
         raise ClipModelsError(f"{root} holds no embeddings: it has no {MANIFEST}")
-    manifest = _read_json(root / MANIFEST)
+    manifest = store.read_json(MANIFEST)
     if not manifest.get("complete"):
         raise ClipModelsError(f"{root} is not finished; run the same embed command again to continue")
-    made = manifest["config"]["what"]
+    config = manifest["config"]
+    made = config["what"]
     if what not in (("image", "text") if made == "both" else (made,)):
         raise ClipModelsError(f"{root} holds embeddings of {made}, not of {what}")
     keys: list[str] = []
-    arrays = [np.empty((0, manifest["config"]["embed_dim"]), dtype=manifest["config"]["dtype"])]
+    arrays = [np.empty((0, config["embed_dim"]), dtype=config["dtype"])]
     for number in range(manifest["parts"]):
-        if manifest["config"]["format"] == "npy":
-            keys += _read_json(root / f"keys-{number:06}.json")
+        if config["format"] == "npy":
+            keys += store.read_json(f"keys-{number:06}.json")
             arrays.append(np.load(root / f"{what}-{number:06}.npy"))
         else:
-            found, array = _read_parquet(root / f"part-{number:06}.parquet", what if made == "both" else "")
+            column = f"{what}_embedding" if made == "both" else "embedding"
+            found, array = _read_parquet(root / f"part-{number:06}.parquet", column)
             keys += found
             arrays.append(array)
     return keys, np.concatenate(arrays)
@@ -185,18 +166,14 @@ def _write_parquet(file: Any, keys: Sequence[str], arrays: Mapping[str, np.ndarr
     pq.write_table(pa.table(columns), file, compression="none", use_dictionary=False)
 
 
-def _read_parquet(path: Path, kind: str) -> tuple[list[str], np.ndarray]:
+def _read_parquet(path: Path, name: str) -> tuple[list[str], np.ndarray]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).combine_chunks()
-    column = table.column(f"{kind}_embedding" if kind else "embedding")
-    width = column.type.list_size
-    flat = column.combine_chunks().flatten() if column.num_chunks != 1 else column.chunk(0).flatten()
-    return table.column("key").to_pylist(), flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    table = pq.read_table(path)
+    column = table.column(name)
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return table.column("key").to_pylist(), flat.reshape(-1, column.type.list_size)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ClipModelsError(f"{path} is damaged: not JSON; remove the folder and run again") from error
+def _json_line(**fields: str) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"

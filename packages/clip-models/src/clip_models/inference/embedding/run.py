@@ -9,8 +9,8 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from clip_core import ImageError, load_image
 from clip_models.errors import ClipModelsError, first_line, local_path
 from clip_models.inference.embedding.config import FREE, EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
-from clip_models.inference.embedding.parts import Part, PartFolder, UnusedList
+from clip_models.inference.embedding.parts import Part, PartFolder
 from clip_models.inference.embedding.samples import CaptionError, Sample, Unused, read_caption
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedSummary:
-    """What a run did, those before it in the same folder included."""
+    """The counts of a run, those of earlier runs in the same folder included."""
 
     output: str
     samples: int
@@ -39,10 +39,10 @@ class EmbedSummary:
     rows: int
     """Embedded ones."""
     rejected: Mapping[str, int]
-    """How many of the others for each reason: missing, too_large, undecodable, pixel_format, no_image, no_caption,
-    empty_caption, bad_caption, ambiguous_image, ambiguous_text, not_adjacent."""
+    """Rejected samples by code: missing, too_large, undecodable, pixel_format, no_image, no_caption, empty_caption,
+    bad_caption, ambiguous_image, ambiguous_text, not_adjacent."""
     unused: Mapping[str, int]
-    """How many files, members of tars or lines are in no sample, for each reason (see `Unused`)."""
+    """Files, members of tars or lines that are in no sample, by reason (see `Unused`)."""
     truncated: int
     """Captions that lost their end."""
     parts: int
@@ -67,7 +67,7 @@ class _PartEnd:
 
 @dataclass
 class _Building:
-    """The part at hand. Features stay on the device until it is complete."""
+    """The current part. Features stay on the device until it is complete."""
 
     keys: list[str] = field(default_factory=list)
     features: dict[str, list[Any]] = field(default_factory=dict)
@@ -85,16 +85,16 @@ def embed(
     progress: bool = False,
     **options: Any,
 ) -> EmbedSummary:
-    """Embeds the pictures or captions of `source` into files with keys in the folder `output`; see `EmbedConfig`.
+    """Embeds the images or captions of `source` into files with keys in the folder `output`; see `EmbedConfig`.
 
-    `source`: a folder of pictures (with all folders below it), tars in webdataset's layout, parquet tables, text files
-    with a path or a caption a line, or pictures; as a path, a URL or a pattern (`shards/{000..127}.tar`, `*.parquet`).
-    Or an iterable of paths, bytes and Pillow pictures, of captions, of pairs, or of mappings with key, image and text.
-    `model`: a name with its `pretrained` weights (tag or file), or a CLIP with weights of your own.
+    `source`: a folder of images (with all folders below it), tars in webdataset's layout, parquet tables, text files
+    with a path or a caption a line, or images; as a path, a URL or a pattern (`shards/{000..127}.tar`, `*.parquet`).
+    Or an iterable of paths, bytes and Pillow images, of captions, of pairs, or of mappings with key, image and text.
+    `model`: a name with its `pretrained` weights (tag or file), or a CLIP.
 
-    A run that was stopped, at whatever moment, goes on where it was when it is called again, and ends with the same
-    files. What cannot be embedded is left out, counted, and listed with its reason in rejects.jsonl; what belongs to no
-    sample, or to a part of one that is not asked for, in unused.jsonl.
+    A stopped run continues when it is called again, and ends with the same files. Rejected samples are counted, and
+    listed with the reason in rejects.jsonl; unused files and members are listed in
+    unused.jsonl. Raises ClipModelsError.
     """
     try:
         config = EmbedConfig(**options)
@@ -112,30 +112,21 @@ def run_embed(
     config: EmbedConfig,
     progress: bool,
 ) -> EmbedSummary:
-    """`embed` with its options in one piece."""
+    """`embed` with a config."""
     from clip_models.inference.encoder import Encoder
 
     output = local_path(output, "output")
     run = _Run(source, config, progress)  # before the model: it fails sooner
-    if isinstance(model, str):
-        weights = os.fspath(pretrained) if pretrained else None
-        encoder = Encoder.load(
-            model,
-            weights,
-            config.precision,
-            config.device,
-            quick_gelu=config.quick_gelu,
-            image_mode=config.image_mode,
-        )
-    else:
-        encoder = Encoder(model, config.precision, config.image_mode)
+    weights = os.fspath(pretrained) if pretrained else None
+    options: dict[str, Any] = {"quick_gelu": config.quick_gelu, "image_mode": config.image_mode}
+    encoder = Encoder.load(model, weights, config.precision, config.device, **options)
     return run.execute(encoder, os.fspath(output))
 
 
 class _Run:
     encoder: Encoder
     folder: PartFolder
-    unused: UnusedList
+    list_unused: Callable[[str, str], int]
 
     def __init__(self, source: Any, config: EmbedConfig, progress: bool) -> None:
         self.source = source
@@ -143,59 +134,56 @@ class _Run:
         self.config = config
         self.progress = progress
         self.kinds = config.kinds
+        self.unused = Counter[str]()
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     def execute(self, encoder: Encoder, output: str) -> EmbedSummary:
+        from tqdm import tqdm
+
         self.encoder = encoder
         described = self._describe()
         fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.folder = PartFolder(output, described, fingerprint)
-        totals: Counter[str] = Counter()
-        rejected: Counter[str] = Counter()
-        from tqdm import tqdm
-
+        totals, rejected = Counter[str](samples=0, rows=0, truncated=0, parts=0), Counter[str]()
         building = _Building()
         with (
             tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar,
-            self.folder.list_unused() as self.unused,
+            self.folder.list_unused() as self.list_unused,
             self._feed() as items,
         ):
             for item in items:
                 if not isinstance(item, _PartEnd):
                     key, future = item
-                    self._take(building, key, future.result())
+                    self._add(building, key, future.result())
                     bar.update()
                     continue
                 part = item.done or self._finish(building, item)
                 if item.done and self.progress:
-                    bar.initial += part.samples  # not work of this run: it does not count for the rate
+                    bar.initial += part.samples  # of an earlier run: they do not count for the rate
                     bar.update(part.samples)
                 building = _Building()
                 totals.update(samples=part.samples, rows=part.rows, truncated=part.truncated, parts=1)
                 rejected.update(code for _, code, _ in part.rejects)
                 bar.set_postfix(rejected=rejected.total(), refresh=False)
-        summary = EmbedSummary(
-            output=str(self.folder.root),
-            samples=totals["samples"],
-            rows=totals["rows"],
-            rejected=dict(sorted(rejected.items())),
-            unused=dict(sorted(self.unused.counts.items())),
-            truncated=totals["truncated"],
-            parts=totals["parts"],
-        )
-        if self.folder.read_part(summary.parts) is not None:
-            raise self._changed(summary.parts)
-        self.folder.write_rejects(summary.parts)
-        counts = {key: value for key, value in dataclasses.asdict(summary).items() if key != "output"}
+        counts: dict[str, Any] = {
+            **totals,
+            "rejected": dict(sorted(rejected.items())),
+            "unused": dict(sorted(self.unused.items())),
+        }
+        if self.folder.read_part(totals["parts"]) is not None:
+            raise self._changed(totals["parts"])
+        self.folder.write_rejects(totals["parts"])
         self.folder.write_manifest({"complete": True, **counts})
-        return summary
+        return EmbedSummary(output=str(self.folder.root), **counts)
 
     def _describe(self) -> dict[str, Any]:
-        """What must not change while a run is continued."""
-        config, encoder = self.config, self.encoder
-        is_path = isinstance(self.source, str | os.PathLike)
+        """Returns what must stay the same when a run is continued."""
+        config, encoder, source = self.config, self.encoder, "an iterable"
+        if isinstance(self.source, str | os.PathLike):
+            source = os.fspath(self.source)
+            source = source if "://" in source else os.path.abspath(source)
         return {
-            "source": _absolute(os.fspath(self.source)) if is_path else "an iterable",
+            "source": source,
             "model": encoder.spec.name,
             "embed_dim": encoder.spec.embed_dim,
             "spec_sha256": encoder.spec_fingerprint,
@@ -203,7 +191,7 @@ class _Run:
             **{f.name: getattr(config, f.name) for f in dataclasses.fields(EmbedConfig) if f.name not in FREE},
         }
 
-    def _take(self, building: _Building, key: str, found: Any) -> None:
+    def _add(self, building: _Building, key: str, found: Any) -> None:
         if isinstance(found, _Reject):
             building.rejects.append((_utf8(key), found.code, _utf8(found.reason)))
             return
@@ -232,13 +220,13 @@ class _Run:
         for kind in self.kinds:
             made = building.features.get(kind)
             array = torch.cat(made).cpu().numpy() if made else np.empty((0, self.encoder.spec.embed_dim), np.float32)
-            with np.errstate(over="ignore"):  # looked at in the next line
+            with np.errstate(over="ignore"):  # checked in the next line
                 arrays[kind] = array.astype(self.config.dtype)
-            if not np.isfinite(arrays[kind]).all():
-                row = int(np.flatnonzero(~np.isfinite(arrays[kind]).all(axis=1))[0])
+            finite = np.isfinite(arrays[kind]).all(axis=1)
+            if not finite.all():
                 raise ClipModelsError(
-                    f"the {kind} embedding of {building.keys[row]} is not finite in {self.config.precision} and"
-                    f" {self.config.dtype}; use precision fp32 or bf16, and dtype float32"
+                    f"the {kind} embedding of {building.keys[finite.argmin()]} is not finite in {self.config.precision}"
+                    f" and {self.config.dtype}; use precision fp32 or bf16, and dtype float32"
                 )
         part = Part(
             number=end.number,
@@ -254,18 +242,17 @@ class _Run:
 
     @contextmanager
     def _feed(self) -> Iterator[Iterator[Any]]:
-        """(key, future of what `_prepare` makes of it) of each sample to be done, in order, and a _PartEnd after each
-        part. A bounded number of samples is under way at any time.
+        """Yields (key, future of `_prepare`) of each sample to be done, in order, and a _PartEnd after each part.
+
+        The number of samples in progress is bounded.
         """
         ready: queue.Queue[Any] = queue.Queue(2 * self.config.batch_size + self.workers)
         stopped = threading.Event()
 
         def put(item: Any) -> None:
             while not stopped.is_set():
-                try:
+                with suppress(queue.Full):
                     return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
             raise _Stopped
 
         def read() -> None:
@@ -293,7 +280,6 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, pool: ThreadPoolExecutor, put: Any) -> None:
-        rows = self.config.part_rows
         number, count, digest = 0, 0, hashlib.blake2b(digest_size=16)
         done = self.folder.read_part(0)
 
@@ -304,19 +290,18 @@ class _Run:
 
         for sample in self.samples:
             if isinstance(sample, Unused):
-                self.unused.add(_utf8(sample.name), sample.reason)
+                self.list_unused(_utf8(sample.name), sample.reason)
+                self.unused[sample.reason] += 1
                 continue
-            text = sample.text if isinstance(sample.text, bytes) else b""
-            if isinstance(sample.text, str):
-                text = sample.text.encode("utf-8", "surrogatepass")
+            text = sample.text.encode("utf-8", "surrogatepass") if isinstance(sample.text, str) else sample.text
+            text = text if isinstance(text, bytes) else b""
             digest.update(b"%b\0%b\0" % (sample.key.encode("utf-8", "surrogatepass"), text))
             count += 1
             if done is None:
                 if sample.in_turn:
                     sample = dataclasses.replace(sample, image=_called(sample.image), text=_called(sample.text))
-                future: Future[Any] = pool.submit(self._prepare, sample)
-                put((sample.key, future))
-            if count == rows:
+                put((sample.key, pool.submit(self._prepare, sample)))
+            if count == self.config.part_rows:
                 end()
                 number, count, digest = number + 1, 0, hashlib.blake2b(digest_size=16)
                 done = self.folder.read_part(number)
@@ -328,7 +313,7 @@ class _Run:
         return any(self.folder.read_part(number) is None for number in range(first // rows, (stop - 1) // rows + 1))
 
     def _prepare(self, sample: Sample) -> tuple[np.ndarray | None, str | None] | _Reject:
-        """(pixels, caption) as far as they are embedded, or why they are not."""
+        """Returns (pixels, caption), None for what is not embedded, or the reason of a rejection."""
         pixels = text = None
         if sample.problem:
             return _Reject(*sample.problem)
@@ -337,7 +322,7 @@ class _Run:
                 text = read_caption(_called(sample.text), sample.caption_field)
             if "image" in self.kinds:
                 if sample.image is None:
-                    return _Reject("no_image", "there is no picture")
+                    return _Reject("no_image", "there is no image")
                 pixels = self._decode(_called(sample.image), sample.key)
         except (ImageError, CaptionError) as error:
             return _Reject(error.code, str(error))
@@ -358,20 +343,20 @@ class _Run:
 
         if not isinstance(image, Image.Image):
             if not isinstance(image, str | os.PathLike | bytes):
-                raise ImageError(f"{key} is of type {type(image).__name__}, not a picture", "undecodable")
+                raise ImageError(f"{key} is of type {type(image).__name__}, not an image", "undecodable")
             mode, name = self.config.image_mode, key if isinstance(image, bytes) else ""  # a path names itself
             image = load_image(image, max_pixels=self.config.max_pixels, image_mode=mode, name=name)
         return self.encoder.pixels(image)
 
     def _changed(self, number: int) -> ClipModelsError:
         return ClipModelsError(
-            f"the source is no longer what it was when part {number} of {self.folder.root} was made; restore it, or"
-            " choose another folder"
+            f"the source has changed since part {number} of {self.folder.root} was made; restore it, or choose another"
+            " folder"
         )
 
 
 class _Stopped(BaseException):
-    """The run has ended while the reader was at work."""
+    """The run has ended while the reader was working."""
 
 
 def _called(value: Any) -> Any:
@@ -379,9 +364,5 @@ def _called(value: Any) -> Any:
 
 
 def _utf8(text: str) -> str:
-    """A file name may hold bytes that are no UTF-8; they show as replacement characters."""
+    """Returns a name with replacement characters for bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _absolute(source: str) -> str:
-    return source if "://" in source else os.path.abspath(source)

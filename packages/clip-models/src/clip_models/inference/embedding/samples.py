@@ -1,4 +1,4 @@
-"""What sources give: samples, and the names of what they do not use."""
+"""The items of sources: samples, and names of what is not used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-PICTURES = (
+IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
     ".ico", ".tga", ".qoi",
 )  # fmt: skip
@@ -14,24 +14,24 @@ PICTURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A picture, a caption, or both; what is absent is None. A callable gives its value when it is called."""
+    """An image, a caption, or both; an absent one is None. A callable returns the value when it is called."""
 
     key: str
     image: Any = None
-    """a path, the bytes of a file, a Pillow picture, or a callable that gives bytes"""
+    """a path, the bytes of a file, a Pillow image, or a callable that returns bytes"""
     text: Any = None
-    """a caption, its bytes, or a callable that gives its bytes"""
+    """a caption, its bytes, or a callable that returns its bytes"""
     caption_field: str = ""
     """field of `text`, a JSON object, that holds the caption"""
     in_turn: bool = False
-    """the callables hold only until the next sample is asked for"""
+    """the callables are valid only until the next sample is requested"""
     problem: tuple[str, str] | None = None
-    """code and reason, if it is rejected already"""
+    """code and reason, if the sample is rejected already"""
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A file, a member of a tar, or a line that belongs to no sample, or is a part of one that is not asked for."""
+    """A file, a member of a tar, or a line that is in no sample, or in a part of one that is not requested."""
 
     name: str
     reason: str
@@ -48,14 +48,21 @@ class CaptionError(Exception):
 
 
 def read_caption(value: Any, json_field: str = "") -> str:
-    """The caption of a sample from a string or bytes; with `json_field` from that field of a JSON object."""
+    """Returns the caption in a string or bytes, or in a field of a JSON object. Raises CaptionError."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8-sig").strip("\r\n")
         except UnicodeDecodeError as error:
             raise CaptionError("bad_caption", f"the caption is not UTF-8: {error.reason} at {error.start}") from error
     if value is not None and json_field:
-        value = _field(value, json_field)
+        try:
+            fields = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
+        if not isinstance(fields, dict) or json_field not in fields:
+            known = ", ".join(fields) if isinstance(fields, dict) else "no fields"
+            raise CaptionError("no_caption", f"the JSON has no field {json_field!r}; it has {known[:200]}")
+        value = fields[json_field]
     if value is None:
         raise CaptionError("no_caption", "there is no caption")
     if not isinstance(value, str):
@@ -67,14 +74,3 @@ def read_caption(value: Any, json_field: str = "") -> str:
     except UnicodeEncodeError as error:
         raise CaptionError("bad_caption", f"the caption holds half a character at {error.start}") from error
     return value
-
-
-def _field(text: str, name: str) -> Any:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
-    if not isinstance(found, dict) or name not in found:
-        known = ", ".join(found) if isinstance(found, dict) else "no fields"
-        raise CaptionError("no_caption", f"the JSON has no field {name!r}; it has {known[:200]}")
-    return found[name]

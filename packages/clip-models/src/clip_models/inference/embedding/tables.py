@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 IMAGE_NAMES = ("image", "jpg", "png", "webp", "image_path", "path", "file", "file_name", "filename")
 TEXT_NAMES = ("caption", "text", "txt")
-_ROWS = 64  # decoded at a time: pictures are large
+_ROWS = 64  # decoded at a time: images are large
 _BUFFER = 1 << 20  # bytes of a column in memory while its pages are decoded
 
 
 def from_tables(files: Sequence[tuple[AbstractFileSystem, str]], config: EmbedConfig, needs: Needs) -> Iterator[Sample]:
-    """The rows of parquet files. Pictures are bytes, paths relative to the file, or a struct of bytes and path."""
+    """Yields the rows of parquet files. Images are bytes, paths relative to the file, or structs of bytes and path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -65,23 +65,19 @@ def _rows(
         for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns_wanted, use_threads=False):
             columns = {column: _values(batch.column(column), column == text) for column in batch.schema.names}
             for index in range(batch.num_rows):
-                value = columns[key][index] if key else None
+                value, found = columns[key][index] if key else None, columns[image][index] if image in columns else None
+                if isinstance(found, dict):
+                    found = found.get("bytes") if found.get("bytes") is not None else found.get("path")
                 yield Sample(
                     key=f"{os.path.basename(name)}#{row}" if value is None else str(_string(value)),
-                    image=_picture(fs, name, columns[image][index]) if image in columns else None,
+                    image=resolve_path(fs, name, found) if isinstance(found, str) else found,
                     text=columns[text][index] if text else None,
                 )
                 row += 1
 
 
-def _picture(fs: AbstractFileSystem, name: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    return resolve_path(fs, name, value) if isinstance(value, str) else value
-
-
 def _values(column: pa.Array, is_text: bool) -> list[Any]:
-    """The values of a column; captions as bytes, because in a damaged file one of them may not be UTF-8."""
+    """Returns the values of a column; captions as bytes, because in a damaged file one of them may not be UTF-8."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -106,5 +102,5 @@ def _column(
     found = asked or next((column for column in usual if column in known), "")
     if not found and not optional:
         flag = f"--{flag.replace('_', '-')}"
-        raise ClipModelsError(f"{name} has the columns {', '.join(known)}; say with {flag} which one is meant")
+        raise ClipModelsError(f"{name} has the columns {', '.join(known)}; name one with {flag}")
     return found

@@ -1,4 +1,4 @@
-"""Samples of tars in webdataset's layout, where every member is used, rejected, or named as unused."""
+"""Samples of tars in webdataset's layout. Every member is used, rejected, or listed as unused."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class _Group:
 
 
 def from_tars(files: list[tuple[AbstractFileSystem, str]], config: EmbedConfig) -> Iterator[Sample | Unused]:
-    """The samples of each tar in order. A tar that is damaged raises ClipModelsError.
+    """Yields the samples of each tar in order. Raises ClipModelsError for a damaged tar.
 
-    Of a tar that is not compressed only headers are read until the callables of a sample are called.
+    In an uncompressed tar only headers are read until the callables of a sample are called.
     """
     import tarfile
 
@@ -75,14 +75,14 @@ def _groups(tar: tarfile.TarFile, name: str, config: EmbedConfig) -> Iterator[_G
         group.names.append((extension, member.name))
         reader: Callable[[], bytes] = partial(_read_member, tar, member, name)
         if not name.endswith(".tar") and _may_be_used(extension, group, config):
-            reader = partial(bytes, reader())  # a compressed file cannot go back to it
+            reader = partial(bytes, reader())  # a compressed file cannot seek back to it
         group.readers[extension] = reader
     if group.names:
         yield group
 
 
 def _split(member: tarfile.TarInfo, config: EmbedConfig) -> tuple[str, str, str]:
-    """(key, lower-case extension, why the member can be of no sample)."""
+    """Returns (key, lower-case extension, why the member is in no sample or "")."""
     folder, slash, base = member.name.rpartition("/")
     stem, dot, extension = base.rpartition(".") if config.key_ends == "last-dot" else base.partition(".")
     problem = ""
@@ -96,7 +96,7 @@ def _split(member: tarfile.TarInfo, config: EmbedConfig) -> tuple[str, str, str]
 
 
 def _samples(group: _Group, tar: str, config: EmbedConfig, again: bool) -> Iterator[Sample | Unused]:
-    """The sample that a group makes, and its members that are not used."""
+    """Yields the sample of a group, and its members that are not used."""
     chosen: dict[str, str] = {}
     problem = None
     for kind in config.kinds:
@@ -106,7 +106,7 @@ def _samples(group: _Group, tar: str, config: EmbedConfig, again: bool) -> Itera
         problem = problem or reason
     if again:
         shown = ", ".join(extension for extension, _ in group.names[:_SHOWN])
-        problem = ("not_adjacent", f"{shown} of {tar} stand apart from the other members of their key; sort the tar")
+        problem = ("not_adjacent", f"{shown} of {tar} are apart from the other members of their key; sort the tar")
     unused = "not_asked"
     if problem is None:
         parts = {kind: group.readers[extension] for kind, extension in chosen.items()}
@@ -125,16 +125,13 @@ def _samples(group: _Group, tar: str, config: EmbedConfig, again: bool) -> Itera
 
 
 def _choose(kind: str, group: _Group, config: EmbedConfig) -> tuple[str, tuple[str, str] | None]:
-    """(extension of the member that is the sample's image or caption, or "", why there is none)."""
+    """Returns (extension of the member that is the sample's image or caption, or "", why there is none)."""
     wanted, option = config.members(kind), f"--{'image' if kind == 'image' else 'caption'}-member"
     known = [extension for extension, _ in group.names]
     exact = next((extension for extension in wanted if extension in group.readers), "")
     if exact:
-        if known.count(exact) > 1:
-            return "", (
-                f"ambiguous_{kind}",
-                f"{exact} is {known.count(exact)} times in {group.key}; remove all but one",
-            )
+        if (count := known.count(exact)) > 1:
+            return "", (f"ambiguous_{kind}", f"{exact} is {count} times in {group.key}; remove all but one")
         return exact, None
     dotted = [] if config.asked_member(kind) else [name for name in known if _ends_as(name, kind, config)]
     if len(dotted) == 1:
@@ -148,7 +145,7 @@ def _choose(kind: str, group: _Group, config: EmbedConfig) -> tuple[str, tuple[s
         )
     noun = "image" if kind == "image" else "caption"
     which = f"{option} {asked!r} is not" if (asked := config.asked_member(kind)) else f"there is no {noun}"
-    advice = f"name one with {option}, or sort the tar if its {noun} stands elsewhere"
+    advice = f"name one with {option}, or sort the tar if its {noun} is elsewhere"
     return "", (f"no_{noun}", f"{which} among the adjacent members of {group.key} ({shown}); {advice}")
 
 
@@ -157,7 +154,7 @@ def _ends_as(extension: str, kind: str, config: EmbedConfig) -> bool:
 
 
 def _may_be_used(extension: str, group: _Group, config: EmbedConfig) -> bool:
-    """Whether a member may turn out to be the one that is used: of those with more dots only the first can."""
+    """Whether a member may be the one that is used: of those with more dots only the first can."""
     for kind in config.kinds:
         if extension in config.members(kind):
             return True
@@ -167,9 +164,9 @@ def _may_be_used(extension: str, group: _Group, config: EmbedConfig) -> bool:
 
 
 def _require_end(tar: tarfile.TarFile) -> None:
-    """A tar that was cut within a header, or between two members, looks finished; but it lacks the block of zeros.
+    """Raises EOFError if the tar was cut within a header or between two members, or if another one is appended to it.
 
-    A tar with another one appended looks finished too; but behind its end there is more than zeros.
+    Both look finished to tarfile: the first lacks the block of zeros, the second has more than zeros after its end.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -182,12 +179,12 @@ def _require_end(tar: tarfile.TarFile) -> None:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
-    import tarfile
+    from tarfile import TarError
 
     try:
         file = tar.extractfile(member)
         return file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (TarError, EOFError, OSError, zlib.error) as error:
         raise _damaged(name, error) from error
 
 

@@ -1,4 +1,4 @@
-"""Pooling by attention: learned queries look at the tokens of a tower (CoCa)."""
+"""Pooling by attention of learned queries to the tokens of a tower (CoCa)."""
 
 import torch
 import torch.nn.functional as F

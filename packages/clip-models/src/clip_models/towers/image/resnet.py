@@ -1,23 +1,25 @@
 """OpenAI's modified ResNet: a stem of three convolutions, average pooling in front of strides, attention pooling.
 
-Parameter names and shapes are OpenCLIP's. All activations are ReLU: the `quick_gelu` of a spec means its text tower.
+Parameter names and shapes are OpenCLIP's. All activations are ReLU: the `quick_gelu` of a spec is for its text tower.
 
-Shapes: B batch, C channels, H and W of the picture or of a feature map, L = 1 + H·W.
+Shapes: B batch, C channels, H and W of the image or of a feature map, L = 1 + H·W.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ResNetConfig, as_pair
-from clip_models.towers.common import FreezesStatistics, batch_norms, check_image
-from clip_models.towers.layers import attend, names_under, take_indices, unlock_last
+from clip_models.towers.base import Found, ImageTower, Indices, names_under, take_indices
+from clip_models.towers.common import check_image
+from clip_models.towers.layers import attend
 from clip_models.towers.positions import resize_grid_positions
 
 
@@ -79,8 +81,9 @@ class AttentionPool2d(nn.Module):
 
 @contextmanager
 def without_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norms use the batch's statistics as before, but do not count them a second time."""
-    norms = [(module, module.momentum, module.num_batches_tracked) for module in batch_norms(block)]
+    """Batch norms use the statistics of the batch, but do not update their running ones a second time."""
+    modules = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    norms = [(module, module.momentum, module.num_batches_tracked) for module in modules]
     for norm, _, _ in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
@@ -90,16 +93,12 @@ def without_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-class ModifiedResNet(FreezesStatistics):
-    """float [B, 3, H, W], normalised, → [B, embed_dim].
-
-    Pictures of another size than the spec's are taken: the positions of the pooling are resampled.
-    """
+class ModifiedResNet(ImageTower):
+    """For images of another size than the config's, the positions of the pooling are resampled."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.grad_checkpointing = False
         width = config.width
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
@@ -126,7 +125,7 @@ class ModifiedResNet(FreezesStatistics):
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return block(x)
-        if torch.compiler.is_compiling():  # the compiler takes no contexts, and recomputes without side effects
+        if torch.compiler.is_compiling():  # the compiler supports no contexts, and recomputes without side effects
             return checkpoint(block, x, use_reentrant=False)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -135,12 +134,12 @@ class ModifiedResNet(FreezesStatistics):
         return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
     def _outputs(self, image: Tensor, last: int = 4) -> list[Tensor]:
-        """Outputs of the stem and of the stages up to number `last`."""
+        """Returns the outputs of the stem and of the stages up to number `last`."""
         check_image(image)
         if min(image.shape[2:]) < 32:
-            raise ClipModelsError(f"a picture of {list(image.shape[2:])} pixels is less than a ResNet's stride of 32")
+            raise ClipModelsError(f"an image of {list(image.shape[2:])} pixels is less than a ResNet's stride of 32")
         # Channels last saves a tenth to a fifth of the time, but a CPU sums the statistics of batches of that layout
-        # naively: the variance of 32 pictures comes out wrong in the fourth digit.
+        # naively: the variance of 32 images is wrong in the fourth digit.
         precise = self.training and image.device.type == "cpu"
         layout = torch.contiguous_format if precise else torch.channels_last
         outputs = [self.stem(image.to(self.conv1.weight.dtype, memory_format=layout))]
@@ -154,29 +153,11 @@ class ModifiedResNet(FreezesStatistics):
     def forward(self, image: Tensor) -> Tensor:
         return self.attnpool(self._outputs(image)[-1])
 
-    def forward_intermediates(
-        self,
-        image: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NCHW",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """Outputs of the stem (0) and the stages (1 to 4): `image_intermediates`, each [B, C, H, W], and
-        `image_features` unless only those are asked for.
-
-        There is no last norm to apply and there are no extra tokens: the two options change nothing.
-        """
-        if output_fmt != "NCHW":
-            raise ClipModelsError(f"output_fmt {output_fmt!r} is unknown; the intermediates of a ResNet are NCHW")
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """Outputs of the stem (0) and the stages (1 to 4). There is no last norm to apply and no extra tokens."""
         taken = take_indices(5, indices)
-        outputs = self._outputs(image, max(taken) if stop_early and intermediates_only else 4)
-        result: dict[str, Tensor | list[Tensor]] = {"image_intermediates": [outputs[index] for index in taken]}
-        if not intermediates_only:
-            result["image_features"] = self.attnpool(outputs[-1])
-        return result
+        outputs = self._outputs(inputs, max(taken) if stop_early else 4)
+        return [outputs[index] for index in taken], {}, lambda: self.attnpool(outputs[-1])
 
     def blocks(self) -> list[nn.Module]:
         return [block for stage in (1, 2, 3, 4) for block in self.get_submodule(f"layer{stage}").children()]
@@ -185,15 +166,3 @@ class ModifiedResNet(FreezesStatistics):
         """The stem; each of the four stages; the attention pooling."""
         stem = names_under(self, "conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
         return [stem, *(names_under(self, f"layer{stage}") for stage in (1, 2, 3, 4)), names_under(self, "attnpool")]
-
-    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Train the last `unlocked_groups` groups only; on request the locked batch norms keep their statistics."""
-        unlock_last(self, self.layer_groups(), unlocked_groups)
-        if freeze_bn_stats:
-            self.freeze_locked_statistics()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        return set()

@@ -14,17 +14,19 @@ from clip_core.suggest import did_you_mean
 from clip_models.errors import ClipModelsError
 from clip_models.extras import require
 from clip_models.specs import TimmConfig, as_pair
-from clip_models.towers.common import FreezesStatistics, check_image
-from clip_models.towers.layers import names_under, unlock_last
+from clip_models.towers.base import Found, ImageTower, Indices, names_under
+from clip_models.towers.common import check_image
 
 
-class TimmTower(FreezesStatistics):
-    """float [B, 3, H, W], normalised, → [B, embed_dim]. Built with random weights; nothing is downloaded.
+class TimmTower(ImageTower):
+    """A trunk with random weights and a head; nothing is downloaded.
 
-    Errors: ClipModelsError where timm is missing, does not know the trunk or cannot build it as asked.
+    Raises ClipModelsError if timm is missing, does not know the trunk or cannot build it as asked.
     """
 
-    def __init__(self, config: TimmConfig, embed_dim: int) -> None:
+    layouts = ("NCHW", "NLC")
+
+    def __init__(self, config: TimmConfig, embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
         self.config = config
         timm = require("timm", "timm", f"the image tower {config.model_name}")
@@ -38,7 +40,7 @@ class TimmTower(FreezesStatistics):
             options["drop_path_rate"] = config.drop_path
         if config.patch_dropout:
             options["patch_drop_rate"] = config.patch_dropout
-        # Convolutional trunks take pictures of any size; the others are made for one.
+        # Convolutional trunks take images of any size; the others are made for one.
         self.fixed_size = size if default is not None and default.fixed_input_size else None
         if self.fixed_size and tuple(default.input_size[1:]) != size:
             options["img_size"] = size
@@ -55,7 +57,7 @@ class TimmTower(FreezesStatistics):
     def _build_trunk(
         self, timm: Any, options: dict[str, Any], embed_dim: int
     ) -> tuple[Any, int, tuple[int, int] | None]:
-        """(trunk, channels of its output, grid of its feature map where it has one)."""
+        """Returns (trunk, channels of its output, grid of its feature map if it has one)."""
         config = self.config
         own_pool = config.pool in ("abs_attn", "rot_attn")
         if config.proj in ("", "none") and not own_pool:
@@ -99,46 +101,29 @@ class TimmTower(FreezesStatistics):
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.trunk(self._prepare(image)))
 
-    def forward_intermediates(
-        self,
-        image: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NCHW",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """Outputs of the trunk's blocks, or of its stages: `image_intermediates`, and `image_features` unless only
-        those are asked for. `output_extra_tokens` adds `image_intermediates_prefix` where the trunk has such tokens.
-        """
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """Outputs of the trunk's blocks or stages. The extra tokens are `prefix`, if the trunk has such tokens."""
         run = self.trunk.forward_intermediates
-        options: dict[str, Any] = {"stop_early": stop_early and intermediates_only}
-        if output_extra_tokens and "return_prefix_tokens" in inspect.signature(run).parameters:
-            options["return_prefix_tokens"] = True
+        prefix = "return_prefix_tokens" in inspect.signature(run).parameters and self.trunk.num_prefix_tokens
         try:
-            output = run(
-                self._prepare(image),
+            last, outputs = run(
+                self._prepare(inputs),
                 indices=list(indices) if isinstance(indices, Sequence) else indices,
-                norm=normalize_intermediates,
-                output_fmt=output_fmt,
-                intermediates_only=intermediates_only,
-                **options,
+                norm=normalize,
+                output_fmt=layout,
+                stop_early=stop_early,
+                **({"return_prefix_tokens": True} if prefix else {}),
             )
         except AssertionError as error:
             raise ClipModelsError(f"{self.config.model_name} does not give such intermediates: {error}") from error
-        outputs = output if intermediates_only else output[1]
-        result: dict[str, Tensor | list[Tensor]] = {}
+        extra = {}
         if outputs and isinstance(outputs[0], tuple):
-            result["image_intermediates_prefix"] = [prefix for _, prefix in outputs]
+            extra["prefix"] = [tokens for _, tokens in outputs]
             outputs = [patches for patches, _ in outputs]
-        result["image_intermediates"] = list(outputs)
-        if not intermediates_only:
-            result["image_features"] = self.head(self.trunk.forward_head(output[0]))
-        return result
+        return list(outputs), extra, lambda: self.head(self.trunk.forward_head(last))
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of all stages; of a trunk that timm lays out otherwise, the trunk."""
+        """Returns the blocks of all stages; the trunk itself if timm lays it out otherwise."""
         lists = [
             module
             for name, module in self.trunk.named_modules()
@@ -147,23 +132,16 @@ class TimmTower(FreezesStatistics):
         return [block for blocks in lists for block in blocks] or [self.trunk]
 
     def layer_groups(self) -> list[list[str]]:
-        """timm's groups of the trunk, from the stem on, and the head where it has parameters."""
+        """timm's groups of the trunk, from the stem on, and the head if it has parameters."""
         helpers = require("timm.models", "timm", "the groups of a timm trunk")
         groups = helpers.group_parameters(self.trunk, self.trunk.group_matcher())
         named = [[f"trunk.{name}" for name in groups[number]] for number in sorted(groups)]
         head = names_under(self, "head")
         return [*named, head] if head else named
 
-    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Train the last `unlocked_groups` groups only; on request the locked batch norms keep their statistics."""
-        unlock_last(self, self.layer_groups(), unlocked_groups)
-        if freeze_bn_stats:
-            self.freeze_locked_statistics()
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.trunk.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """What timm says of the trunk."""
         listed = self.trunk.no_weight_decay() if hasattr(self.trunk, "no_weight_decay") else set()
         return {f"trunk.{name}" for name in listed} & {name for name, _ in self.named_parameters()}

@@ -3,8 +3,6 @@
 Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, P patches, E embed_dim.
 """
 
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +10,19 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ViTConfig, as_pair
+from clip_models.towers.base import Found, ImageTower, Indices, names_under
 from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
-from clip_models.towers.layers import Block, LayerNorm, Transformer, names_under, unlock_last
+from clip_models.towers.layers import LayerNorm, Transformer
 from clip_models.towers.positions import sin_cos_2d
 
 
-class VisionTransformer(nn.Module):
-    """The ViT of CLIP: float [B, 3, height, width], already normalised, → [B, E].
-
-    Initialisation is OpenCLIP's: PyTorch's defaults for convolution, linear and attention layers, width^-0.5 normal
+class VisionTransformer(ImageTower):
+    """Initialised as in OpenCLIP: PyTorch's defaults for convolution, linear and attention layers, width^-0.5 normal
     for the embeddings and the projection.
     """
+
+    layouts = ("NCHW", "NLC")
 
     def __init__(self, config: ViTConfig, embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
@@ -41,18 +40,7 @@ class VisionTransformer(nn.Module):
             patches = self.grid_size[0] * self.grid_size[1]
             self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.ln_pre = nn.Identity() if config.no_ln_pre else LayerNorm(width, config.norm_eps)
-        self.transformer = Transformer(
-            Block(
-                width,
-                config.heads,
-                config.mlp_ratio,
-                quick_gelu=quick_gelu,
-                gelu_tanh=config.gelu_tanh,
-                ls_init_value=config.ls_init_value,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.layers)
-        )
+        self.transformer = Transformer.of(config, quick_gelu)
         pooled_width = width
         self.attn_pool: AttentionalPooler | None = None
         if config.attentional_pool:
@@ -72,50 +60,26 @@ class VisionTransformer(nn.Module):
         pooled, tokens = self._pool(self.transformer(x))
         return (pooled @ self.proj, tokens) if self.output_tokens else pooled @ self.proj
 
-    def forward_intermediates(
-        self,
-        image: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NCHW",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Any]:
-        """The outputs of blocks: all, the last so many, or those named.
-
-        Returns `image_intermediates`, a list of [B, D, rows, columns] (NCHW) or [B, P, D] (NLC);
-        `image_intermediates_prefix`, the class tokens [B, 1, D], with output_extra_tokens; and `image_features` unless
-        intermediates_only. `stop_early` leaves out the blocks after the last one wanted, where no features are.
-        `normalize_intermediates` applies ln_post.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ClipModelsError(f"output_fmt {output_fmt!r} is unknown; choose NCHW or NLC")
-        if normalize_intermediates and self.attn_pool is not None:
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """The extra tokens are the class tokens, `prefix` [B, 1, D]."""
+        if normalize and self.attn_pool is not None:
             raise ClipModelsError("ln_post comes after the attentional pooling: it cannot normalize intermediates")
-        x, outputs = self.transformer.intermediates(
-            self._embed(image, drop=False), None, indices, stop_early and intermediates_only
-        )
-        if normalize_intermediates:
+        x, outputs = self.transformer.intermediates(self._embed(inputs, drop=False), None, indices, stop_early)
+        if normalize:
             outputs = [self.ln_post(output) for output in outputs]
         patches = [output[:, 1:] for output in outputs]
-        if output_fmt == "NCHW":
+        if layout == "NCHW":
             patches = [patch.transpose(1, 2).unflatten(-1, self.grid_size).contiguous() for patch in patches]
-        result: dict[str, Any] = {"image_intermediates": patches}
-        if output_extra_tokens:
-            result["image_intermediates_prefix"] = [output[:, :1] for output in outputs]
-        if not intermediates_only:
-            result["image_features"] = self._pool(x)[0] @ self.proj
-        return result
+        return patches, {"prefix": [output[:, :1] for output in outputs]}, lambda: self._pool(x)[0] @ self.proj
 
     def embed_patches(self, image: Tensor) -> Tensor:
-        """[B, 3, height, width] → the pixels of each patch: [B, P, 3·patch²], in the layout of the kernel."""
+        """Returns the pixels of each patch, [B, P, 3·patch²] in the layout of the kernel, of [B, 3, height, width]."""
         (rows, columns), p = self.grid_size, self.config.patch_size
         patches = image[:, :, : rows * p, : columns * p].reshape(-1, 3, rows, p, columns, p)
         return patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, 3 * p * p)
 
     def _embed(self, image: Tensor, drop: bool = True) -> Tensor:
-        """The input of the first block, [B, 1 + P, D]; in training without the dropped patches.
+        """Returns the input of the first block, [B, 1 + P, D]; in training without the dropped patches.
 
         A convolution whose stride is its kernel is a linear map of each patch. As a matrix product it takes 0.6 to
         0.95 of the time of the convolution, forward and backward on a CPU core, and dropped patches cost nothing.
@@ -134,7 +98,7 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(torch.cat([token, x + position.to(x.dtype)], dim=1))
 
     def _pool(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """(pooled, tokens) of the last block's output, before the projection."""
+        """Returns (pooled, tokens) of the last block's output, before the projection."""
         if self.attn_pool is not None:
             x_BLD = self.attn_pool(x_BLD)
         late = self.config.final_ln_after_pool and self.attn_pool is None
@@ -147,7 +111,7 @@ class VisionTransformer(nn.Module):
         return (self.ln_post(pooled) if late else pooled), tokens
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from input to output: embeddings, each block, the last with the norm, projection."""
+        """Embeddings; each block, the last with the norm; the projection."""
         *blocks, last = [f"transformer.resblocks.{index}" for index in range(self.config.layers)]
         return [
             names_under(self, "conv1", "class_embedding", "positional_embedding", "ln_pre"),
@@ -157,19 +121,15 @@ class VisionTransformer(nn.Module):
         ]
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks, in order."""
         return list(self.transformer.resblocks)
 
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Freezes the tower except its last `unlocked_groups` groups. It has no batch norms to freeze."""
-        unlock_last(self, self.layer_groups(), unlocked_groups)
+        super().lock(unlocked_groups, freeze_bn_stats)
         if self.config.pos_embed_type == "sin_cos_2d":
             self.positional_embedding.requires_grad_(False)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what they computed."""
         self.transformer.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer should not decay although they are matrices or embeddings."""
         return {"positional_embedding", "class_embedding"}

@@ -3,22 +3,22 @@
 Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, E embed_dim.
 """
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
+from clip_models.towers.base import Found, Indices, TextTower, names_under
 from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
-from clip_models.towers.layers import Block, LayerNorm, Transformer, lock_text, names_under
+from clip_models.towers.layers import Block, LayerNorm, Transformer
 
 
 class TextLayers(nn.Module):
-    """The tensors of CLIP's text tower, and what is computed with them.
+    """The tensors of CLIP's text tower and their computation.
 
-    They stand under a tower of their own (`TextTransformer`) or at the root of a model, as OpenAI laid it out.
+    They are in a tower of their own (`TextTransformer`) or at the root of a model, as in OpenAI's layout.
     """
 
     token_embedding: nn.Embedding
@@ -31,8 +31,7 @@ class TextLayers(nn.Module):
 
     def add_text_layers(self, config: CLIPTextConfig, embed_dim: int, quick_gelu: bool) -> None:
         """Creates the tensors with OpenCLIP's initialisation."""
-        if config.proj_type == "none" and config.width != embed_dim:
-            raise ClipModelsError(f"text.width {config.width} is not embed_dim {embed_dim} and text.proj_type is none")
+        config.check_width(embed_dim)
         width = config.width
         self._text = config
         self.context_length = config.context_length
@@ -42,19 +41,7 @@ class TextLayers(nn.Module):
             self.cls_emb = nn.Parameter(0.01 * torch.randn(width))
         with NoRandomInit():  # drawn below, and only there
             self.token_embedding = nn.Embedding(config.vocab_size, width)
-            self.transformer = Transformer(
-                Block(
-                    width,
-                    config.heads,
-                    config.mlp_ratio,
-                    quick_gelu=quick_gelu,
-                    gelu_tanh=config.gelu_tanh,
-                    causal=not config.no_causal_mask,
-                    ls_init_value=config.ls_init_value,
-                    norm_eps=config.norm_eps,
-                )
-                for _ in range(config.layers)
-            )
+            self.transformer = Transformer.of(config, quick_gelu, causal=not config.no_causal_mask)
         self.ln_final = LayerNorm(width, config.norm_eps)
         if config.proj_type == "none":
             self.text_projection = None
@@ -71,8 +58,8 @@ class TextLayers(nn.Module):
     def encode_ids(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """int64 [B, L] → (features [B, E] or with pool_type none [B, L, E]; tokens [B, L, D] if output_tokens).
 
-        Where attention is causal, what stands to the right of the pooled token changes nothing and may be cut off.
-        Errors: ClipModelsError; an id outside the vocabulary is looked for on the CPU only.
+        If attention is causal, columns to the right of the pooled token change nothing and may be cut off. Raises
+        ClipModelsError; ids outside the vocabulary are detected on the CPU only.
         """
         config = self._text
         self._check(text)
@@ -82,51 +69,11 @@ class TextLayers(nn.Module):
         if pool_B is not None and not config.output_tokens:
             return self._project(self.ln_final(self.transformer(x, mask, pool_B))), None
         x = self.transformer(x, mask)
-        return self._project(self._pool_text(x, pool_B)), self._tokens(x) if config.output_tokens else None
-
-    def encode_ids_intermediates(
-        self,
-        text: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NLC",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Any]:
-        """The outputs of blocks: all, the last so many, or those named.
-
-        Returns `text_intermediates`, a list of [B, L, D]; `text_intermediates_suffix`, the class tokens [B, 1, D] of a
-        tower that has one, with output_extra_tokens; and `text_features` unless intermediates_only. `stop_early` leaves
-        out the blocks after the last one wanted, where no features are. `normalize_intermediates` applies ln_final.
-        """
-        if output_fmt != "NLC":
-            raise ClipModelsError(f"output_fmt {output_fmt!r} of a text tower is not possible; choose NLC")
-        self._check(text)
-        x, mask = self._embed_ids(text)
-        x, outputs = self.transformer.intermediates(x, mask, indices, stop_early and intermediates_only)
-        if normalize_intermediates:
-            outputs = [self.ln_final(output) for output in outputs]
-        result: dict[str, Any] = {}
-        if self._text.embed_cls:
-            if output_extra_tokens:
-                result["text_intermediates_suffix"] = [output[:, -1:] for output in outputs]
-            outputs = [output[:, :-1] for output in outputs]
-        result["text_intermediates"] = outputs
-        if not intermediates_only:
-            result["text_features"] = self._project(self._pool_text(x, pooled_at(text, self._text)))
-        return result
-
-    def text_layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from input to output: embeddings, each block, the last with the norm, projection."""
-        *blocks, last = [f"transformer.resblocks.{index}" for index in range(self._text.layers)]
-        groups = [
-            names_under(self, "token_embedding", "positional_embedding", "cls_emb"),
-            *(names_under(self, block) for block in blocks),
-            names_under(self, last, "ln_final"),
-            names_under(self, "text_projection"),
-        ]
-        return [group for group in groups if group]
+        features = self._project(self._pool_text(x, pool_B))
+        if not config.output_tokens:
+            return features, None
+        # With a class token, a decoder gets the others without the norm.
+        return features, x[:, :-1] if config.embed_cls else self.ln_final(x)
 
     def _check(self, text: Tensor) -> None:
         config = self._text
@@ -134,7 +81,7 @@ class TextLayers(nn.Module):
         check_text(text, L, config.vocab_size)
         if text.shape[1] < L and not config.embed_cls and (config.no_causal_mask or config.pool_type == "last"):
             raise ClipModelsError(
-                f"this text tower looks at the padding too: pad the captions to {L} tokens, not {text.shape[1]}"
+                f"this text tower attends to padding: pad captions to {L} tokens, not {text.shape[1]}"
             )
         if config.pool_type == "eos" and not config.embed_cls and may_look(text):
             lacking = text.ne(cast(int, config.eos_id)).all(dim=1)
@@ -143,7 +90,7 @@ class TextLayers(nn.Module):
                 raise ClipModelsError(f"caption {row} of the batch lacks the end token {config.eos_id} that is pooled")
 
     def _embed_ids(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(the input of the first block, the mask of a tower with a class token)."""
+        """Returns (the input of the first block, the mask of a tower with a class token)."""
         dtype = self.transformer.dtype
         x = self.token_embedding(text).to(dtype)
         mask = None
@@ -153,10 +100,9 @@ class TextLayers(nn.Module):
         return x + self.positional_embedding[: x.shape[1]].to(dtype), mask
 
     def _class_mask(self, text: Tensor) -> Tensor:
-        """bool [B, 1, L + 1, L + 1]: where a token, and last the class token, may look.
+        """Returns bool [B, 1, L + 1, L + 1]: the keys that each token, and last the class token, attends to.
 
-        OpenCLIP hides the padding by a mask that is one place off, and its weights were trained so: hidden is what
-        stands after a padding.
+        OpenCLIP's mask is one place off, and its weights were trained with it: it hides the tokens after a padding.
         """
         L = text.shape[1] + 1
         seen = torch.cat([text.new_ones(text.shape[0], 1, dtype=torch.bool), text != self._text.pad_id], dim=1)
@@ -168,10 +114,6 @@ class TextLayers(nn.Module):
             x_BLD = x_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), pool_B]
         return self.ln_final(x_BLD)
 
-    def _tokens(self, x_BLD: Tensor) -> Tensor:
-        """What a decoder gets: with a class token the others as they are, otherwise all, normalized."""
-        return x_BLD[:, :-1] if self._text.embed_cls else self.ln_final(x_BLD)
-
     def _project(self, pooled: Tensor) -> Tensor:
         if self.text_projection is None:
             return pooled
@@ -180,7 +122,7 @@ class TextLayers(nn.Module):
         return pooled @ self.text_projection
 
 
-class TextTransformer(TextLayers):
+class TextTransformer(TextLayers, TextTower):
     """CLIP's text transformer as a module of its own: int64 [B, L] → [B, E], with output_tokens also the tokens."""
 
     def __init__(self, config: CLIPTextConfig, embed_dim: int, quick_gelu: bool = False) -> None:
@@ -193,30 +135,42 @@ class TextTransformer(TextLayers):
         features, tokens = self.encode_ids(text)
         return features if tokens is None else (features, tokens)
 
-    forward_intermediates = TextLayers.encode_ids_intermediates
-    layer_groups = TextLayers.text_layer_groups
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """The extra tokens are the class tokens, `suffix` [B, 1, D]."""
+        self._check(inputs)
+        x, mask = self._embed_ids(inputs)
+        x, outputs = self.transformer.intermediates(x, mask, indices, stop_early)
+        if normalize:
+            outputs = [self.ln_final(output) for output in outputs]
+        extra = {}
+        if self._text.embed_cls:
+            extra["suffix"] = [output[:, -1:] for output in outputs]
+            outputs = [output[:, :-1] for output in outputs]
+        return outputs, extra, lambda: self._project(self._pool_text(x, pooled_at(inputs, self._text)))
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks, in order."""
         return list(self.transformer.resblocks)
 
-    def lock(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Freezes the tower except its last `unlocked_layers` groups. Norms are frozen with their group; they can be
-        left trainable everywhere with `freeze_layer_norm=False`."""
-        lock_text(self, self.layer_groups(), unlocked_layers, freeze_layer_norm)
+    def layer_groups(self) -> list[list[str]]:
+        """Embeddings; each block, the last with the norm; the projection."""
+        *blocks, last = [f"transformer.resblocks.{index}" for index in range(self._text.layers)]
+        groups = [
+            names_under(self, "token_embedding", "positional_embedding", "cls_emb"),
+            *(names_under(self, block) for block in blocks),
+            names_under(self, last, "ln_final"),
+            names_under(self, "text_projection"),
+        ]
+        return [group for group in groups if group]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what they computed."""
         self.transformer.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer should not decay although they are matrices or embeddings."""
         return {"positional_embedding", "cls_emb"} if self._text.embed_cls else {"positional_embedding"}
 
 
 def init_text_blocks(blocks: nn.ModuleList, width: int, layers: int) -> None:
-    """OpenAI's initialisation of the blocks of a text tower; the biases of the MLPs are PyTorch's, those of attention
-    zero."""
+    """Initialises the blocks of a text tower as OpenAI; MLP biases as PyTorch. Biases of attention stay zero."""
     residual_std = width**-0.5 * (2 * layers) ** -0.5
     for block in blocks:
         assert isinstance(block, Block)

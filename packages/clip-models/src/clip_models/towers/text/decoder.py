@@ -1,4 +1,4 @@
-"""CoCa's multimodal decoder: a causal transformer over the caption that looks at the image after every block.
+"""CoCa's multimodal decoder: a causal transformer over the caption that attends to the image after every block.
 
 Parameter names and shapes are OpenCLIP's.
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import DecoderConfig
+from clip_models.towers.base import Tower, names_under
 from clip_models.towers.common import NoRandomInit, call_block
-from clip_models.towers.layers import Attention, Block, LayerNorm, attend, names_under
+from clip_models.towers.layers import Attention, Block, LayerNorm, attend
 from clip_models.towers.text.clip import init_text_blocks
 
 
@@ -27,7 +28,7 @@ class CrossAttention(Attention):
         return kv.view(B, M, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
 
     def look(self, x_NLD: Tensor, keys_values: Tensor) -> Tensor:
-        """[N, L, D] → [N, L, D]. The captions of one image stand side by side, and share its keys and values."""
+        """[N, L, D] → [N, L, D]. The captions of an image are adjacent and share its keys and values."""
         N, L, D = x_NLD.shape
         k, v = keys_values.unbind(0)
         q = F.linear(x_NLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
@@ -45,7 +46,7 @@ class CrossBlock(Block):
         self.ln_1_kv = LayerNorm(width)
 
     def keys_values(self, image_BMD: Tensor) -> Tensor:
-        """What `look` needs of the images: [2, B, H, M, C]."""
+        """Returns the input of `look` from the images: [2, B, H, M, C]."""
         return self.attn.keys_values(self.ln_1_kv(image_BMD))
 
     def look(self, x_NLD: Tensor, keys_values: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class CrossBlock(Block):
         return self.look(x_NLD, self.keys_values(image_BMD))
 
 
-class MultimodalDecoder(nn.Module):
+class MultimodalDecoder(Tower):
     """(image tokens [B, M, D], text tokens [B, L, D]) → logits of the next token [B, L, V].
 
     Initialised as CLIP's text transformer; OpenCLIP leaves the projection unset.
@@ -66,7 +67,6 @@ class MultimodalDecoder(nn.Module):
         super().__init__()
         width, heads, ratio = config.width, config.heads, config.mlp_ratio
         self.context_length = config.context_length
-        self.grad_checkpointing = False
         with NoRandomInit():  # drawn below, and only there
             self.resblocks = nn.ModuleList(
                 Block(width, heads, ratio, quick_gelu=quick_gelu, causal=True) for _ in range(config.layers)
@@ -82,9 +82,7 @@ class MultimodalDecoder(nn.Module):
 
     def forward(self, image_BMD: Tensor, text_BLD: Tensor) -> Tensor:
         if text_BLD.shape[1] > self.context_length:
-            raise ClipModelsError(
-                f"the decoder takes up to {self.context_length} tokens of a caption, not {text_BLD.shape[1]}"
-            )
+            raise ClipModelsError(f"the decoder takes up to {self.context_length} tokens, not {text_BLD.shape[1]}")
         x = text_BLD
         for block, cross in self.pairs():
             x = call_block(block, x, recompute=self.grad_checkpointing)
@@ -92,23 +90,18 @@ class MultimodalDecoder(nn.Module):
         return self.project(x)
 
     def project(self, x: Tensor) -> Tensor:
-        """Logits [..., V] from the residual stream [..., D]."""
+        """Returns logits [..., V] of the residual stream [..., D]."""
         x = self.ln_final(x)
         return x @ self.text_projection.to(x.dtype)
 
     def pairs(self) -> list[tuple[Block, CrossBlock]]:
-        """The blocks as they follow each other."""
+        """Returns the blocks in their order."""
         return list(zip(self.resblocks, self.cross_attn, strict=True))  # type: ignore[arg-type]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations inside each block again in the backward pass in place of storing them."""
-        self.grad_checkpointing = enable
-
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks in the order in which they run."""
         return [block for pair in self.pairs() for block in pair]
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from input to output: one group for each pair of blocks, and the output."""
+        """Returns the names of the parameters of each pair of blocks, and of the output."""
         pairs = [names_under(self, f"resblocks.{i}", f"cross_attn.{i}") for i in range(len(self.resblocks))]
         return [*pairs, names_under(self, "ln_final", "text_projection")]

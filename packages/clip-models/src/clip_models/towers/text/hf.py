@@ -6,7 +6,6 @@ Shapes: B batch, L tokens, D width.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,20 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.extras import require
 from clip_models.specs import HFTextConfig
-from clip_models.towers.common import check_text, cut_captions
-from clip_models.towers.layers import lock_text, names_under, take_indices
+from clip_models.towers.base import Found, Indices, TextTower, names_under, take_indices
+from clip_models.towers.common import check_text, cut_captions, valid_tokens
 
 _TABLES = ("position_embeddings", "token_type_embeddings", "relative_attention_bias", "embed_positions")
 
 
-class HFTextTower(nn.Module):
-    """int64 [B, L ≤ context_length], padded on the right, → [B, embed_dim]; with `output_tokens` the tokens too.
+class HFTextTower(TextTower):
+    """An encoder of transformers, built from its configuration: nothing is downloaded.
 
-    Built from the configuration alone, with random weights: nothing is downloaded. Of an encoder-decoder the encoder
-    is taken. Errors: ClipModelsError where transformers is missing or cannot build such a model.
+    Of an encoder-decoder the encoder is used. Raises ClipModelsError if transformers is missing or cannot build it.
     """
 
-    def __init__(self, config: HFTextConfig, embed_dim: int) -> None:
+    def __init__(self, config: HFTextConfig, embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
         self.config = config
         self.context_length = config.context_length
@@ -47,17 +45,13 @@ class HFTextTower(nn.Module):
         elif config.proj_type == "mlp":
             layers = nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, embed_dim, bias=False)
             self.proj = nn.Sequential(*layers)
-        elif width == embed_dim:
-            self.proj = nn.Identity()
         else:
-            raise ClipModelsError(f"text.proj_type none needs the encoder's width {width} = embed_dim {embed_dim}")
+            config.check_width(embed_dim)
+            self.proj = nn.Identity()
 
     def _encode(self, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """→ (features [B, embed_dim], tokens [B, L, D], without the first where that is what is pooled)."""
-        valid_BL = text_BL != self.pad_id
-        # A caption without any token would attend to nothing and be the mean of nothing; its first place counts.
-        first_L = torch.arange(text_BL.shape[1], device=text_BL.device) == 0
-        valid_BL = valid_BL | (first_L & ~valid_BL.any(dim=1, keepdim=True))
+        """→ (features [B, embed_dim], tokens [B, L, D], without the first if that is pooled)."""
+        valid_BL = valid_tokens(text_BL, self.pad_id)
         output: Any = self.transformer(input_ids=text_BL, attention_mask=valid_BL.long())
         x_BLD, valid_BL1 = output.last_hidden_state, valid_BL.unsqueeze(-1)
         match self.config.pooler_type:
@@ -79,22 +73,9 @@ class HFTextTower(nn.Module):
             return self._encode(text)
         return self._encode(cut_captions(text, self.config))[0]
 
-    def forward_intermediates(
-        self,
-        text: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NLC",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """Outputs of some blocks: `text_intermediates`, each [B, L, D], and `text_features` unless only those are
-        asked for. The library always runs to the end, so that `stop_early` saves nothing; there are no extra tokens.
-        """
-        if output_fmt != "NLC":
-            raise ClipModelsError(f"output_fmt {output_fmt!r} is unknown; text intermediates are NLC")
-        check_text(text, self.context_length, self.vocab_size)
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """The library always runs to the end, so that `stop_early` saves nothing; there are no extra tokens."""
+        check_text(inputs, self.context_length, self.vocab_size)
         blocks, outputs = self.blocks(), dict[int, Tensor]()
 
         def keep(number: int, output: Any) -> None:
@@ -106,29 +87,26 @@ class HFTextTower(nn.Module):
             for number in taken
         ]
         try:
-            features = self._encode(text)[0]
+            features = self._encode(inputs)[0]
         finally:
             for hook in hooks:
                 hook.remove()
-        norm = self._final_norm() if normalize_intermediates else ""
+        norm = self._final_norm() if normalize else ""
         apply = self.transformer.get_submodule(norm) if norm else nn.Identity()
-        result: dict[str, Tensor | list[Tensor]] = {"text_intermediates": [apply(outputs[number]) for number in taken]}
-        if not intermediates_only:
-            result["text_features"] = features
-        return result
+        return [apply(outputs[number]) for number in taken], {}, lambda: features
 
     def _block_list(self) -> str:
-        """Where in the library's model the blocks are."""
+        """Returns the name of the list of blocks in the library's model."""
         for name in ("encoder.layer", "encoder.layers", "encoder.block", "layer", "layers", "block"):
             try:
                 if isinstance(self.transformer.get_submodule(name), nn.ModuleList):
                     return name
             except AttributeError:
                 continue
-        raise ClipModelsError(f"the blocks of {type(self.transformer).__name__} are nowhere to be found")
+        raise ClipModelsError(f"the blocks of {type(self.transformer).__name__} are not found")
 
     def _final_norm(self) -> str:
-        """Name of the norm after the last block; "" in models that end a block with one."""
+        """Returns the name of the norm after the last block; "" for models that end each block with one."""
         return next(
             (name for name in ("final_layer_norm", "layer_norm", "final_norm") if hasattr(self.transformer, name)), ""
         )
@@ -146,10 +124,6 @@ class HFTextTower(nn.Module):
         placed = {name for group in (*groups, head) for name in group}
         embeddings = [name for name, _ in self.named_parameters() if name not in placed]
         return [embeddings, *groups, head] if head else [embeddings, *groups]
-
-    def lock(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Train the last `unlocked_layers` groups only, and the norms everywhere unless they are frozen too."""
-        lock_text(self, self.layer_groups(), unlocked_layers, freeze_layer_norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """The library recomputes in training mode only."""

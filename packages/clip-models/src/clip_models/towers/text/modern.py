@@ -8,19 +8,20 @@ Shapes: B batch, L tokens, R registers, D width, H heads, C channels of a head.
 import functools
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models.errors import ClipModelsError
 from clip_models.specs import ModernTextConfig
-from clip_models.towers.common import call_block, check_text, cut_captions
-from clip_models.towers.layers import LayerNorm, LayerScale, attend, lock_text, names_under, take_indices
+from clip_models.towers.base import Found, Indices, TextTower, names_under, take_indices
+from clip_models.towers.common import call_block, check_text, cut_captions, valid_tokens
+from clip_models.towers.layers import LayerNorm, LayerScale, attend
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in the precision of its weights whatever comes in; the result has the dtype of the input."""
+    """RMSNorm in the precision of its weights; the result has the dtype of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps).to(x.dtype)
@@ -31,17 +32,16 @@ def make_norm(config: ModernTextConfig, width: int) -> nn.Module:
 
 
 def rotary_table(length: int, head_width: int, base: float, device: torch.device) -> Tensor:
-    """Cosines and sines of the angle of each position and pair of channels: float32 [2, L, C / 2]."""
+    """Returns cosines and sines of the angle of each position and pair of channels: float32 [2, L, C / 2]."""
     frequencies = base ** (-torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x_BHLC: Tensor, table: Tensor) -> Tensor:
-    """Turn neighbouring channels, taken as points of a plane, by the angles of `table`.
+    """Rotates pairs of neighbouring channels by the angles of `table`.
 
-    The result has the even channels first: queries and keys change places alike, so that their products are those of
-    any other order.
+    The result has the even channels first. Queries and keys are permuted alike, which does not change their products.
     """
     cos, sin = table
     even, odd = x_BHLC[..., 0::2], x_BHLC[..., 1::2]
@@ -69,7 +69,7 @@ class ModernAttention(nn.Module):
     def forward(
         self, x_BLD: Tensor, table: Tensor | None, mask: Tensor | None, values_BHLC: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """→ (output [B, L, D], values of the first block [B, H, L, C] where later ones want them)."""
+        """→ (output [B, L, D], values of the first block [B, H, L, C] if later ones use them)."""
         B, L, D = x_BLD.shape
         qkv = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -89,7 +89,7 @@ class ModernAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w3(a · silu(b)), where w12 makes a and b."""
+    """w3(a · silu(b)), where w12 gives a and b."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def make_mlp(config: ModernTextConfig) -> nn.Module:
 
 
 class ModernBlock(nn.Module):
-    """A residual block; with sandwich norms the branches are normalised after their work too."""
+    """A residual block; with sandwich norms the outputs of the branches are normalised too."""
 
     def __init__(self, config: ModernTextConfig, first: bool) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class ModernBlock(nn.Module):
 
 
 class ModernPool(nn.Module):
-    """One vector per caption: its end token, the mean of its tokens, or what a learned query attends to in them."""
+    """One vector per caption: its end token, the mean of its tokens, or attention of a learned query to them."""
 
     def __init__(self, config: ModernTextConfig) -> None:
         super().__init__()
@@ -184,27 +184,23 @@ class Blocks(nn.ModuleList):
         return list(self)
 
 
-class ModernTextTransformer(nn.Module):
-    """int64 [B, L ≤ context_length], padded on the right with pad_id, → [B, embed_dim].
-
-    Columns of padding may be cut off or added: they change no feature. With `output_tokens` the result is
-    (features, tokens [B, L, D]); tokens at the padding mean nothing.
+class ModernTextTransformer(TextTower):
+    """Columns of padding may be cut off or added: they change no feature. With `output_tokens` the result is
+    (features, tokens [B, L, D]); tokens at the padding are meaningless.
     """
 
-    def __init__(self, config: ModernTextConfig, embed_dim: int) -> None:
+    def __init__(self, config: ModernTextConfig, embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
-        if config.proj_type == "none" and config.width != embed_dim:
-            raise ClipModelsError(f"text.proj_type none needs text.width {config.width} = embed_dim {embed_dim}")
+        config.check_width(embed_dim)
         self.config = config
         self.context_length = config.context_length
         self.vocab_size = config.vocab_size
         self.output_tokens = config.output_tokens
-        self.grad_checkpointing = False
         width, registers = config.width, config.reg_tokens
         self.token_embedding = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_id)
         self.reg_tokens = nn.Parameter(torch.empty(1, registers, width)) if registers else None
         self.norm_pre = make_norm(config, width) if config.pre_norm else nn.Identity()
-        self.blocks = Blocks(ModernBlock(config, first=number == 0) for number in range(config.layers))
+        self._modules["blocks"] = Blocks(ModernBlock(config, first=number == 0) for number in range(config.layers))
         self.ln_final = make_norm(config, width)
         self.pool = ModernPool(config)
         projects = config.proj_type == "linear"
@@ -213,7 +209,7 @@ class ModernTextTransformer(nn.Module):
 
     @torch.no_grad()
     def init_parameters(self) -> None:
-        """OpenCLIP's initialisation: the scale of CLIP's text tower, or 0.02 everywhere where post-norms undo it."""
+        """OpenCLIP's initialisation: the scale of CLIP's text tower, or 0.02 everywhere with sandwich norms."""
         config, width = self.config, self.config.width
         sandwich = config.norm_placement == "sandwich"
         input_std = 0.02 if sandwich else width**-0.5
@@ -221,17 +217,18 @@ class ModernTextTransformer(nn.Module):
         residual_std = 0.02 if sandwich else width**-0.5 * (2 * config.layers) ** -0.5
         if config.mlp_type == "swiglu" and not sandwich:
             hidden_std *= 1.22  # the product of value and gate has less variance than a GELU's output
+        residual_std = 0.0 if config.zero_init_residual else residual_std
+        stds = {
+            ("attn.proj.weight", "w3.weight", "c_proj.weight"): residual_std,
+            ("qkv.weight", "gate.weight"): input_std,
+            ("w12.weight", "c_fc.weight"): hidden_std,
+        }
         for name, parameter in self.blocks.named_parameters():
-            if name.endswith("gate.bias"):
-                nn.init.ones_(parameter)  # sigmoid(1) = 0.73: gates start mostly open
-            elif name.endswith(".bias"):
-                nn.init.zeros_(parameter)
-            elif name.endswith(("attn.proj.weight", "w3.weight", "c_proj.weight")):
-                nn.init.normal_(parameter, std=0.0 if config.zero_init_residual else residual_std)
-            elif name.endswith(("qkv.weight", "gate.weight")):
-                nn.init.normal_(parameter, std=input_std)
-            elif name.endswith(("w12.weight", "c_fc.weight")):
-                nn.init.normal_(parameter, std=hidden_std)
+            if name.endswith(".bias"):  # sigmoid(1) = 0.73: gates start mostly open
+                nn.init.constant_(parameter, 1.0 if name.endswith("gate.bias") else 0.0)
+            for ends, std in stds.items():
+                if name.endswith(ends):
+                    nn.init.normal_(parameter, std=std)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.token_embedding.weight[config.pad_id].zero_()
         if self.reg_tokens is not None:
@@ -252,12 +249,9 @@ class ModernTextTransformer(nn.Module):
         if self.reg_tokens is not None:
             x_BLD = torch.cat([self.reg_tokens.to(x_BLD.dtype).expand(x_BLD.shape[0], -1, -1), x_BLD], dim=1)
         x_BLD = self.norm_pre(x_BLD)
-        # An empty caption is all padding; its first token counts, so that there is something to attend to and to pool.
-        valid_BL = text_BL != config.pad_id
-        first_L = torch.arange(text_BL.shape[1], device=text_BL.device) == 0
-        valid_BL = valid_BL | (first_L & ~valid_BL.any(dim=1, keepdim=True))
+        valid_BL = valid_tokens(text_BL, config.pad_id)
         mask = None
-        if config.attention_mode == "bidirectional":  # in causal attention no token looks as far as the padding
+        if config.attention_mode == "bidirectional":  # in causal attention no token attends to the padding
             mask = F.pad(valid_BL, (config.reg_tokens, 0), value=True)[:, None, None, :]
         table = None
         if config.pos_embed == "rope":
@@ -284,35 +278,20 @@ class ModernTextTransformer(nn.Module):
         features, tokens_BLD = self._finish(x_BLD, text, valid_BL)
         return (features, tokens_BLD) if self.output_tokens else features
 
-    def forward_intermediates(
-        self,
-        text: Tensor,
-        indices: int | Sequence[int] | None = None,
-        stop_early: bool = False,
-        normalize_intermediates: bool = False,
-        intermediates_only: bool = False,
-        output_fmt: str = "NLC",
-        output_extra_tokens: bool = False,
-    ) -> dict[str, Tensor | list[Tensor]]:
-        """Outputs of some blocks: `text_intermediates`, and `text_features` unless only those are asked for.
-
-        `output_extra_tokens` adds the registers under `text_intermediates_extra`.
-        """
-        if output_fmt != "NLC":
-            raise ClipModelsError(f"output_fmt {output_fmt!r} is unknown; text intermediates are NLC")
-        check_text(text, self.context_length, self.vocab_size)
+    def _intermediates(self, inputs: Tensor, indices: Indices, stop_early: bool, normalize: bool, layout: str) -> Found:
+        """The extra tokens are the registers, `extra`."""
+        check_text(inputs, self.context_length, self.vocab_size)
         taken = take_indices(len(self.blocks), indices)
-        stop = max(taken) if stop_early and intermediates_only else None
-        x_BLD, valid_BL, outputs = self._run(text, taken, stop)
-        if normalize_intermediates:
+        x_BLD, valid_BL, outputs = self._run(inputs, taken, max(taken) if stop_early else None)
+        if normalize:
             outputs = [self.ln_final(output) for output in outputs]
         registers = self.config.reg_tokens
-        result: dict[str, Tensor | list[Tensor]] = {"text_intermediates": [out[:, registers:] for out in outputs]}
-        if output_extra_tokens:
-            result["text_intermediates_extra"] = [out[:, :registers] for out in outputs]
-        if not intermediates_only:
-            result["text_features"] = self._finish(x_BLD, text, valid_BL)[0]
-        return result
+        extra = {"extra": [output[:, :registers] for output in outputs]}
+        return [output[:, registers:] for output in outputs], extra, lambda: self._finish(x_BLD, inputs, valid_BL)[0]
+
+    @property
+    def blocks(self) -> Any:  # a module of this name, which is called as the method of other towers
+        return self._modules["blocks"]
 
     def layer_groups(self) -> list[list[str]]:
         """Embeddings; each block, the last with the final norm; pooling and projection."""
@@ -321,13 +300,6 @@ class ModernTextTransformer(nn.Module):
         groups[-1] += names_under(self, "ln_final")
         head = names_under(self, "pool", "text_projection")
         return [*groups, head] if head else groups
-
-    def lock(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
-        """Train the last `unlocked_layers` groups only, and the norms everywhere unless they are frozen too."""
-        lock_text(self, self.layer_groups(), unlocked_layers, freeze_layer_norm)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Learned tokens, which weight decay would pull to zero."""

@@ -2,7 +2,7 @@
 bidirectional text transformer.
 
 Flax keeps kernels as [inputs, heads, channels of a head] (query, key, value), [heads, channels of a head, outputs]
-(out), [inputs, outputs] (dense) and [rows, columns, inputs, outputs] (convolution). The blocks of a tower stand one by
+(out), [inputs, outputs] (dense) and [rows, columns, inputs, outputs] (convolution). The blocks of a tower are one by
 one, `encoderblock_3`, or stacked along a first axis, `encoderblock`.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from clip_models.weights.convert.steps import Step, convert_to_ours, count_blocks, move, transpose
+from clip_models.weights.convert.steps import Step, convert_to_ours, count_blocks, move, to_scalar, transpose
 
 _STACKED = "/encoderblock/"
 _ATTENTION = "MultiHeadDotProductAttention_0"
@@ -18,27 +18,25 @@ _QKV = ("query", "key", "value")
 
 
 def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """big_vision's names → OpenCLIP's: timm's trunk under `visual.trunk.`, the text tower under `text.`."""
-    named = _unstack({name.removeprefix("params/"): tensor for name, tensor in tensors.items()})
-    layers = [count_blocks(rf"{tower}/encoderblock_(\d+)/", named) for tower in ("img/Transformer", "txt/Encoder_0")]
-    return convert_to_ours(_steps(*layers), named)
-
-
-def _unstack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Converts big_vision's names to OpenCLIP's: timm's trunk under `visual.trunk.`, the text tower under `text.`."""
     named = {}
     for name, tensor in tensors.items():
-        if _STACKED in name and tensor.ndim:
-            for number, part in enumerate(tensor):
-                named[name.replace(_STACKED, f"/encoderblock_{number}/")] = part
-        else:
-            named[name] = tensor
-    return named
+        name = name.removeprefix("params/")
+        stacked = tensor if _STACKED in name and tensor.ndim else [tensor]
+        for number, part in enumerate(stacked):
+            named[name.replace(_STACKED, f"/encoderblock_{number}/") if stacked is tensor else name] = part
+    layers = [count_blocks(rf"{tower}/encoderblock_(\d+)/", named) for tower in ("img/Transformer", "txt/Encoder_0")]
+    return convert_to_ours(_steps(*layers), named)
 
 
 def _steps(image_layers: int, text_layers: int) -> list[Step]:
     trunk = "visual.trunk"
     steps = [
-        move("img/embedding/kernel", f"{trunk}.patch_embed.proj.weight", _convolution),
+        move(
+            "img/embedding/kernel",
+            f"{trunk}.patch_embed.proj.weight",
+            lambda kernel_RCIO: kernel_RCIO.permute(3, 2, 0, 1),
+        ),
         move("img/embedding/bias", f"{trunk}.patch_embed.proj.bias"),
         move("img/pos_embedding", f"{trunk}.pos_embed"),
         move("img/cls", f"{trunk}.cls_token"),
@@ -51,11 +49,11 @@ def _steps(image_layers: int, text_layers: int) -> list[Step]:
         *_mlp("img/MAPHead_0/MlpBlock_0", f"{trunk}.attn_pool.mlp.fc1", f"{trunk}.attn_pool.mlp.fc2"),
         *_dense("img/head", "visual.head.proj"),
         move("txt/Embed_0/embedding", "text.token_embedding.weight"),
-        move("txt/pos_embedding", "text.positional_embedding", _without_batch),
+        move("txt/pos_embedding", "text.positional_embedding", lambda pos_1LD: pos_1LD[0]),
         *_norm("txt/Encoder_0/encoder_norm", "text.ln_final"),
         *_dense("txt/head", "text.text_projection"),
-        move("t", "logit_scale", _scalar),
-        move("b", "logit_bias", _scalar),
+        move("t", "logit_scale", to_scalar),
+        move("b", "logit_bias", to_scalar),
     ]
     for i in range(image_layers):
         theirs, ours = f"img/Transformer/encoderblock_{i}", f"{trunk}.blocks.{i}"
@@ -92,34 +90,17 @@ def _mlp(theirs: str, first: str, second: str) -> list[Step]:
 def _joined(theirs: str, parts: tuple[str, ...], ours: str) -> list[Step]:
     """Projections into heads; `ours` ends where "weight" or "bias" begins."""
     return [
-        Step(tuple(f"{theirs}/{part}/kernel" for part in parts), (f"{ours}weight",), _into_heads),
-        Step(tuple(f"{theirs}/{part}/bias" for part in parts), (f"{ours}bias",), _flat),
+        Step(
+            tuple(f"{theirs}/{part}/kernel" for part in parts),
+            (f"{ours}weight",),
+            lambda kernel_DHC: kernel_DHC.flatten(1).T,
+        ),
+        Step(tuple(f"{theirs}/{part}/bias" for part in parts), (f"{ours}bias",), lambda bias_HC: bias_HC.reshape(-1)),
     ]
 
 
 def _out(theirs: str, ours: str) -> list[Step]:
-    return [move(f"{theirs}/kernel", f"{ours}.weight", _out_of_heads), move(f"{theirs}/bias", f"{ours}.bias")]
-
-
-def _into_heads(kernel_DHC: Tensor) -> Tensor:
-    return kernel_DHC.flatten(1).T
-
-
-def _out_of_heads(kernel_HCD: Tensor) -> Tensor:
-    return kernel_HCD.flatten(0, 1).T
-
-
-def _convolution(kernel_RCIO: Tensor) -> Tensor:
-    return kernel_RCIO.permute(3, 2, 0, 1)
-
-
-def _without_batch(pos_1LD: Tensor) -> Tensor:
-    return pos_1LD.flatten(0, 1)
-
-
-def _flat(bias_HC: Tensor) -> Tensor:
-    return bias_HC.reshape(-1)
-
-
-def _scalar(value_1: Tensor) -> Tensor:
-    return value_1.reshape(())
+    return [
+        move(f"{theirs}/kernel", f"{ours}.weight", lambda kernel_HCD: kernel_HCD.flatten(0, 1).T),
+        move(f"{theirs}/bias", f"{ours}.bias"),
+    ]

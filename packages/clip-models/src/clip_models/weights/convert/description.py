@@ -1,7 +1,7 @@
-"""What stands beside weights or in them and says what they are, against what was asked for.
+"""The description of weights, in them or in a file beside them, against the spec that was asked for.
 
 A description that a program wrote is believed: an architecture or an activation that contradicts it is an error, and
-its preprocessing and tokenizer take the place of those that the asked-for architecture merely has by default.
+its preprocessing and tokenizer replace the defaults of the architecture that was asked for.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModelSpec, PreprocessConfig, TokenizerConfig, as_pair, get_model_spec, list_models
 from clip_models.specs.openclip import from_open_clip_config
 from clip_models.specs.overrides import FORCEABLE
-from clip_models.specs.plain import to_plain
 from clip_models.weights.convert.formats import Format
 from clip_models.weights.convert.huggingface import spec_from_huggingface
 from clip_models.weights.registry import identify
@@ -27,20 +27,20 @@ HF_PROCESSOR = "preprocessor_config.json"
 
 _OF_TRAINING = {"patch_dropout", "drop", "drop_path", "output_tokens", "ls_init_value", "kind"}
 _OF_NO_FLAG = {"gelu_tanh", "act_layer"}
-"""Adopted, not compared: OpenCLIP has no flag for it, and its SigLIP specs differ in it from transformers'."""
+"""Adopted, not compared: OpenCLIP has no flag for it, and its SigLIP specs differ from transformers' in it."""
 _HF_TEXT_KEYS = ("model_type", "hidden_act", "hidden_activation", "num_attention_heads", "layer_norm_eps")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is known about a set of weights; None where nothing is."""
+    """What is known about a set of weights; None is unknown."""
 
     origin: str
-    """Where it is said, for messages."""
+    """Its source, for messages."""
     spec: ModelSpec | None = None
-    """All of it."""
+    """The whole spec."""
     ours: bool = False
-    """It is the description that save_model wrote."""
+    """Whether save_model wrote it."""
     quick_gelu: bool | None = None
     preprocess: PreprocessConfig | None = None
     tokenizer: TokenizerConfig | None = None
@@ -51,11 +51,10 @@ def describe_spec(origin: str, spec: ModelSpec, *, ours: bool = False, tokenizer
 
 
 def describe_beside(path: Path, known: Format | None) -> Description | None:
-    """What the folder of the weights file `path` says of it, and else the registry of tags.
+    """Returns the description in the folder of the weights file `path`, or else in the registry of tags.
 
-    `known` is the layout of the weights: transformers' config.json describes weights in its own layout, and
-    open_clip_config.json those in any other. None of the layout is taken as unknown: OpenCLIP's config is looked for
-    first.
+    `known` is the layout of the weights, None if it is unknown: transformers' config.json describes weights in its own
+    layout, and open_clip_config.json those in any other.
     """
     hugging = known is not None and known.name.startswith("Hugging Face")
     names = [HF_CONFIG] if hugging else [OPEN_CLIP_CONFIG] if known else [OPEN_CLIP_CONFIG, HF_CONFIG]
@@ -72,26 +71,28 @@ def describe_beside(path: Path, known: Format | None) -> Description | None:
 
 
 def read_config(path: Path) -> ModelSpec | None:
-    """The spec in an open_clip_config.json, or in transformers' config.json with the processor's file beside it.
+    """Returns the spec in an open_clip_config.json, or in transformers' config.json and the processor's file beside it.
 
-    Named after the folder. None for a config.json of another kind of model.
+    It is named after the folder. Returns None for a config.json of another kind of model.
     """
-    config = _read_json(path)
-    name = _folder_name(path.absolute().parent)
+    config, folder = _read_json(path), path.absolute().parent
+    name = folder.name or "model"
+    if folder.parent.name == "snapshots":  # in the hub's cache
+        name = folder.parent.parent.name.rpartition("--")[2]
     if path.name == OPEN_CLIP_CONFIG:
         spec = from_open_clip_config(config, name)
-        return dataclasses.replace(spec, tokenizer=_tokenizer_beside(spec.tokenizer, path.absolute().parent))
+        return dataclasses.replace(spec, tokenizer=_tokenizer_beside(spec.tokenizer, folder))
     if "vision_config" not in config or "text_config" not in config:
         return None
     processor = path.with_name(HF_PROCESSOR)
     spec = spec_from_huggingface(config, _read_json(processor) if processor.is_file() else None, name)
     if spec.tokenizer.kind != "hf":
         return spec
-    return dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, name=str(path.absolute().parent)))
+    return dataclasses.replace(spec, tokenizer=dataclasses.replace(spec.tokenizer, name=str(folder)))
 
 
 def _tokenizer_beside(config: TokenizerConfig, folder: Path) -> TokenizerConfig:
-    """The tokenizer's files in the folder of the weights, where they are; its name may be a path elsewhere."""
+    """Returns the config with the tokenizer's files in the folder of the weights, if they are there."""
     if config.kind == "hf" and (folder / "tokenizer_config.json").is_file():
         return dataclasses.replace(config, name=str(folder))
     beside = folder / Path(config.name).name
@@ -100,26 +101,18 @@ def _tokenizer_beside(config: TokenizerConfig, folder: Path) -> TokenizerConfig:
     return config
 
 
-def _folder_name(folder: Path) -> str:
-    """Its own, or in the hub's cache that of the repository."""
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.rpartition("--")[2]
-    return folder.name or "model"
-
-
 def reconcile(asked: ModelSpec, known: Description | None, sure_of: Collection[str], where: str) -> ModelSpec:
-    """The spec to build: what was asked for, completed by what is known about the weights.
+    """Returns the spec to build: what was asked for, completed by what is known about the weights.
 
-    `sure_of` names what the caller insists on, keys of FORCEABLE. ClipModelsError names the contradiction, where it
-    is said, and the flag that was meant.
+    `sure_of` names what the caller insists on, keys of FORCEABLE. Raises ClipModelsError for a contradiction, with the
+    source of the description and the flag to use.
     """
     if odd := [name for name in sure_of if name not in FORCEABLE]:
         raise ClipModelsError(f"{odd[0]!r} cannot be insisted on; choose from {', '.join(FORCEABLE)}")
     if known is None:
         return asked
     if known.quick_gelu is not None and known.quick_gelu != asked.quick_gelu and "quick_gelu" not in sure_of:
-        message = require_quick_gelu if known.quick_gelu else _require_gelu
-        raise ClipModelsError(f"{where}: {message(asked, known.origin)}")
+        raise ClipModelsError(f"{where}: {another_activation(asked, known.origin, known.quick_gelu)}")
     spec = asked
     if known.spec is not None:
         if difference := network_difference(known.spec, asked, sure_of):
@@ -132,39 +125,35 @@ def reconcile(asked: ModelSpec, known: Description | None, sure_of: Collection[s
         spec = _take_preprocess(spec, asked, known.preprocess, f"{where}: {known.origin}")
     if known.tokenizer is not None and "tokenizer" not in sure_of:
         wanted = asked.tokenizer
-        if Path(known.tokenizer.name).is_absolute():  # files of its own say no other name than where they lie
+        if Path(known.tokenizer.name).is_absolute():  # its own files have no other name than their path
             wanted = dataclasses.replace(wanted, name=known.tokenizer.name)
         if known.tokenizer != wanted and not _is_default(asked, "tokenizer"):
             raise ClipModelsError(
-                f"{where}: {known.origin} names the tokenizer {to_plain(known.tokenizer)}, and"
-                f" {to_plain(asked.tokenizer)} was asked for; ask for one of them in the spec"
+                f"{where}: {known.origin} names the tokenizer {to_dict(known.tokenizer)}, but"
+                f" {to_dict(asked.tokenizer)} was asked for; set the tokenizer in the spec"
             )
         spec = dataclasses.replace(spec, tokenizer=known.tokenizer)
     return spec
 
 
 def network_difference(one: ModelSpec, other: ModelSpec, sure_of: Collection[str] = ()) -> str:
-    """What makes the networks compute something else, "" if nothing does; `quick_gelu` apart."""
+    """Returns the differences of two networks, except of `quick_gelu`; "" if they compute the same."""
+    # Input sizes with as many patches are equal: a border less wide than a patch is ignored.
+    same_grid = _grid(one.vision) is not None and _grid(one.vision) == _grid(other.vision)
     found = [f"embed_dim {one.embed_dim} against {other.embed_dim}"] if one.embed_dim != other.embed_dim else []
     hint = ""
     for part in ("vision", "text", "decoder"):
         mine, theirs = (_network_facts(getattr(spec, part)) for spec in (one, other))
         if type(getattr(one, part)) is not type(getattr(other, part)):
             configs = (getattr(one, part), getattr(other, part))
-            kinds = ("none" if config is None else getattr(config, "kind_of_config", "one") for config in configs)
+            kinds = ("none" if config is None else getattr(config, "kind", "one") for config in configs)
             found.append("{} {} against {}".format(part, *kinds))
             continue
         for key in mine:
-            if mine[key] != theirs.get(key) and key not in sure_of and not _same_grid(key, one, other):
+            if mine[key] != theirs.get(key) and key not in sure_of and not (key == "image_size" and same_grid):
                 found.append(f"{part}.{key} {mine[key]} against {theirs.get(key)}")
-                hint = _hint(key, mine[key])
+                hint = f" (force_{key}={mine[key]})" if key in ("image_size", "context_length") else ""
     return ", ".join(found[:5]) + (", …" if len(found) > 5 else hint if len(found) == 1 else "")
-
-
-def _same_grid(key: str, one: ModelSpec, other: ModelSpec) -> bool:
-    """Whether two input sizes give as many patches: what a border less wide than a patch adds is not looked at."""
-    grids = [_grid(spec.vision) for spec in (one, other)]
-    return key == "image_size" and grids[0] is not None and grids[0] == grids[1]
 
 
 def _grid(vision: Any) -> tuple[int, ...] | None:
@@ -175,14 +164,10 @@ def _grid(vision: Any) -> tuple[int, ...] | None:
     return tuple(side // patch for side in as_pair(vision.image_size)) if patch else None
 
 
-def _hint(key: str, value: Any) -> str:
-    return f" (force_{key}={value})" if key in ("image_size", "context_length") else ""
-
-
 def _network_facts(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
-    facts = {key: value for key, value in to_plain(config).items() if key not in _OF_TRAINING | _OF_NO_FLAG}
+    facts = {key: value for key, value in to_dict(config).items() if key not in _OF_TRAINING | _OF_NO_FLAG}
     if "mlp_ratio" in facts:  # only its product with the width counts
         facts["mlp_ratio"] = int(facts["width"] * facts["mlp_ratio"]) / facts["width"]
     if "config" in facts:
@@ -203,29 +188,20 @@ def _network_facts(config: Any) -> dict[str, Any]:
     return facts
 
 
-def require_quick_gelu(asked: ModelSpec, origin: str) -> str:
-    """The message for weights of QuickGELU in a model of GELU."""
+def another_activation(asked: ModelSpec, origin: str, quick_gelu: bool) -> str:
+    """Returns the message for weights whose activation is not that of the model."""
+    theirs, ours = ("QuickGELU", "GELU") if quick_gelu else ("GELU", "QuickGELU")
+    sibling = asked.name + "-quickgelu" if quick_gelu else asked.name.removesuffix("-quickgelu")
+    otherwise = "its quickgelu variant" if quick_gelu else "its variant without quickgelu"
     return (
-        f"these weights were trained with QuickGELU, as {origin} says, and {asked.name!r} has GELU (quick_gelu"
-        f" True against False);"
-        f" ask for {_sibling(asked.name + '-quickgelu', 'its quickgelu variant')} or force_quick_gelu=True"
+        f"these weights were trained with {theirs}, as {origin} says, and {asked.name!r} has {ours} (quick_gelu"
+        f" {quick_gelu} against {not quick_gelu}); ask for {sibling if sibling in list_models() else otherwise}"
+        + (" or force_quick_gelu=True" if quick_gelu else "")
     )
-
-
-def _require_gelu(asked: ModelSpec, origin: str) -> str:
-    return (
-        f"these weights were trained with GELU, as {origin} says, and {asked.name!r} has QuickGELU (quick_gelu"
-        f" False against True);"
-        f" ask for {_sibling(asked.name.removesuffix('-quickgelu'), 'its variant without quickgelu')}"
-    )
-
-
-def _sibling(name: str, otherwise: str) -> str:
-    return name if name in list_models() else otherwise
 
 
 def _insist(known: ModelSpec, asked: ModelSpec, sure_of: Collection[str]) -> ModelSpec:
-    """`known` with what the caller insists on."""
+    """Returns `known` with what the caller insists on."""
     changes: dict[str, Any] = {name: getattr(asked, name) for name in sure_of if FORCEABLE[name] is None}
     for part in ("vision", "text"):
         mine, theirs = getattr(known, part), getattr(asked, part)
@@ -233,13 +209,13 @@ def _insist(known: ModelSpec, asked: ModelSpec, sure_of: Collection[str]) -> Mod
         if inner:
             changes[part] = dataclasses.replace(mine, **inner)
     if "image_size" in sure_of:
-        treatment = changes.get("preprocess", known.preprocess)
-        changes["preprocess"] = dataclasses.replace(treatment, size=as_pair(asked.vision.image_size))
+        preprocess = changes.get("preprocess", known.preprocess)
+        changes["preprocess"] = dataclasses.replace(preprocess, size=as_pair(asked.vision.image_size))
     return dataclasses.replace(known, **changes)
 
 
 def _adopt_activation(asked: ModelSpec, known: ModelSpec) -> ModelSpec:
-    """`asked` with the kind of GELU that the weights had, in either tower."""
+    """Returns `asked` with the kind of GELU of the weights, in either tower."""
     changes: dict[str, Any] = {}
     for part in ("vision", "text"):
         mine, theirs = getattr(asked, part), getattr(known, part)
@@ -250,24 +226,24 @@ def _adopt_activation(asked: ModelSpec, known: ModelSpec) -> ModelSpec:
 
 
 def _take_preprocess(spec: ModelSpec, asked: ModelSpec, known: PreprocessConfig, origin: str) -> ModelSpec:
-    """The known treatment at the size of the tower, unless another one was asked for in so many words."""
+    """Returns `spec` with the known preprocessing at the size of the tower. Raises if another one was asked for."""
     taken = dataclasses.replace(known, size=as_pair(spec.vision.image_size))
     wanted = dataclasses.replace(asked.preprocess, size=taken.size)
-    if not _same_treatment(taken, wanted) and not _is_default(asked, "preprocess"):
+    if not _same_preprocess(taken, wanted) and not _is_default(asked, "preprocess"):
         raise ClipModelsError(
-            f"{origin} says that these weights were trained on pictures with {_treatment(taken)}, and"
-            f" {_treatment(wanted)} was asked for; leave it out, or insist with force_preprocess_cfg"
+            f"{origin} says that these weights were trained on images with {_described(taken)}, but"
+            f" {_described(wanted)} was asked for; leave it out, or insist with force_preprocess_cfg"
         )
-    return dataclasses.replace(spec, preprocess=wanted if _same_treatment(taken, wanted) else taken)
+    return dataclasses.replace(spec, preprocess=wanted if _same_preprocess(taken, wanted) else taken)
 
 
-def _same_treatment(one: PreprocessConfig, other: PreprocessConfig) -> bool:
+def _same_preprocess(one: PreprocessConfig, other: PreprocessConfig) -> bool:
     """Equal up to rounding: some files give mean and std with four digits."""
     close = all(abs(a - b) < 1e-3 for a, b in zip(one.mean + one.std, other.mean + other.std, strict=True))
     return close and (one.interpolation, one.resize_mode) == (other.interpolation, other.resize_mode)
 
 
-def _treatment(config: PreprocessConfig) -> str:
+def _described(config: PreprocessConfig) -> str:
     return (
         f"mean {[round(v, 4) for v in config.mean]}, std {[round(v, 4) for v in config.std]},"
         f" {config.interpolation}, {config.resize_mode}"
@@ -275,11 +251,11 @@ def _treatment(config: PreprocessConfig) -> str:
 
 
 def _is_default(asked: ModelSpec, part: str) -> bool:
-    """Whether a part of the spec is only what the named architecture has anyway, and not somebody's choice."""
+    """Whether a part of the spec is the default of the named architecture."""
     usual = get_model_spec(asked.name) if asked.name in list_models() else None
     if part == "preprocess":
         default = usual.preprocess if usual else PreprocessConfig()
-        return _same_treatment(asked.preprocess, default)
+        return _same_preprocess(asked.preprocess, default)
     return asked.tokenizer == (usual.tokenizer if usual else TokenizerConfig())
 
 
@@ -289,5 +265,5 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ClipModelsError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ClipModelsError(f"{path} holds no table")
+        raise ClipModelsError(f"{path} holds no JSON object")
     return content

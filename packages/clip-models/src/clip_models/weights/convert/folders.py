@@ -1,4 +1,4 @@
-"""Folders that other libraries load: OpenCLIP's and transformers'."""
+"""Saves folders for OpenCLIP and transformers."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip_models.errors import ClipModelsError
+from clip_core import Store
 from clip_models.specs import ModelSpec, TokenizerConfig
 from clip_models.specs.openclip import to_open_clip_config
 from clip_models.weights.convert.description import HF_CONFIG, HF_PROCESSOR, OPEN_CLIP_CONFIG
@@ -19,37 +19,28 @@ from clip_models.weights.tensorfiles import write_safetensors
 
 
 def save_open_clip(folder: str | os.PathLike[str], model: nn.Module, tokenizer: TokenizerConfig | None = None) -> None:
-    """Write open_clip_config.json and open_clip_model.safetensors into `folder`: OpenCLIP's `local-dir:`.
+    """Writes open_clip_config.json and open_clip_model.safetensors into `folder`: OpenCLIP's `local-dir:`.
 
-    `tokenizer` is described in place of the model's own. ClipModelsError for a model that OpenCLIP's configuration
-    cannot describe, before anything is written.
+    `tokenizer` is described instead of the model's own. Raises ClipModelsError, if OpenCLIP's config cannot express the
+    model, before anything is written.
     """
     spec: ModelSpec = model.spec  # type: ignore[assignment]
     config = to_open_clip_config(dataclasses.replace(spec, tokenizer=tokenizer or spec.tokenizer))
-    folder = Path(folder)
-    _write_tensors(folder / "open_clip_model.safetensors", model.state_dict())
-    _write_json(folder / OPEN_CLIP_CONFIG, config)
+    _write(Path(folder), {OPEN_CLIP_CONFIG: config}, "open_clip_model.safetensors", model.state_dict())
 
 
 def save_huggingface(folder: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write config.json, model.safetensors and preprocessor_config.json into `folder`, for transformers.
+    """Writes config.json, model.safetensors and preprocessor_config.json into `folder`, for transformers.
 
-    ClipModelsError for a model that transformers has no class for, before anything is written.
+    Raises ClipModelsError for a model that transformers has no class for, before anything is written.
     """
     config, tensors = to_huggingface(model)
     processor = processor_config(model.spec)  # type: ignore[arg-type]
-    folder = Path(folder)
-    _write_tensors(folder / "model.safetensors", tensors)
-    _write_json(folder / HF_CONFIG, config)
-    _write_json(folder / HF_PROCESSOR, processor)
+    _write(Path(folder), {HF_CONFIG: config, HF_PROCESSOR: processor}, "model.safetensors", tensors)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    write_safetensors(path, {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, {"format": "pt"})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ClipModelsError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+def _write(folder: Path, configs: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor]) -> None:
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    write_safetensors(folder / name, tensors, {"format": "pt"})
+    for file, content in configs.items():
+        Store(folder).write_bytes(file, json.dumps(content, indent=2).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""preprocessor_config.json of transformers ↔ our treatment of pictures."""
+"""preprocessor_config.json of transformers, to and from PreprocessConfig."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,23 +6,22 @@ from typing import Any
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModelSpec, PreprocessConfig
+from clip_models.specs.preprocess import Interpolation
 
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+_RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers."""
 
 
 def preprocess_from_processor(processor: Mapping[str, Any], default: PreprocessConfig) -> PreprocessConfig:
-    """The treatment that CLIPImageProcessor, SiglipImageProcessor and their like describe; `default` for absent keys.
+    """Returns the preprocessing of CLIPImageProcessor, SiglipImageProcessor and others; `default` for absent keys.
 
-    `size` stays that of `default`: it follows the tower. ClipModelsError for what our treatment cannot do.
+    `size` stays that of `default`: it follows the tower. Raises ClipModelsError for what our preprocessing cannot do.
     """
     off = [key for key in ("do_resize", "do_rescale", "do_normalize") if processor.get(key) is False]
     resample = processor.get("resample", None)
     if off or resample not in (None, *_RESAMPLE):
         reason = f"{off[0]} false" if off else f"resample {resample}"
-        raise ClipModelsError(
-            f"preprocessor_config.json has {reason}, which our preprocessing cannot do; edit the file"
-        )
+        raise ClipModelsError(f"preprocessor_config.json has {reason}, which is not supported; edit the file")
     mode = default.resize_mode
     size = processor.get("size")
     if isinstance(size, Mapping) and "height" in size:
@@ -42,19 +41,17 @@ def preprocess_from_processor(processor: Mapping[str, Any], default: PreprocessC
 
 
 def processor_config(spec: ModelSpec) -> dict[str, Any]:
-    """preprocessor_config.json for the treatment of `spec`; ClipModelsError for resize_mode longest."""
+    """Returns the preprocessor_config.json of `spec`. Raises ClipModelsError for resize_mode longest."""
     config = spec.preprocess
     height, width = config.size
-    sizes: dict[str, Any]
     if config.resize_mode == "squash":
-        sizes = {"image_processor_type": "SiglipImageProcessor", "size": {"height": height, "width": width}}
-    elif config.resize_mode == "shortest" and height == width:
-        sizes = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": height},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
+        sizes: dict[str, Any] = {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": height, "width": width},
         }
+    elif config.resize_mode == "shortest" and height == width:
+        sizes = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": height}}
+        sizes |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     else:
         raise ClipModelsError(
             f"resize_mode {config.resize_mode!r} to {height}x{width} has no counterpart among transformers' processors"

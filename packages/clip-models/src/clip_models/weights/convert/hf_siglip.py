@@ -7,45 +7,34 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig, TokenizerConfig, as_pair
-from clip_models.weights.convert.hf_clip import block_steps, mlp_ratio, tower_config
-from clip_models.weights.convert.steps import Step, convert_to_ours, convert_to_theirs, count_blocks, move, move_layer
+from clip_models.tables import read_table
+from clip_models.weights.convert.hf_clip import TIMM_BLOCK, block_steps, count_layers
+from clip_models.weights.convert.hf_configs import mlp_ratio, text_fields, to_text_config, tower_config
+from clip_models.weights.convert.steps import (
+    Step,
+    convert_to_ours,
+    convert_to_theirs,
+    move,
+    move_layer,
+    to_scalar,
+)
 
-MODEL_TYPE = "siglip"
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
-_TEXT_DEFAULTS = {
-    "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}  # fmt: skip
-_VISION_DEFAULTS = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
-    "vision_use_head": True,
-}  # fmt: skip
 _TIMM_ACTS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
-_TRUNKS = {
-    (768, 12, 12, 3072, 16): "vit_base_patch16_siglip_224",
-    (768, 12, 12, 3072, 32): "vit_base_patch32_siglip_256",
-    (1024, 24, 16, 4096, 16): "vit_large_patch16_siglip_256",
-    (1152, 27, 16, 4304, 14): "vit_so400m_patch14_siglip_224",
-    (1152, 27, 16, 4304, 16): "vit_so400m_patch16_siglip_256",
-    (1536, 40, 16, 6144, 16): "vit_giantopt_patch16_siglip_256",
-}
-"""(width, layers, heads, MLP width, patch) → timm's name, one of several that differ in nothing but the input size."""
 
 
 def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
-    text = tower_config(config, "text_config", _TEXT_DEFAULTS)
-    vision = tower_config(config, "vision_config", _VISION_DEFAULTS)
+    text = tower_config(config, "text_config", "siglip")
+    vision = tower_config(config, "vision_config", "siglip")
     width = text.get("projection_size") or text["hidden_size"]
     if not vision["vision_use_head"] or width != vision["hidden_size"]:
         raise ClipModelsError(
-            f"config.json describes features of {vision['hidden_size']} channels from pictures, with"
-            f" vision_use_head {vision['vision_use_head']}, and of {width} from text; they must be in one space"
+            f"config.json describes features of {vision['hidden_size']} channels from images, with"
+            f" vision_use_head {vision['vision_use_head']}, and of {width} from text; both must have the same width"
         )
     if text["hidden_act"] not in ("gelu", "gelu_pytorch_tanh") or vision["hidden_act"] not in _TIMM_ACTS:
-        raise ClipModelsError(f"config.json has hidden_act {text['hidden_act']!r}, which SigLIP's text tower has not")
+        raise ClipModelsError(f"config.json has hidden_act {text['hidden_act']!r}, which SigLIP does not have")
     return ModelSpec(
         name=name,
         embed_dim=width,
@@ -53,16 +42,10 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
         init_logit_bias=-10.0,
         vision=_trunk(vision),
         text=CLIPTextConfig(
-            context_length=text["max_position_embeddings"],
-            vocab_size=text["vocab_size"],
-            width=text["hidden_size"],
-            heads=text["num_attention_heads"],
-            layers=text["num_hidden_layers"],
-            mlp_ratio=mlp_ratio(text["intermediate_size"], text["hidden_size"]),
+            **text_fields(text),
             no_causal_mask=True,
             pool_type="last",
             proj_bias=True,
-            norm_eps=text["layer_norm_eps"],
             gelu_tanh=text["hidden_act"] == "gelu_pytorch_tanh",
         ),
         preprocess=PreprocessConfig(
@@ -73,16 +56,17 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
 
 
 def _trunk(vision: Mapping[str, Any]) -> TimmConfig:
-    """timm's trunk of these sizes, by its own name where it has one."""
+    """Returns timm's trunk of these sizes, by its own name if it has one."""
     width, hidden = vision["hidden_size"], vision["intermediate_size"]
     shape = (width, vision["num_hidden_layers"], vision["num_attention_heads"], hidden, vision["patch_size"])
     kwargs: dict[str, Any] = {}
-    if shape not in _TRUNKS:
+    trunks = {tuple(row["shape"]): str(row["name"]) for row in read_table("huggingface")["siglip"]["trunks"]}
+    if shape not in trunks:
         kwargs = {
             "embed_dim": width, "depth": shape[1], "num_heads": shape[2], "mlp_ratio": mlp_ratio(hidden, width),
             "patch_size": shape[4],
         }  # fmt: skip
-    name = _TRUNKS.get(shape, "vit_base_patch16_siglip_224")
+    name = trunks.get(shape, "vit_base_patch16_siglip_224")
     own_act = "gelu_tanh" if "giantopt" in name else "gelu"
     if _TIMM_ACTS[vision["hidden_act"]] != own_act:
         kwargs["act_layer"] = _TIMM_ACTS[vision["hidden_act"]]
@@ -92,34 +76,27 @@ def _trunk(vision: Mapping[str, Any]) -> TimmConfig:
 
 
 def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """transformers' names → OpenCLIP's, the text tower under `text.`."""
-    layers = [count_blocks(rf"{tower}_model\.encoder\.layers\.(\d+)\.", tensors) for tower in ("vision", "text")]
-    return convert_to_ours(_steps(*layers), tensors)
+    """Converts transformers' names to OpenCLIP's, the text tower under `text.`."""
+    return convert_to_ours(_steps(*count_layers(tensors)), tensors)
 
 
 def to_huggingface(
     model: nn.Module, spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = model.state_dict()
-    _refuse_what_siglip_has_not(spec, vision, text, tensors)
+    _check_exportable(spec, vision, text, tensors)
     trunk: Any = model.visual.trunk  # type: ignore[union-attr]
     block, height = trunk.blocks[0], as_pair(vision.image_size)[0]
     acts = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
     act = type(block.mlp.act).__name__
     if act not in acts:
-        raise ClipModelsError(f"{spec.name!r} has the activation {act} in its image tower, which SiglipModel has not")
+        raise ClipModelsError(f"{spec.name!r} has the image activation {act}, which SiglipModel does not have")
     config = {
-        "model_type": MODEL_TYPE,
+        "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "text_config": {
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.width,
-            "intermediate_size": int(text.width * text.mlp_ratio),
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "max_position_embeddings": text.context_length,
+            **to_text_config(text),
             "hidden_act": "gelu_pytorch_tanh" if text.gelu_tanh else "gelu",
-            "layer_norm_eps": text.norm_eps,
             "projection_size": spec.embed_dim,
             "pad_token_id": text.pad_id,
             "bos_token_id": None,
@@ -139,29 +116,32 @@ def to_huggingface(
     return config, convert_to_theirs(_steps(len(trunk.blocks), text.layers), tensors)
 
 
-def _refuse_what_siglip_has_not(
-    spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig, tensors: Mapping[str, Tensor]
-) -> None:
+def _check_exportable(spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig, tensors: Mapping[str, Tensor]) -> None:
     size = as_pair(vision.image_size)
     plain = (text.no_causal_mask, text.pool_type, text.proj_bias, text.proj_type, text.embed_cls, text.ls_init_value)
     odd = {
         "no logit_bias": spec.init_logit_bias is None,
         "another image tower than SigLIP's": "siglip" not in vision.model_name
         or "visual.trunk.attn_pool.latent" not in tensors,
-        f"pictures of {size[0]}x{size[1]}": size[0] != size[1],
+        f"images of {size[0]}x{size[1]}": size[0] != size[1],
         "another text tower than SigLIP's": plain != (True, "last", True, "linear", False, None)
         or text.final_ln_after_pool,
         "QuickGELU": spec.quick_gelu,
     }
     if found := [name for name, is_so in odd.items() if is_so]:
-        raise ClipModelsError(f"{spec.name!r} has {found[0]}; transformers has nothing for it")
+        raise ClipModelsError(f"{spec.name!r} has {found[0]}; transformers has no counterpart")
 
 
 def _steps(vision_layers: int, text_layers: int) -> list[Step]:
     theirs, ours = "vision_model", "visual.trunk"
     steps = [
         *move_layer(f"{theirs}.embeddings.patch_embedding", f"{ours}.patch_embed.proj"),
-        move(f"{theirs}.embeddings.position_embedding.weight", f"{ours}.pos_embed", _unsqueeze, _squeeze),
+        move(
+            f"{theirs}.embeddings.position_embedding.weight",
+            f"{ours}.pos_embed",
+            lambda pos_ND: pos_ND[None],
+            lambda pos_1ND: pos_1ND[0],
+        ),
         *move_layer(f"{theirs}.post_layernorm", f"{ours}.norm"),
         move(f"{theirs}.head.probe", f"{ours}.attn_pool.latent"),
         *move_layer(f"{theirs}.head.attention.out_proj", f"{ours}.attn_pool.proj"),
@@ -172,40 +152,14 @@ def _steps(vision_layers: int, text_layers: int) -> list[Step]:
     for kind in ("weight", "bias"):
         fused = f"{theirs}.head.attention.in_proj_{kind}"
         steps.append(Step((fused,), tuple(f"{ours}.attn_pool.{part}.{kind}" for part in ("q", "kv")), ratio=(1, 2)))
-    layer_names = {
-        "layer_norm1": "norm1", "layer_norm2": "norm2", "self_attn.out_proj": "attn.proj",
-        "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
-    }  # fmt: skip
-    for i in range(vision_layers):
-        block = f"{theirs}.encoder.layers.{i}"
-        for old, new in layer_names.items():
-            steps += move_layer(f"{block}.{old}", f"{ours}.blocks.{i}.{new}")
-        for kind in ("weight", "bias"):
-            parts = tuple(f"{block}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            steps.append(Step(parts, (f"{ours}.blocks.{i}.attn.qkv.{kind}",)))
+    steps += block_steps(f"{theirs}.encoder.layers", f"{ours}.blocks", vision_layers, TIMM_BLOCK)
     steps += [
         move("text_model.embeddings.token_embedding.weight", "text.token_embedding.weight"),
         move("text_model.embeddings.position_embedding.weight", "text.positional_embedding"),
         *block_steps("text_model.encoder.layers", "text.transformer.resblocks", text_layers),
         *move_layer("text_model.final_layer_norm", "text.ln_final"),
         *move_layer("text_model.head", "text.text_projection"),
-        move("logit_scale", "logit_scale", _scalar, _one),
-        move("logit_bias", "logit_bias", _scalar, _one),
+        move("logit_scale", "logit_scale", to_scalar, lambda value: value.reshape(1)),
+        move("logit_bias", "logit_bias", to_scalar, lambda value: value.reshape(1)),
     ]
     return steps
-
-
-def _unsqueeze(pos_ND: Tensor) -> Tensor:
-    return pos_ND[None]
-
-
-def _squeeze(pos_1ND: Tensor) -> Tensor:
-    return pos_1ND[0]
-
-
-def _scalar(value: Tensor) -> Tensor:
-    return value.reshape(())
-
-
-def _one(value: Tensor) -> Tensor:
-    return value.reshape(1)

@@ -1,4 +1,4 @@
-"""What tensors give away about themselves without any description."""
+"""Checks of weights against their spec by the tensors alone, without a description."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ModelSpec
-from clip_models.weights.convert.description import Description, require_quick_gelu
+from clip_models.weights.convert.description import Description, another_activation
 from clip_models.weights.convert.formats import Format
 
 _SIGLIP = ("visual.trunk.attn_pool.latent", "text.text_projection.bias", "logit_bias")
@@ -22,14 +22,14 @@ def check_implied(
     sure_of: Collection[str],
     where: str,
 ) -> None:
-    """ClipModelsError where the weights (`tensors`, OpenCLIP's names) contradict what they are about to be used as.
+    """Raises ClipModelsError if the weights (`tensors`, OpenCLIP's names) contradict the spec.
 
-    OpenAI's own archives, known by three integers in them, are of QuickGELU. SigLIP's weights, known by pooling,
-    projection and bias, take pictures of mean 0.5 and std 0.5. What is described otherwise, or insisted on, goes.
+    OpenAI's own archives, recognised by three integers in them, use QuickGELU. SigLIP's weights, recognised by pooling,
+    projection and bias, need images of mean 0.5 and std 0.5. A description, or `sure_of`, takes precedence.
     """
     described = known is not None and known.quick_gelu is not None
     if layout.name == "OpenAI" and not described and not spec.quick_gelu and "quick_gelu" not in sure_of:
-        raise ClipModelsError(f"{where}: {require_quick_gelu(spec, 'their format, that of OpenAI')}")
+        raise ClipModelsError(f"{where}: {another_activation(spec, 'their format, that of OpenAI', True)}")
     described = known is not None and known.preprocess is not None
     values = (*spec.preprocess.mean, *spec.preprocess.std)
     if (
@@ -39,17 +39,16 @@ def check_implied(
         and "preprocess" not in sure_of
     ):
         raise ClipModelsError(
-            f"{where} holds weights of SigLIP, trained on pictures with mean 0.5 and std 0.5, and {spec.name!r} has"
+            f"{where} holds weights of SigLIP, trained on images with mean 0.5 and std 0.5, and {spec.name!r} has"
             f" mean {list(spec.preprocess.mean)}; ask for the SigLIP model by its name, or insist with"
             " force_preprocess_cfg"
         )
 
 
 def settle_logits(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """(Spec, tensors) that agree about logit_bias, both scalars of shape [].
+    """Returns (spec, tensors) that agree about logit_bias, with scalars of shape [].
 
-    A bias that was learnt is kept: without it the logits would be others. A model with a bias gets zero from weights
-    without one.
+    A learned bias is kept. A model with a bias gets zero from weights without one.
     """
     settled = dict(tensors)
     for name in ("logit_scale", "logit_bias"):

@@ -1,4 +1,4 @@
-"""Why weights do not fit a model, told from the shapes of both, and which architectures they do fit."""
+"""Explains by shapes why weights do not fit a model, and finds the architectures that they fit."""
 
 import re
 from collections.abc import Mapping
@@ -10,59 +10,17 @@ from torch import Tensor
 from clip_models.errors import ClipModelsError
 from clip_models.model import build_model
 from clip_models.specs import CLIPTextConfig, ModelSpec, TimmConfig, ViTConfig, get_model_spec, list_models
+from clip_models.tables import read_table
 from clip_models.towers.common import NoRandomInit
 from clip_models.weights.convert.steps import count_blocks
 
 _Shape = tuple[int, ...]
-_DECODER = "a decoder"
-_OF_CONFIG = {
-    "vit": "a plain ViT",
-    "resnet": "a ResNet",
-    "timm": "one of timm's",
-    "clip": "CLIP's transformer",
-    "hf": "one of transformers'",
-    "modern": "a modern transformer",
-}
-"""kind_of_config of a tower → what it is called in messages."""
-_KINDS = {
-    "image": (
-        (r"visual\.trunk\.", _OF_CONFIG["timm"]),
-        (r"visual\.layer1\.", _OF_CONFIG["resnet"]),
-        (r"visual\.transformer\.", _OF_CONFIG["vit"]),
-        (r"visual\.", "an unknown one"),
-    ),
-    "text": (
-        (r"transformer\.resblocks\.\d+\.attn\.in_proj_weight", _OF_CONFIG["clip"]),
-        (r"blocks\.\d+\.attn\.gate\.", _OF_CONFIG["modern"]),
-        (r"transformer\.", _OF_CONFIG["hf"]),
-        (r"(token_embedding|positional_embedding)\b", "an unknown one"),
-    ),
-    "caption": ((r"text_decoder\.", _DECODER),),
-}
-"""Tower → what it is if a tensor has a name like this; the first counts. Names are without the `text.` of the tower."""
-_SIZES: tuple[tuple[str, str, str, int], ...] = (
-    ("image", "patch size", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", -1),
-    ("image", "width", r"visual\.(conv1|trunk\.patch_embed\.proj)\.weight", 0),
-    ("image", "MLP width", r"visual\.(transformer\.resblocks|trunk\.blocks)\.0\.mlp\.(c_fc|fc1)\.weight", 0),
-    ("image", "positions", r"visual\.(positional_embedding|attnpool\.positional_embedding|trunk\.pos_embed)", -2),
-    ("text", "width", r"token_embedding\.weight", 1),
-    ("text", "MLP width", r"transformer\.resblocks\.0\.mlp\.c_fc\.weight", 0),
-    ("text", "vocabulary size", r"token_embedding\.weight", 0),
-    ("text", "context_length", r"positional_embedding", 0),
-    ("", "embed_dim", r"visual\.proj|text_projection", -1),
-    ("", "embed_dim", r"text_projection\.weight|visual\.head\.proj\.weight", 0),
-)
-"""(Tower, size, name of a tensor, its axis that has this size)."""
-_LAYERS = (
-    ("image", "layers", r"visual\.(?:transformer\.resblocks|trunk\.blocks|layer3)\.(\d+)\."),
-    ("text", "layers", r"transformer\.resblocks\.(\d+)\."),
-)
 _Facts = dict[tuple[str, str], Any]
 
 
 def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """What differs between weights and what a model wants (both with OpenCLIP's names): "image patch size 32 against
-    16". Empty if only single tensors do."""
+    """Returns the differences of weights from those of a model (both with OpenCLIP's names), such as "image patch size
+    32 against 16". Empty if only single tensors differ."""
     theirs, ours = _facts(tensors), _facts(wanted)
     causes = {}
     for tower, size in ours | theirs:
@@ -76,9 +34,9 @@ def describe_mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor
 
 
 def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The named architectures whose every tensor has the name and shape of these, which have OpenCLIP's names.
+    """Returns the named architectures whose tensors have the names (OpenCLIP's) and shapes of these.
 
-    Those of a library that is not installed are passed over.
+    Architectures of a library that is not installed are skipped.
     """
     facts = _facts(tensors)
     has = {name.removeprefix("text."): tensor.shape for name, tensor in tensors.items()}
@@ -99,10 +57,11 @@ def find_fitting(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
-    """Whether the spec agrees with what is known without building it."""
+    """Whether the spec agrees with the facts; does not build it."""
     vision, text = spec.vision, spec.text
-    towers = (_OF_CONFIG[vision.kind_of_config], _OF_CONFIG[text.kind_of_config], _DECODER if spec.decoder else None)
-    if towers != tuple(facts.get((tower, "")) for tower in _KINDS):
+    names = read_table("mismatch")["towers"]
+    towers = (names.get(vision.kind), names.get(text.kind), read_table("mismatch")["decoder"] if spec.decoder else None)
+    if towers != tuple(facts.get((tower, "")) for tower in ("image", "text", "caption")):
         return False
     said: _Facts = {("", "embed_dim"): spec.embed_dim}
     if isinstance(vision, ViTConfig):
@@ -117,15 +76,17 @@ def _may_fit(spec: ModelSpec, facts: _Facts) -> bool:
 
 
 def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
-    """(Tower, size) → its value, and (tower, "") → what the tower is."""
+    """Returns (tower, size) → its value, and (tower, "") → what the tower is."""
     named = {name.removeprefix("text."): tuple(tensor.shape) for name, tensor in tensors.items()}
     facts: _Facts = {}
-    for tower, kinds in _KINDS.items():
+    tables = read_table("mismatch")
+    for tower, kinds in tables["kinds"].items():
         for pattern, kind in kinds:
             if any(re.match(pattern, name) for name in named):
                 facts.setdefault((tower, ""), kind)
-    for tower, size, pattern, axis in _SIZES:
+    for row in tables["sizes"]:
         for name, shape in named.items():
-            if len(shape) > 1 and re.fullmatch(pattern, name):
-                facts.setdefault((tower, size), shape[axis])
-    return facts | {(tower, size): count for tower, size, name in _LAYERS if (count := count_blocks(name, named))}
+            if len(shape) > 1 and re.fullmatch(row["tensor"], name):
+                facts.setdefault((row["tower"], row["size"]), shape[row["axis"]])
+    layers = {(tower, "layers"): count_blocks(pattern, named) for tower, pattern in tables["layers"].items()}
+    return facts | {key: count for key, count in layers.items() if count}

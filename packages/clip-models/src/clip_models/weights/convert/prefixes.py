@@ -1,8 +1,8 @@
-"""The weights of one model among what a training checkpoint holds, without the prefix that they have there.
+"""Finds the weights of one model in a training checkpoint, and removes their prefix.
 
-One rule for entries of a checkpoint (`state_dict`, `model_ema`) and for prefixes of names (`model.`, `student.`): what
-stands before the first part of a name that a model begins with (`visual`, `text_model`, …) names a candidate, and the
-candidate with both towers is taken.
+One rule covers entries of a checkpoint (`state_dict`, `model_ema`) and prefixes of names (`model.`, `student.`): the
+part of a name before the first word that a model's names begin with (`visual`, `text_model`, …) is a candidate, and the
+candidate with both towers is chosen.
 """
 
 import re
@@ -17,7 +17,7 @@ from clip_models.errors import ClipModelsError
 from clip_models.weights.tensorfiles.pickles import describe
 
 _MARKS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names."""
+"""Parts of names from DistributedDataParallel, torch.compile, FSDP and activation checkpointing."""
 _ROOTS = {
     "image": {"visual", "visual_projection", "vision_model", "image_encoder", "img"},
     "text": {
@@ -33,12 +33,11 @@ _LEFTOVERS = re.compile(
     r"([a-z]+_)?(loss|criterion|optim|optimizer|scheduler|scaler|queue|metrics?|ema|averaged|updates|decay|epochs?|steps?"
     r"|iter|iterations?)([._].*)?|(.*\.)?(embeddings\.(position_ids|token_type_ids)|attn_mask)"
 )
-"""Tensors that may stand among those of a model and are not of it: states of training, and buffers that every model
-computes for itself."""
+"""Tensors beside those of a model: states of training, and buffers that every model computes itself."""
 
 
 def strip_marks(name: str) -> str:
-    """`name` without the marks that training leaves, at its start in any order and, but for `module.`, inside."""
+    """Returns `name` without the marks of training, at its start in any order and, except `module.`, inside."""
     while name.startswith(_MARKS):
         name = name.split(".", 1)[1]
     for mark in _MARKS[1:]:
@@ -49,11 +48,11 @@ def strip_marks(name: str) -> str:
 def plain_names(
     content: Mapping[str, Any], where: str, *, entry: str | None = None, roots: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """The tensors of the one model in `content` under its own names; a warning counts and names what is left out.
+    """Returns the tensors of the one model in `content` under its own names; a warning names what is left out.
 
     Of several whole models, averages and teachers (`ema`, `teacher`) are left out. `entry` is the prefix of the one to
-    take. `roots` are further first parts of names, for a tower alone. ClipModelsError, with the choice, if several are
-    left; if two names become one; and if a part of the model is no tensor.
+    choose. `roots` are further first parts of names, for a tower alone. Raises ClipModelsError if several models
+    remain, if two names become one, and if a part of the model is no tensor.
     """
     named = {strip_marks(name) if isinstance(value, Tensor) else name: value for name, value in content.items()}
     if len(named) < len(content):
@@ -81,7 +80,7 @@ def plain_names(
 
 
 def _prefix(name: str, kinds: Collection[str]) -> str | None:
-    """What stands before the first part of a name that a model begins with; None if there is none."""
+    """Returns the part of a name before the first word that a model's names begin with; None if there is none."""
     parts = re.split(r"(?<=[./])", name)
     for number, part in enumerate(parts):
         if part.rstrip("./") in kinds:

@@ -1,4 +1,4 @@
-"""Learned positions and patch embeddings brought to the size of the model."""
+"""Resizes learned positions and patch embeddings to the size of the model."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,10 +19,10 @@ _PATCHES = "visual.trunk.patch_embed.proj.weight"
 def resize_to(
     model: nn.Module, spec: ModelSpec, tensors: Mapping[str, Tensor], sure_of: Collection[str], where: str
 ) -> dict[str, Tensor]:
-    """The tensors with positions, and the patches of timm's ViT, of the size that `model` has.
+    """Returns the tensors with positions, and the patches of timm's ViT, in the size of `model`.
 
-    Only where the caller insists on the size (`image_size`, `context_length` in `sure_of`); else the error names both
-    sizes and the flag, if the size is all that differs. What is left as it is, the comparison names.
+    Resizes if `sure_of` has the size (`image_size`, `context_length`). Otherwise raises ClipModelsError with both sizes
+    and the flag, if nothing else differs; other differences are left to the comparison with the model.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     resized = dict(tensors)
@@ -33,7 +33,8 @@ def resize_to(
         if name not in tensors or name not in shapes:
             continue
         old, new = tensors[name], shapes[name]
-        if old.shape == new or not _differ_in_length(old.shape, new, name):
+        fixed = slice(0, 2) if name == _PATCHES else slice(-1, None)  # the axes that are no length
+        if old.shape == new or len(old.shape) != len(new) or old.shape[fixed] != new[fixed]:
             continue
         flag = "context_length" if name in _TEXT else "image_size"
         if flag not in sure_of and not fits_otherwise:
@@ -57,9 +58,9 @@ def resize_to(
 
 
 def resample_patches(kernel_OIHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The embedding for patches of another size that gives a resized patch nearly the same output (float32).
+    """Returns the embedding for patches of another size, whose output of a resized patch is nearly the same (float32).
 
-    The pseudo-inverse of bilinear resizing; FlexiViT (arXiv:2212.08013), section 3.4.
+    It is the pseudo-inverse of bilinear resizing; FlexiViT (arXiv:2212.08013), section 3.4.
     """
     rows, columns = kernel_OIHW.shape[2:]
     basis = torch.eye(rows * columns).reshape(-1, 1, rows, columns)
@@ -68,14 +69,8 @@ def resample_patches(kernel_OIHW: Tensor, size: tuple[int, int]) -> Tensor:
     return flat.reshape(*kernel_OIHW.shape[:2], *size)
 
 
-def _differ_in_length(old: Any, new: Any, name: str) -> bool:
-    if name == _PATCHES:
-        return len(old) == 4 and tuple(old[:2]) == tuple(new[:2])
-    return len(old) == len(new) and old[-1] == new[-1]
-
-
 def _grid(model: Any, spec: ModelSpec) -> tuple[int, int]:
-    """(rows, columns) of the positions of the image tower."""
+    """Returns (rows, columns) of the positions of the image tower."""
     trunk = getattr(model.visual, "trunk", None)
     if trunk is not None:
         rows, columns = trunk.patch_embed.grid_size

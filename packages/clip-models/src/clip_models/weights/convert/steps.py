@@ -1,4 +1,4 @@
-"""The one tool of the converters: a list of steps that is read in both directions, and loses no tensor."""
+"""The steps of the converters, which are read in both directions and lose no tensor."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -37,9 +37,13 @@ def transpose(tensor: Tensor) -> Tensor:
     return tensor.T
 
 
+def to_scalar(value: Tensor) -> Tensor:
+    return value.reshape(())
+
+
 def convert_to_ours(steps: Iterable[Step], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A step whose tensors are not all there is left out, and a tensor without a step keeps its name: the comparison
-    with the model names both."""
+    """Applies the steps. A step whose tensors are not all there is skipped, and a tensor without a step keeps its name:
+    the comparison with the model names both."""
     rest = dict(tensors)
     done: dict[str, Tensor] = {}
     for step in steps:
@@ -52,6 +56,7 @@ def convert_to_ours(steps: Iterable[Step], tensors: Mapping[str, Tensor]) -> dic
 
 
 def convert_to_theirs(steps: Iterable[Step], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Applies the inverse of the steps."""
     rest = dict(tensors)
     done: dict[str, Tensor] = {}
     for step in steps:
@@ -65,7 +70,7 @@ def convert_to_theirs(steps: Iterable[Step], tensors: Mapping[str, Tensor]) -> d
 
 
 def count_blocks(pattern: str, names: Iterable[str]) -> int:
-    """One more than the highest number in the group of `pattern`, a regular expression for the start of a name."""
+    """Returns one more than the highest number in the group of `pattern`, which matches the start of a name."""
     found = (re.match(pattern, name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 

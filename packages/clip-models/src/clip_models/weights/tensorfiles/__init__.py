@@ -1,4 +1,4 @@
-"""Files of tensors: an atomic, byte-reproducible safetensors writer, and readers that run no code of a file."""
+"""Files of tensors: a reproducible safetensors writer, and readers that run no code of a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +24,11 @@ WEIGHTS_SUFFIXES = (".safetensors", INDEX_SUFFIX, ".npz", *SUFFIXES)
 
 
 def read_tensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """(tensors on the CPU, safetensors metadata or {}) of one weights file, whose content decides how it is read.
+    """Returns (tensors on the CPU, safetensors metadata or {}) of one weights file.
 
-    safetensors; .index.json, the list of the parts of a weight set in several files; npz; files of torch.save through
-    torch.load(weights_only=True) only, which builds tensors and containers and calls nothing else: see
-    `read_torch_file` for the names, and for what stands between the tensors of a training checkpoint. ClipModelsError
-    for any other file, a damaged one, one that would run code, and one that declares more than it holds.
+    Formats: safetensors; .index.json, the list of the parts of weights in several files; npz; files of torch.save, read
+    by torch.load(weights_only=True) only (see `read_torch_file`). Raises ClipModelsError for any other file, a damaged
+    one, one that would run code, and one that declares more than it holds.
     """
     kind = _format(path)
     if kind == "index":
@@ -40,7 +39,7 @@ def read_tensors(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 
 def read_names(path: Path) -> tuple[list[str] | None, Mapping[str, str]]:
-    """(names of the tensors, metadata) without reading the tensors; None for formats that do not list them."""
+    """Returns (names of the tensors or None if the format does not list them, metadata), without reading tensors."""
     kind = _format(path)
     if kind == "safetensors":
         return read_header(path)

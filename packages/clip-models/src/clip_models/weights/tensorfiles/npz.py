@@ -19,10 +19,9 @@ _SMALL = 1 << 24
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """All arrays as tensors; float64 becomes float32, JAX's two-byte void becomes bfloat16.
+    """Returns all arrays as tensors; float64 becomes float32, JAX's two-byte void becomes bfloat16.
 
-    Every header is compared with the size of its member before memory is taken for it. Object arrays are pickles and
-    refused.
+    Each header is compared with the size of its member before memory is allocated. Object arrays are refused.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -30,7 +29,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             unpacked = sum(member.file_size for member in members)
             if unpacked > max(_SMALL, _HIGHEST_RATIO * path.stat().st_size):
                 raise ClipModelsError(
-                    f"{path} would unpack to {unpacked} bytes from {path.stat().st_size}; this is no weights file"
+                    f"{path} would unpack to {unpacked} bytes from {path.stat().st_size}; this is not a file of weights"
                 )
             tensors = {}
             for member in members:

@@ -1,8 +1,8 @@
-"""Pickles of training programs, read without running, or even importing, anything that they name.
+"""Reads pickles of training programs without running or importing anything that they name.
 
-torch.load(weights_only=True) builds tensors and containers, and calls nothing but its own list of functions. What else
-a training checkpoint holds (its arguments, counters of NumPy, a scheduler) is of no interest here, so each such class
-is given to torch as a stub of that name, which keeps what it is called with.
+torch.load(weights_only=True) builds tensors and containers, and calls only its own list of functions. For each other
+class in a training checkpoint (its arguments, counters of NumPy, a scheduler) torch gets a stub of that name, which
+keeps the arguments of the call.
 """
 
 import math
@@ -31,17 +31,17 @@ _HARMLESS = re.compile(
     | torch\.optim\..+ | torch\.(cuda\.)?amp\..+ | torch\._C\.Generator | torch\.torch_version\.TorchVersion""",
     re.VERBOSE,
 )
-"""Names of the standard library, NumPy and torch that get a stub. Attacks are made of other names of these three, and a
-file that has one is refused. Names of every other package get a stub."""
+"""Names of the standard library, NumPy and torch that get a stub. A file with another name of these three, as attacks
+have, is refused. Names of every other package get a stub."""
 _TABLE = re.compile(r".*([dD]ict|\.CfgNode|\.Munch|\.Box)")
 """Classes that are filled as a dict is."""
 _STREAMS = 4
-"""Pickles at the start of a file of the old format; storages follow."""
+"""Pickles at the start of a file of the old format, before the storages."""
 _lock = threading.Lock()  # torch's list of safe classes is one for the process
 
 
 class Inert:
-    """An object that a pickle describes and nobody has built."""
+    """An object that a pickle describes and that is not built."""
 
     origin = ""
     """Name of its class or function."""
@@ -68,20 +68,24 @@ class _List:
 
 
 def load_inert(path: Path, is_zip: bool) -> Any:
-    """The content of a file of torch.save, on the CPU; whatever torch.load raises for damaged and refused ones."""
-    stubs: list[Any] = [_stub(name) for name in sorted(_names_in(path, is_zip)) if _is_harmless(name)]
+    """Returns the content of a file of torch.save on the CPU. Raises any exception of torch.load."""
+    strict = {*sys.stdlib_module_names, "numpy", "torch"}
+    names = (
+        name for name in _names_in(path, is_zip) if name.partition(".")[0] not in strict or _HARMLESS.fullmatch(name)
+    )
+    stubs: list[Any] = [_stub(name) for name in sorted(names)]
     with _lock, torch.serialization.safe_globals(stubs):
-        # Mapped, not read: every tensor is copied once later anyway.
+        # Mapped, not read: every tensor is copied later.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def describe(value: Any) -> str:
-    """The type of a value, or the class that an inert one stands for."""
+    """Returns the type of a value, or the class of an inert one."""
     return value.origin if isinstance(value, Inert) else type(value).__name__
 
 
 def array_to_tensor(value: Any) -> Any:
-    """A NumPy array or scalar of a pickle as a tensor; any other value, also an array of objects, as it is."""
+    """Returns a NumPy array or scalar of a pickle as a tensor, and any other value unchanged."""
     match value:
         case Inert(args=(Inert(origin="numpy.dtype") as dtype, bytes() as data), state=None):
             return _decode(value, dtype, (), False, data)
@@ -103,7 +107,7 @@ def _decode(value: Inert, dtype: Inert, shape: tuple[Any, ...], fortran: bool, d
 
 
 def _names_in(path: Path, is_zip: bool) -> set[str]:
-    """module.name of all classes and functions that the pickle names; those before the damage of a damaged one."""
+    """Returns module.name of all classes and functions in the pickle, or in the undamaged part of it."""
     names: set[str] = set()
     try:
         if is_zip:
@@ -115,7 +119,7 @@ def _names_in(path: Path, is_zip: bool) -> set[str]:
             with open(path, "rb") as file:
                 for _ in range(_STREAMS):
                     names.update(_scan(file))
-    except Exception:  # whatever is wrong with the file, torch.load says it
+    except Exception:  # torch.load reports the damage
         pass
     return names
 
@@ -124,19 +128,13 @@ def _scan(file: IO[bytes]) -> Iterable[str]:
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
-            # torch.save writes names of Python 2, as __builtin__ long; torch.load reads them like this.
+            # torch.save writes names of Python 2, such as __builtin__ long, which torch.load translates like this.
             python_3 = NAME_MAPPING.get((module, name)) or (IMPORT_MAPPING.get(module, module), name)
             yield ".".join(python_3)
 
 
-def _is_harmless(name: str) -> bool:
-    package = name.partition(".")[0]
-    strict = package in sys.stdlib_module_names or package in ("numpy", "torch")
-    return not strict or _HARMLESS.fullmatch(name) is not None
-
-
 def _stub(name: str) -> tuple[Any, str]:
-    """What torch takes as a class that is safe: a stub, and the name that it stands for."""
+    """Returns torch's form of a safe class: a stub and its name."""
     if name == "collections.deque":
         return _List, name
     return _Table if _TABLE.fullmatch(name) else type("Inert", (Inert,), {"origin": name}), name

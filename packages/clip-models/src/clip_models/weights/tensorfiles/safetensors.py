@@ -27,11 +27,8 @@ _DTYPE_NAMES = {
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` (CPU, contiguous) so that `path` is either complete or untouched.
-
-    The published writer puts the metadata in random order; here equal content gives equal bytes.
-    """
-    # Widest type first keeps every tensor aligned, as the format's own writer does.
+    """Writes `tensors` (CPU, contiguous) atomically. Equal content gives equal bytes, unlike in the library."""
+    # Widest type first keeps every tensor aligned, as the library does.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     offset = 0
@@ -50,7 +47,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values."""
+    """Returns the SHA-256 over names, types, shapes and values."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -60,19 +57,19 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata). The format's own reader refuses headers that do not agree with the size of the file."""
+    """Returns (tensors, metadata). The library refuses headers that do not agree with the size of the file."""
     with _open(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """(names of the tensors, metadata), without the tensors."""
+    """Returns (names of the tensors, metadata)."""
     with _open(path) as file:
         return list(file.keys()), file.metadata() or {}
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Name of each tensor → name of its file."""
+    """Returns the file name of each tensor."""
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -96,7 +93,7 @@ def _open(path: Path) -> Iterator[Any]:
 def read_shards(
     index: Path, read: Callable[[Path], tuple[Mapping[str, Tensor], Mapping[str, str]]]
 ) -> dict[str, Tensor]:
-    """The tensors of all files that `index` lists, which stand beside it."""
+    """Returns the tensors of all files in the list of `index`, which are beside it."""
     places = read_index(index)
     parts = sorted(set(places.values()))
     tensors: dict[str, Tensor] = {}
@@ -104,7 +101,7 @@ def read_shards(
         if Path(part).name != part or part.endswith(".json"):
             raise ClipModelsError(f"{index} lists {part!r}, which is not the name of a weights file beside it")
         if not index.with_name(part).is_file():
-            raise ClipModelsError(f"{index} lists {part}, which is not there; fetch all {len(parts)} parts")
+            raise ClipModelsError(f"{index} lists {part}, which is missing; fetch all {len(parts)} parts")
         held, _ = read(index.with_name(part))
         expected = {name for name, place in places.items() if place == part}
         if held.keys() != expected:

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints, read without running what they hold."""
+"""Reads PyTorch checkpoints without running code in them."""
 
 import re
 import zipfile
@@ -17,17 +17,17 @@ _DEPTH = 8
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """What a file of torch.save holds, by dotted names: entry `a` of the table `state_dict` is `state_dict.a`.
+    """Returns the content of a file of torch.save by dotted names: `state_dict.a` is entry `a` of `state_dict`.
 
-    Arrays of NumPy are tensors; of other objects the class is known and nothing is built. A table that is there under
-    several names comes under the first.
+    Arrays of NumPy become tensors; of other objects only the class is known. A table with several names has the first.
     """
-    is_zip = _starts_like_a_zip(path)
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip:
         _inspect_zip(path)
     try:
         loaded = load_inert(path, is_zip)
-    except Exception as error:  # a damaged or refused pickle raises whatever its first bad opcode leads to
+    except Exception as error:  # a damaged or refused pickle may raise anything
         raise _explain(path, error) from error
     if not isinstance(loaded, Mapping) or not loaded:
         raise ClipModelsError(
@@ -44,7 +44,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def _flatten(table: Mapping[Any, Any], prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
-    """Each table once, so that tables that hold themselves or one another many times end."""
+    """Yields the entries of each table once, also if tables contain themselves or each other."""
     seen.add(id(table))
     for key, value in table.items():
         if not isinstance(value, Mapping) or not value or not depth:
@@ -54,7 +54,7 @@ def _flatten(table: Mapping[Any, Any], prefix: str, seen: set[int], depth: int) 
 
 
 def _explain(path: Path, error: Exception) -> ClipModelsError:
-    """Without what torch.load says first, which is how to run the file's code."""
+    """Returns the error without the first words of torch.load's, which explain how to run the file's code."""
     if code := re.search(r"GLOBAL (\S+)", str(error)):
         return ClipModelsError(
             f"{path} holds {code[1]}, which is more than tensors and never unpickled; save its state dict alone with"
@@ -70,13 +70,8 @@ def _explain(path: Path, error: Exception) -> ClipModelsError:
     return ClipModelsError(f"{path} is damaged or holds more than tensors, which is never unpickled: {line}")
 
 
-def _starts_like_a_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _inspect_zip(path: Path) -> None:
-    """torch.save stores without compression, so that a checkpoint is never larger than its file."""
+    """Raises ClipModelsError for a damaged or compressed archive; torch.save does not compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -93,13 +88,13 @@ def _inspect_zip(path: Path) -> None:
             f"{path} would unpack to {unpacked} bytes from {path.stat().st_size}; checkpoints are not compressed,"
             " so this file is refused"
         )
-    with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum
+    with zipfile.ZipFile(path) as archive:  # torch.load checks no checksum
         if broken := archive.testzip():
             raise ClipModelsError(f"{path} is damaged: {broken} does not have its CRC-32; fetch it, or save it, again")
 
 
 def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
-    """A few bytes can declare a tensor of any size: on no device, or by strides of zero."""
+    """Raises ClipModelsError for a tensor that is larger than its bytes: on no device, or by strides of zero."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         raise ClipModelsError(f"{path} holds {name} as {tensor.layout} on {tensor.device}; weights are plain tensors")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
