@@ -3,7 +3,6 @@
 Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, P patches, E embed_dim.
 """
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
