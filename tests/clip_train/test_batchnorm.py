@@ -9,7 +9,7 @@ import torch
 from clip_models import ModelSpec, ResNetConfig, TimmConfig, get_model_spec, get_tokenizer
 from clip_models.model import build_model
 from clip_train.parallel import World, join_world
-from clip_train.task import ContrastiveTask
+from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support.distributed import run_ranks
 
 PAIRS = 12
@@ -27,7 +27,7 @@ def spec_of(kind: str) -> ModelSpec:
 def one_step(kind: str, world: World, training: bool = True) -> dict[str, np.ndarray]:
     """The loss, gradients and running statistics of this rank's share of twelve pairs."""
     torch.manual_seed(0)
-    task = ContrastiveTask(build_model(spec_of(kind)), precision="fp32", world=world)
+    task = ContrastiveConfig().build(build_model(spec_of(kind)), precision="fp32", world=world)
     generator, share = np.random.default_rng(0), slice(world.rank, None, world.size)
     images = generator.integers(0, 256, (PAIRS, 3, 32, 32), dtype=np.uint8)
     text = get_tokenizer("ViT-Ti-4-24").encode_numpy([f"number {number}" for number in range(PAIRS)])

@@ -24,7 +24,9 @@ def test_captions_that_fit_are_encoded_as_always():
 
 
 def test_a_caption_that_does_not_fit_is_named():
-    with pytest.raises(ClipDataError, match=r"47 tokens, the model's context 32: 'a red box very.*long_captions"):
+    with pytest.raises(
+        ClipDataError, match=r"47 tokens, but the model's context is 32: 'a red box very.*long_captions"
+    ):
         WholeCaptions(get_tokenizer("ViT-Ti-4-24"))(["a red box", LONG])
 
 
@@ -38,7 +40,9 @@ def test_a_tokenizer_that_pads_with_its_end_token_is_understood(tmp_path):
     while tokenizer.count_tokens(f"{fits} a") <= 16:
         fits += " a"
     assert np.array_equal(whole([fits, ""]), tokenizer.encode_numpy([fits, ""]))
-    with pytest.raises(ClipDataError, match=f"{tokenizer.count_tokens(fits + ' a')} tokens, the model's context 16"):
+    with pytest.raises(
+        ClipDataError, match=f"{tokenizer.count_tokens(fits + ' a')} tokens, but the model's context is 16"
+    ):
         whole(["a cat", f"{fits} a"])
 
 

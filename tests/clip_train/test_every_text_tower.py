@@ -14,9 +14,9 @@ from clip_models.model import build_model
 from clip_models.specs import CLIPTextConfig, HFTextConfig, ModernTextConfig, TextConfig, TokenizerConfig
 from clip_models.towers import common
 from clip_train.config import OptimConfig
-from clip_train.optim import make_optimizer
+from clip_train.optim.build import make_optimizer
 from clip_train.parallel import World
-from clip_train.task import ContrastiveTask
+from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support import coca
 from tests.support import tokenizers as small
 
@@ -90,7 +90,7 @@ def test_one_step_on_its_own_tokenizer_with_the_features_of_the_whole_captions(n
     tokenizer = tokenizer if isinstance(tokenizer, TokenizerConfig) else tokenizer(tmp_path)
     spec = replace(get_model_spec("ViT-Ti-4-24"), name=name, custom_text=True, text=text, tokenizer=tokenizer)
     torch.manual_seed(0)
-    task = ContrastiveTask(build_model(spec), precision="fp32", world=World(0, 1, torch.device("cpu")))
+    task = ContrastiveConfig().build(build_model(spec), precision="fp32", world=World(0, 1, torch.device("cpu")))
     tokens = get_tokenizer(spec).encode_numpy(CAPTIONS)
     images = np.random.default_rng(0).integers(0, 256, (len(CAPTIONS), 3, 24, 24), dtype=np.uint8)
     batch = task.prepare({"image": images, "text": tokens})

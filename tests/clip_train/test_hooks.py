@@ -118,7 +118,13 @@ def test_held_out_samples_that_every_rank_reads_are_counted_once():
         steps=1, metrics={}, task=SimpleNamespace(prepare=lambda batch: batch, evaluate=lambda batch: 1.0)
     )
     hook = Validation(
-        batches=Batches([{"text": ["x"] * 3}] * 2), batch_size=3, every=0, max_corrupt=0.2, world=Pair(), log=None
+        batches=Batches([{"text": ["x"] * 3}] * 2),
+        batch_size=3,
+        every=0,
+        max_corrupt=0.2,
+        stream=None,
+        world=Pair(),
+        log=None,
     )
     with pytest.raises(ClipTrainError, match=r"^2 of the 8 held-out samples .* among them a, b:"):
         hook.on_step(loop, SimpleNamespace(step=1))

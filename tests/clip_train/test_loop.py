@@ -7,7 +7,7 @@ import torch
 from clip_train.config import OptimConfig
 from clip_train.errors import ClipTrainError
 from clip_train.loop import Hook, Loop, Step
-from clip_train.optim import make_optimizer
+from clip_train.optim.build import make_optimizer
 
 
 class Square:

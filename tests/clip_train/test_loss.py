@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clip_train.loss import contrastive_loss
+from clip_train.losses.contrastive import contrastive_loss
 from clip_train.parallel import join_world
 from tests.support.distributed import run_ranks
 

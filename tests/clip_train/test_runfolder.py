@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from clip_core.config import ConfigError
 from clip_train.config import FitConfig, ModelConfig
 from clip_train.errors import ClipTrainError
 from clip_train.runfolder import RunFolder, RunLog
@@ -33,7 +34,7 @@ def test_a_moved_run_is_still_the_same_run(tmp_path):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text("{}")
-    with pytest.raises(ClipTrainError, match=r"dataset\.json"):
+    with pytest.raises(ConfigError, match=r"holds no training run \(it has 'dataset\.json', no config\.json\)"):
         RunFolder(config_in(tmp_path))
     with pytest.raises(ClipTrainError, match="is a file"):
         RunFolder(config_in(tmp_path / "dataset.json"))
@@ -41,9 +42,9 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     folder = RunFolder(config_in(tmp_path))
-    with folder.claimed(), pytest.raises(ClipTrainError, match="another process"), folder.claimed():
+    with folder.locked(), pytest.raises(ClipTrainError, match="another process"), folder.locked():
         pass
-    with folder.claimed():
+    with folder.locked():
         pass
 
 
@@ -76,7 +77,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_over(tmp_path):
 def test_a_damaged_config_has_a_way_out(tmp_path, text):
     RunFolder(config_in(tmp_path)).write_config()
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ClipTrainError, match=r"config\.json is no config of a training run: .*delete that file"):
+    with pytest.raises(ClipTrainError, match=r"config\.json is not the config of a training run: .*delete that file"):
         RunFolder(config_in(tmp_path))
     saved = tmp_path / "checkpoints" / "step-00000002"
     saved.mkdir(parents=True)

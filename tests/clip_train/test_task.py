@@ -5,18 +5,23 @@ import numpy as np
 import pytest
 import torch
 
-from clip_models import ModelSpec, create_model, get_model_spec, get_tokenizer
+from clip_models import CLIP, ModelSpec, create_model, get_model_spec, get_tokenizer
 from clip_models.model import build_model
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
-from clip_train.task import ContrastiveTask
+from clip_train.tasks.base import Task
+from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support.coca import TINY as COCA
 
 HERE = World(0, 1, torch.device("cpu"))
 
 
-def make_task(precision: str = "fp32") -> ContrastiveTask:
-    return ContrastiveTask(create_model("ViT-Ti-4-24", seed=0), precision=precision, world=HERE)
+def build(model: CLIP, precision: str = "fp32") -> Task:
+    return ContrastiveConfig().build(model, precision=precision, world=HERE)
+
+
+def make_task(precision: str = "fp32") -> Task:
+    return build(create_model("ViT-Ti-4-24", seed=0), precision)
 
 
 def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
@@ -28,7 +33,7 @@ def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
 def test_images_are_normalised_by_the_mean_and_std_of_the_model():
     batch, spec = make_batch(), get_model_spec("ViT-Ti-4-24")
     spec = replace(spec, preprocess=replace(spec.preprocess, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)))
-    prepared = ContrastiveTask(build_model(spec), precision="fp32", world=HERE).prepare(batch)
+    prepared = build(build_model(spec)).prepare(batch)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
     np.testing.assert_allclose(prepared["image"].numpy(), (batch["image"] / 255 - mean) / std, atol=1e-5)
     assert prepared["image"].dtype == torch.float32
@@ -77,12 +82,12 @@ VIT = get_model_spec("ViT-Ti-4-24")
 )
 def test_a_model_of_another_objective_is_refused(spec: ModelSpec, reason: str):
     with pytest.raises(ClipTrainError, match=reason):
-        ContrastiveTask(build_model(spec), precision="fp32", world=HERE)
+        build(build_model(spec))
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_a_model_without_pooling_is_refused(tower):
     spec = replace(VIT, **{tower: replace(getattr(VIT, tower), pool_type="none")})
-    task = ContrastiveTask(build_model(spec), precision="fp32", world=HERE)
+    task = build(build_model(spec))
     with pytest.raises(ClipTrainError, match="not one vector for each image and caption"):
         task.losses(task.prepare(make_batch()))

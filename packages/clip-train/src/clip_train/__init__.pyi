@@ -6,8 +6,10 @@ from .config import OptimConfig as OptimConfig
 from .config import Source as Source
 from .config import TrainConfig as TrainConfig
 from .config import ValConfig as ValConfig
+from .entrypoint import fit as fit
 from .errors import ClipTrainError as ClipTrainError
 from .errors import Requeue as Requeue
-from .fitting import fit as fit
-from .loss import contrastive_loss as contrastive_loss
+from .losses.contrastive import contrastive_loss as contrastive_loss
 from .runfolder import FitResult as FitResult
+from .tasks import TaskConfig as TaskConfig
+from .tasks.contrastive import ContrastiveConfig as ContrastiveConfig

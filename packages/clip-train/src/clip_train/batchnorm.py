@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all ranks: two ranks train as one does on their joint batch."""
+"""Batch normalisation over the batch of all ranks. Two ranks train like one on their joint batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 
 def synchronise_batch_norms(module: nn.Module) -> None:
-    """Makes every batch norm of `module` that trains use the statistics of all ranks, on any device.
+    """Makes every batch norm of `module` in training mode use the statistics of all ranks, on any device.
 
-    Subclasses with a forward of their own (timm's, which add an activation) are included: what changes is the call of
-    torch.nn.functional.batch_norm inside. Layers in eval mode are not affected.
+    It replaces the call of torch.nn.functional.batch_norm inside the layer's forward, so subclasses with their own
+    forward (timm's, which add an activation) are included. Layers in eval mode are not affected.
     """
     for child in module.modules():
         if isinstance(child, _BatchNorm):
@@ -26,7 +26,7 @@ def synchronise_batch_norms(module: nn.Module) -> None:
 
 def _synchronised(layer: _BatchNorm, forward: Any) -> Any:
     def call(*args: Any, **options: Any) -> Any:
-        # In eval mode a layer without running statistics takes those of its batch, which is this rank's alone.
+        # In eval mode a layer without running statistics uses those of the batch of this rank.
         with _Synchronised() if layer.training else nullcontext():
             return forward(*args, **options)
 
@@ -48,7 +48,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch.nn.functional.batch_norm with the statistics of all ranks' inputs, [B, C, …] on each, in float32."""
+    """Computes torch.nn.functional.batch_norm in float32 with the statistics of all ranks' inputs, [B, C, …] each."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     with torch.autocast(input.device.type, enabled=False):

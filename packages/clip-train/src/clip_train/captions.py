@@ -1,4 +1,4 @@
-"""What a run does with captions that are longer than the text tower's context. Free of torch: readers run it."""
+"""A tokenizer that refuses long captions. It does not import torch, because the reader processes run it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SHOWN = 80  # characters of a caption in a message
 
 @dataclass(frozen=True)
 class WholeCaptions:
-    """A tokenizer that refuses a caption it would have to cut, where the model's own cuts as OpenCLIP does."""
+    """Wraps a model's tokenizer, which truncates long captions as OpenCLIP does, and raises an error for them."""
 
     tokenizer: Tokenizer
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """int64 [N, context]. Raises ClipDataError, which readers pass on, at the first caption that does not fit."""
+        """Returns int64 [N, context]. Raises ClipDataError, which readers pass on, for a caption that is too long."""
         tokens = self.tokenizer.encode_numpy(texts)
-        # Only a row without padding can have been cut; what ends it may be what the tokenizer pads with.
+        # Only a row without padding can have been truncated. Its end token may equal the padding.
         full = (tokens[:, -2:] != self.tokenizer.pad_token_id).any(axis=1)
         for row in np.flatnonzero(full).tolist():
             text = texts[row]
@@ -33,7 +33,7 @@ class WholeCaptions:
                 needed = self.tokenizer.count_tokens(text)
                 shown = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
                 raise ClipDataError(
-                    f"a caption has {needed} tokens, the model's context {self.tokenizer.context_length}: {shown!r}; "
-                    "select shorter ones (--where 'words < 20'), or cut them with data.long_captions = 'truncate'"
+                    f"a caption has {needed} tokens, but the model's context is {self.tokenizer.context_length}: "
+                    f"{shown!r}; select shorter ones (--where 'words < 20'), or set data.long_captions = 'truncate'"
                 )
         return tokens

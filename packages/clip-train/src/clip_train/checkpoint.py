@@ -1,10 +1,10 @@
-"""Checkpoints: one folder for each saved step, complete or absent, checked before it is believed. No pickle.
+"""Checkpoints: one folder for each saved step, complete or absent, verified before it is loaded. No pickle.
 
 checkpoints/step-00000100/model.safetensors      the weights with their description, as clip-models saves them
-                          optimizer.safetensors  AdamW's state, one tensor for each (parameter, quantity)
+                          optimizer.safetensors  state of the optimizer, one tensor for each (parameter, quantity)
                           rng.safetensors        states of the random generators of every rank
                           state.json             step, stream, metrics, sizes and sha256 of all files; written last
-checkpoints/damaged-step-00000200-01234567/      one that was found damaged, out of the way
+checkpoints/damaged-step-00000200-01234567/      a damaged one that was set aside
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ from torch import Tensor, nn
 
 from clip_core import ClipError
 from clip_core.files import sha256_of, sync
+from clip_core.store import TEMPORARY, Store
 from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
 
 FORMAT = 2
 _STEP = "step-"
-_TEMPORARY = ".tmp-"
 _FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint says beside the tensors."""
+    """The contents of a checkpoint without the tensors."""
 
     step: int
     stream: dict[str, Any]
     metrics: dict[str, float]
     damaged: tuple[dict[str, str], ...]
-    """newer checkpoints that were set aside: folder, checkpoint, reason"""
+    """newer checkpoints that were damaged and set aside: folder, checkpoint, reason"""
 
 
 class Checkpoints:
-    """The checkpoints of a run folder. Every method is called on every rank; rank 0 writes.
+    """The checkpoints of a run folder. `save` and `resume` are called on every rank; rank 0 writes.
 
-    `save_weights(path)` writes the model to a safetensors file. `fingerprint` names the run's config.
+    `save_weights(path)` writes the model to a safetensors file. `fingerprint` identifies the run's config.
     """
 
     def __init__(
         self, run: Path, world: World, *, keep: int, fingerprint: str, save_weights: Callable[[Path], None]
     ) -> None:
         self.folder = run / "checkpoints"
+        self._store = Store(self.folder)
         self._world = world
         self._keep = keep
         self._fingerprint = fingerprint
         self._save_weights = save_weights
 
     def steps(self) -> list[int]:
-        """The saved steps, oldest first."""
+        """Returns the saved steps, oldest first."""
         return saved_steps(self.folder.parent)
 
     def path(self, step: int) -> Path:
@@ -76,7 +77,7 @@ class Checkpoints:
         stream: Mapping[str, Any],
         metrics: Mapping[str, float],
     ) -> None:
-        """Makes the state after `step` steps durable, then removes what is older than the newest `keep`."""
+        """Saves the state after `step` steps durably, then removes all checkpoints but the newest `keep`."""
         generators = self._world.gather(_generator_states(self._world.device))
         self._world.lead(lambda: self._write(step, model, optimizer, generators, stream, metrics))
 
@@ -90,43 +91,39 @@ class Checkpoints:
         metrics: Mapping[str, float],
     ) -> None:
         if self.path(step).exists():
-            return  # a signal came in the step that was saved anyway
-        building = self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+            return  # a signal arrived in a step that is saved anyway
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stale in self.folder.glob(f"{_TEMPORARY}*"):  # left by a run that was killed
+            for stale in self.folder.glob(f"{TEMPORARY}*"):  # left by a process that was killed, on any machine
                 shutil.rmtree(stale)
-            building.mkdir()
-            self._save_weights(building / _FILES[0])
-            write_safetensors(building / _FILES[1], _optimizer_tensors(model, optimizer), {})
-            rng = {f"{rank}.{name}": state for rank, states in enumerate(generators) for name, state in states.items()}
-            write_safetensors(building / _FILES[2], rng, {})
-            state = {
-                "format": FORMAT,
-                "step": step,
-                "config": self._fingerprint,
-                "stream": dict(stream),
-                "metrics": dict(metrics),
-                "files": {name: _describe(building / name) for name in _FILES},
-            }
-            state["sha256"] = _digest(state)
-            (building / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
-            for path in (*(building / name for name in (*_FILES, "state.json")), building):
-                sync(path)
-            building.rename(self.path(step))
-            sync(self.folder)
+            with self._store.staging() as staging:
+                building = staging / "step"
+                building.mkdir()
+                self._save_weights(building / _FILES[0])
+                write_safetensors(building / _FILES[1], _optimizer_tensors(model, optimizer), {})
+                rng = {f"{rank}.{name}": state for rank, own in enumerate(generators) for name, state in own.items()}
+                write_safetensors(building / _FILES[2], rng, {})
+                state = {
+                    "format": FORMAT,
+                    "step": step,
+                    "config": self._fingerprint,
+                    "stream": dict(stream),
+                    "metrics": dict(metrics),
+                    "files": {name: _describe(building / name) for name in _FILES},
+                }
+                Store(building).write_json("state.json", {**state, "sha256": _digest(state)})
+                self._store.publish(building, self.path(step).name)
+                sync(self.folder)
+                for old in self.steps()[: -self._keep]:
+                    # Moved first: a kill during the removal leaves no incomplete folder with a checkpoint's name.
+                    self.path(old).rename(staging / str(old))
         except (OSError, ClipError) as error:
-            shutil.rmtree(building, ignore_errors=True)
             raise ClipTrainError(f"cannot save a checkpoint in {self.folder}: {error}") from error
-        for old in self.steps()[: -self._keep]:
-            # Out of its name first: killed half-way, nothing incomplete stands under a checkpoint's name.
-            doomed = self.path(old).rename(self.folder / f"{_TEMPORARY}{uuid.uuid4().hex}")
-            shutil.rmtree(doomed)
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Resumed | None:
-        """Loads the newest intact checkpoint; None when there is none. Newer, damaged ones get another name.
+        """Loads the newest intact checkpoint and renames newer, damaged ones. Returns None without a checkpoint.
 
-        ClipTrainError when all are damaged, or the newest intact one is another run's.
+        Raises ClipTrainError if all are damaged, or if the newest intact one belongs to another config.
         """
         found = self._world.lead(self._find_intact)
         if found is None:
@@ -139,7 +136,7 @@ class Checkpoints:
         return Resumed(state["step"], state["stream"], state["metrics"], tuple(damaged))
 
     def _find_intact(self) -> tuple[dict[str, Any], list[dict[str, str]]] | None:
-        """(state of the newest intact checkpoint, where the newer ones were moved and why)."""
+        """Returns (state of the newest intact checkpoint, the newer ones with their new folders and reasons)."""
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):
             path = self.path(step)
@@ -160,20 +157,20 @@ class Checkpoints:
         return None
 
     def _verify(self, path: Path, step: int) -> dict[str, Any]:
-        """The state of an intact checkpoint; raises what a damaged one makes go wrong, and ClipTrainError."""
-        state = json.loads((path / "state.json").read_text())
+        """Returns the state of an intact checkpoint. Raises ClipTrainError, or any other error for a damaged one."""
+        state = json.loads((path / "state.json").read_bytes())
         if state["sha256"] != _digest(state):
-            raise ValueError("state.json is not what was saved")
+            raise ValueError("state.json has changed since it was saved")
         if state["format"] != FORMAT:
             raise ClipTrainError(f"the checkpoint {path} has format {state['format']!r}; this version reads {FORMAT}")
         for name in _FILES:
             if _describe(path / name) != state["files"][name]:
-                raise ValueError(f"{name} is not what was saved")
+                raise ValueError(f"{name} has changed since it was saved")
         if state["step"] != step:
             raise ValueError(f"it holds step {state['step']}")
         if state["config"] != self._fingerprint:
             raise ClipTrainError(
-                f"the checkpoint {path} is of another config ({state['config']}): use another run folder"
+                f"the checkpoint {path} belongs to another config ({state['config']}): use another run folder"
             )
         return state
 
@@ -192,13 +189,13 @@ class Checkpoints:
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps that checkpoints of a run folder are named after, oldest first; nothing is read."""
+    """Returns the steps in the names of a run folder's checkpoints, oldest first, without reading them."""
     numbers = (path.name.removeprefix(_STEP) for path in (run / "checkpoints").glob(f"{_STEP}*"))
     return sorted(int(number) for number in numbers if number.isdecimal() and number == f"{int(number):08d}")
 
 
 def _digest(state: Mapping[str, Any]) -> str:
-    """Of a state.json, its own entry left out."""
+    """Returns the SHA-256 of a state.json without its own entry."""
     rest = {key: value for key, value in state.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -208,12 +205,14 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """{"<parameter>|<quantity>": tensor} on the CPU."""
-    return {
-        f"{name}|{quantity}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
+    """Returns {"<parameter>|<quantity>": tensor} on the CPU."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for quantity, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                raise ClipTrainError(f"the optimizer keeps {quantity} = {value!r} for {name}: it has to be a tensor")
+            tensors[f"{name}|{quantity}"] = value.detach().cpu().contiguous()
+    return tensors
 
 
 def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -236,7 +235,7 @@ def _generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def _restore_generators(states: Mapping[str, Tensor], world: World) -> None:
-    """On a rank that the saving run did not have, the generators stay as the seed set them."""
+    """Restores the generators of this rank. On a rank that the saved run did not have, they keep their seed."""
     if (state := states.get(f"{world.rank}.cpu")) is not None:
         torch.set_rng_state(state)
     if world.device.type == "cuda" and (state := states.get(f"{world.rank}.cuda")) is not None:

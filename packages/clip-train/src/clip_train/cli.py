@@ -8,20 +8,20 @@ from clip_core.cli import run_commands
 from clip_train.errors import RankLost
 from clip_train.launch import read_launch
 
-COMMANDS = {"fit": "train the model that a recipe describes"}
+COMMANDS = {"fit": "train a model from a recipe"}
 ABOUT = """\
-The same command again continues a run that was stopped.
-Exit codes: 0 done, 2 an error that one line names, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint to continue from,
-143 stopped by them before the first checkpoint."""
+Running the same command again continues a run that was stopped.
+Exit codes: 0 done; 2 an error, printed in one line; 75 stopped by SIGTERM or SIGUSR1 after a checkpoint; 143 stopped
+by them before the first checkpoint."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """The console script, and `python -m clip_train` for torchrun."""
-    run_commands("clip_train", COMMANDS, ABOUT, args, quiet=_rank_0_says_it)
+    """Runs the console script, and `python -m clip_train` for torchrun."""
+    run_commands("clip_train", COMMANDS, ABOUT, args, quiet=_printed_by_rank_0)
 
 
-def _rank_0_says_it(error: ClipError) -> bool:
+def _printed_by_rank_0(error: ClipError) -> bool:
     try:
         return not isinstance(error, RankLost) and read_launch().rank > 0
-    except ClipError:  # no rank knows that it is not the first
+    except ClipError:  # the variables of the launcher are invalid: this rank does not know its number
         return False

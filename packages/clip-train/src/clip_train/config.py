@@ -1,4 +1,4 @@
-"""What a training run is: the fields of a recipe, and the checks that need no torch."""
+"""The config of a training run, and the checks that do not require torch."""
 
 from __future__ import annotations
 
@@ -8,77 +8,82 @@ from typing import Any, Literal
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_train.errors import ClipTrainError
+from clip_train.optim import OPTIMIZERS, SCHEDULES
+from clip_train.tasks import TaskConfig
+from clip_train.tasks.contrastive import ContrastiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The training samples and what is done to their pictures."""
+    """The training samples and how they are read and augmented."""
 
     sources: tuple[Source, ...] = ()
-    """datasets, mixed by their weights"""
+    """datasets or selections, mixed by their weights"""
     workers: int = 1
     """reader processes of each rank; 0 reads in the training process"""
     canonical_streams: int = 0
-    """streams the sample order is built from, a multiple of every world size to be used; 0 lets the stream choose"""
+    """streams that the sample order is made of, a multiple of every world size to be used; 0 chooses a number"""
     scale: tuple[float, float] = (0.9, 1.0)
-    """area of the random crop, as a share of the picture"""
+    """area of the random crop, as a share of the image"""
     ratio: tuple[float, float] = (0.75, 1.3333)
     """aspect ratio of the random crop"""
     hflip: float = 0.0
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
-    """a caption with more tokens than the model's context ends the run, or is cut, keeping the end token"""
+    """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
     max_corrupt: float = 0.05
-    """largest share of samples that cannot be read, of those read so far; above it the run stops; 1.0 allows all"""
+    """largest share of corrupt samples of those read so far; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValConfig:
-    """Held-out samples whose contrastive loss is measured while training."""
+    """Held-out samples whose loss is measured during training."""
 
     sources: tuple[Source, ...] = ()
     """datasets; empty for no validation"""
     batch_size: int = 256
-    """pairs that are contrasted with each other; a remainder that fills no batch is counted and left out"""
+    """samples of one batch; the rest of the last incomplete batch is counted and left out"""
     every: int = 0
-    """steps between two measurements; 0 measures once, after the last step"""
+    """steps between two measurements; 0 measures only after the last step"""
     overlap: Literal["error", "allow"] = "error"
-    """held-out samples that are training samples too (the same uid) are an error, or allowed"""
+    """whether held-out samples with the uid of a training sample are an error or allowed"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The model and where its weights come from."""
+    """The model and its initial weights."""
 
     name: str
     """an architecture of clip-models, e.g. ViT-B-32"""
     pretrained: str = ""
-    """a weights file to start from; empty starts from random weights drawn from the seed"""
+    """a weights file to start from; empty draws random weights from the seed"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its learning rate."""
 
+    name: str = "adamw"
+    """the optimizer: a registered name, or package.module:function"""
     lr: float = 5e-4
     """peak learning rate"""
     betas: tuple[float, float] = (0.9, 0.98)
     """decay of the first and of the second moment"""
     eps: float = 1e-6
-    """added to the root of the second moment"""
+    """added to the square root of the second moment"""
     weight_decay: float = 0.2
-    """decoupled decay of matrices; vectors, scalars and what the model exempts (position tables) have none"""
+    """decoupled decay of matrices; not applied to vectors, scalars and what the model exempts (position tables)"""
     warmup: int = 0
     """steps of linear warm-up"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """after the warm-up: a half cosine down to 0, or no change"""
+    schedule: str = "cosine"
+    """after the warm-up: cosine (a half cosine down to 0), constant, or package.module:function"""
     grad_clip_norm: float = 0.0
-    """largest global gradient norm; 0 for no clipping"""
+    """largest global gradient norm; 0 disables clipping"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length, batch, arithmetic."""
+    """Length, batch size and arithmetic."""
 
     steps: int = 0
     """length in optimizer steps; give exactly one of steps, samples, epochs"""
@@ -87,19 +92,19 @@ class TrainConfig:
     epochs: float = 0.0
     """length in passes over the data"""
     batch_size: int = 256
-    """samples of one step, over all ranks"""
+    """samples of one step, of all ranks together"""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """of the towers: fp32, or bf16 autocast over fp32 weights; the loss is always fp32"""
+    """precision of the towers: fp32, or bf16 autocast with fp32 weights; the loss is always computed in fp32"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes CUDA where there is one"""
+    """auto uses CUDA if it is available"""
     seed: int = 0
-    """of the weights, the sample order and the augmentation"""
+    """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
-    """CPU threads of torch in each rank; 0 leaves torch's choice (bits differ between thread counts)"""
+    """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
     log_every: int = 10
     """steps between two lines of the log"""
     timeout: float = 600.0
-    """seconds that one wait for other processes may take: for ranks that join or take part, for the next batch"""
+    """largest number of seconds that one wait for other ranks or for the next batch may take"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ class CheckpointConfig:
     every: int = 1000
     """steps between two checkpoints"""
     keep: int = 2
-    """newest checkpoints that are kept"""
+    """number of the newest checkpoints that are kept"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,7 @@ class FitConfig:
     run: str
     """output folder, on a local or shared file system"""
     model: ModelConfig
+    task: TaskConfig = field(default_factory=ContrastiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     val: ValConfig = field(default_factory=ValConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -126,20 +132,23 @@ class FitConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def identity(self) -> dict[str, Any]:
-        """The part of the config that decides the result; the rest may change between a run and its continuation."""
+        """Returns what decides the result. The rest of the config may change when a run is continued."""
         whole = to_dict(self)
-        del whole["run"], whole["checkpoint"], whole["data"]["workers"], whole["train"]["log_every"]
-        del whole["train"]["device"], whole["data"]["long_captions"], whole["val"]["overlap"]
-        del whole["train"]["timeout"], whole["data"]["max_corrupt"]
+        del whole["run"], whole["checkpoint"], whole["val"]["overlap"]
+        del whole["data"]["workers"], whole["data"]["long_captions"], whole["data"]["max_corrupt"]
+        del whole["train"]["log_every"], whole["train"]["device"], whole["train"]["timeout"]
         return whole
 
     def fingerprint(self) -> str:
-        """32 hex digits that name the identity."""
+        """Returns 32 hex digits that name the identity."""
         return fingerprint(self.identity())
 
 
 def resolve(config: FitConfig) -> FitConfig:
-    """Checks across fields and returns the config; raises ClipTrainError. Needs neither torch nor the data."""
+    """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
+    config.task.check()
+    OPTIMIZERS.check(config.optim.name)
+    SCHEDULES.check(config.optim.schedule)
     train, optim, data, val = config.train, config.optim, config.data, config.val
     lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
     given = {name: value for name, value in lengths.items() if value}
@@ -153,7 +162,7 @@ def resolve(config: FitConfig) -> FitConfig:
     if not data.sources:
         raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
     if val.every and not val.sources:
-        raise ClipTrainError(f"val.every = {val.every} has nothing to measure: give val.sources, or leave it out")
+        raise ClipTrainError(f"val.every = {val.every} requires val.sources: name a dataset there, or omit val.every")
     at_least: list[tuple[str, float, float]] = [
         *((f"train.{name}", value, 0) for name, value in given.items()),
         ("train.batch_size", train.batch_size, 1),
@@ -183,10 +192,10 @@ def resolve(config: FitConfig) -> FitConfig:
         if source.weight <= 0:
             raise ClipTrainError(f"the weight of {source.dataset} is {source.weight}: it must be above 0")
     if not all(0 <= beta < 1 for beta in optim.betas):
-        raise ClipTrainError(f"optim.betas = {optim.betas} must lie in [0, 1)")
+        raise ClipTrainError(f"optim.betas = {optim.betas} must be in [0, 1)")
     for name, value in (("data.hflip", data.hflip), ("data.max_corrupt", data.max_corrupt)):
         if not 0 <= value <= 1:
-            raise ClipTrainError(f"{name} = {value} must lie in [0, 1]")
+            raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")
@@ -194,7 +203,7 @@ def resolve(config: FitConfig) -> FitConfig:
 
 
 def total_steps(config: FitConfig, samples: int) -> int:
-    """Optimizer steps of the run on a manifest of so many samples; raises ClipTrainError when it cannot be run."""
+    """Returns the optimizer steps of the run on this number of samples. Raises ClipTrainError if it cannot be run."""
     train = config.train
     if samples < train.batch_size:
         raise ClipTrainError(
@@ -205,6 +214,6 @@ def total_steps(config: FitConfig, samples: int) -> int:
     steps = train.steps or int(seen // train.batch_size)
     if steps < 1:
         raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
-    if config.optim.warmup >= steps and config.optim.schedule == "cosine":
+    if config.optim.warmup >= steps and config.optim.schedule != "constant":
         raise ClipTrainError(f"optim.warmup = {config.optim.warmup} must be below the {steps} steps of the run")
     return steps

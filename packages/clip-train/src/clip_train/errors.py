@@ -4,17 +4,17 @@ from clip_core import ClipError
 
 
 class ClipTrainError(ClipError):
-    """A mistake of the user or a broken input: the message names the offending value and the way out."""
+    """A user error or an invalid input. The message names the offending value and what to do."""
 
 
 class RankLost(ClipTrainError):
-    """A rank did not come, does not answer or has ended; raised, and printed, by each rank that waited for it."""
+    """A rank did not join, does not answer or has ended. Each rank that waited for it raises and prints it."""
 
 
 class Requeue(SystemExit):
-    """Training stopped on SIGTERM or SIGUSR1 after a checkpoint: run the same command again to continue.
+    """Training stopped on SIGTERM or SIGUSR1 after a checkpoint. The same command continues the run.
 
-    A SystemExit, so that a script that does not catch it ends with the exit code that asks for a requeue.
+    It is a SystemExit: a script that does not catch it ends with the exit code that asks for a requeue.
     """
 
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
@@ -25,9 +25,9 @@ class Requeue(SystemExit):
 
 
 class Stopped(SystemExit):
-    """A stop signal came before there was a checkpoint: the same command starts the run again."""
+    """Training stopped on a signal before the first checkpoint. The same command starts the run again."""
 
-    EXIT_CODE = 143  # what a shell reports for a process that SIGTERM has ended
+    EXIT_CODE = 143  # the code that a shell reports for a process ended by SIGTERM
 
     def __init__(self) -> None:
         super().__init__(self.EXIT_CODE)

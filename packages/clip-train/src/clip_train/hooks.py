@@ -1,4 +1,4 @@
-"""What happens around the steps: log and progress bar, corrupt samples, validation, checkpoints."""
+"""Hooks of the training loop: log and progress bar, limit of corrupt samples, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,21 +18,30 @@ from clip_train.loop import Hook, Loop, Step
 from clip_train.parallel import World
 from clip_train.runfolder import RunLog
 
-JUDGED_FROM = 1000  # samples read before their corrupt share counts; fewer when an epoch has fewer
+JUDGED_FROM = 1000  # samples that are read before their corrupt share is judged; fewer if an epoch has fewer
 
 
 @dataclass(kw_only=True)
-class Logging(Hook):
-    """The log, at the first step, every `every` steps and at the last, and a progress bar."""
+class RunHook(Hook):
+    """A hook that acts every `every` steps and after the last step; `every` = 0 acts only after the last."""
 
-    log: RunLog | None
-    """on rank 0 only"""
-    world: World
     every: int
+    stream: SampleStream
+    world: World
+    log: RunLog | None
+    """None except on rank 0"""
+
+    def due(self, loop: Loop, step: Step) -> bool:
+        return step.step == loop.steps or (self.every > 0 and step.step % self.every == 0)
+
+
+@dataclass(kw_only=True)
+class Logging(RunHook):
+    """Writes the log, also at the first step, and a progress bar."""
+
     batch_size: int
     samples: int
-    """of one epoch"""
-    stream: SampleStream
+    """samples of one epoch"""
     _bar: Any = None
     _began: float = 0.0
     _steps: int = 0
@@ -64,10 +73,12 @@ class Logging(Hook):
         self._wait += step.wait_s
         loop.metrics["time_s"] = time.perf_counter() - self._began
         loop.metrics["wait_s"] = self._waited + self._wait
-        if step.step % self.every and step.step not in (1, loop.steps):
-            if self._bar:
-                self._bar.update()
-            return
+        if step.step == 1 or self.due(loop, step):
+            self._write(loop, step)
+        if self._bar:
+            self._bar.update()
+
+    def _write(self, loop: Loop, step: Step) -> None:
         ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait))
         corrupt = self._corrupt_before + sum(count for count, _, _ in ranks)
         wait = max(seconds for _, _, seconds in ranks)  # the others wait for the slowest rank
@@ -88,7 +99,6 @@ class Logging(Hook):
             self.log.write({**place, **values, "corrupt": corrupt, **times})
             self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
             self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
-            self._bar.update()
             if corrupt > self._corrupt:
                 uids = [uid for _, some, _ in ranks for uid in some]
                 self.log.write({"step": step.step, "event": "corrupt", "samples": corrupt, "uids": uids})
@@ -99,55 +109,48 @@ class Logging(Hook):
             self._bar.close()
 
 
-def check_corrupt(
-    found: Iterable[tuple[float, float, list[str]]], limit: float, what: str, key: str, least: int = 0
-) -> None:
-    """ClipTrainError when more than `limit` of the samples are corrupt, from each rank's (read, corrupt, uids)."""
+def check_corrupt_share(found: Iterable[tuple[float, float, list[str]]], limit: float, what: str, least: int) -> None:
+    """Raises ClipTrainError if more than `limit` of the samples are corrupt, given (read, corrupt, uids) of each rank.
+
+    Fewer than `least` samples are not judged.
+    """
     ranks = list(found)
     read, corrupt = int(sum(read for read, _, _ in ranks)), int(sum(corrupt for _, corrupt, _ in ranks))
     if read >= max(least, 1) and corrupt > limit * read:
         uids = ", ".join([uid for _, _, some in ranks for uid in some][:3])
         raise ClipTrainError(
-            f"{corrupt:,} of the {read:,} {what} read so far are corrupt ({corrupt / read:.1%}; {key} = {limit:g}), "
-            f"among them {uids}: check the dataset with 'clip-data verify --deep', or raise {key}"
+            f"{corrupt:,} of the {read:,} {what} read so far are corrupt ({corrupt / read:.1%}; data.max_corrupt = "
+            f"{limit:g}), among them {uids}: run 'clip-data verify --deep' on the dataset, or raise data.max_corrupt"
         )
 
 
 @dataclass(kw_only=True)
-class CorruptLimit(Hook):
-    """Ends the run when the share of corrupt samples is too large: looks at every line of the log and at the end."""
+class CorruptLimit(RunHook):
+    """Ends the run if the share of corrupt samples is too large."""
 
-    stream: SampleStream
-    world: World
-    every: int
     limit: float
     samples: int
-    """of one epoch"""
+    """samples of one epoch"""
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        if step.step % self.every and step.step != loop.steps:
-            return
-        stats = self.stream.stats
-        found = self.world.gather((stats["samples"], stats["corrupt"], self.stream.corrupt_uids[:3]))
-        least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
-        check_corrupt(found, self.limit, "samples", "data.max_corrupt", least)
+        if self.due(loop, step):
+            stats = self.stream.stats
+            found = self.world.gather((stats["samples"], stats["corrupt"], self.stream.corrupt_uids[:3]))
+            least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
+            check_corrupt_share(found, self.limit, "samples", least)
 
 
 @dataclass(kw_only=True)
-class Validation(Hook):
-    """Mean contrastive loss over the full batches of held-out samples, in their order; ranks share the batches."""
+class Validation(RunHook):
+    """Measures the mean loss over the full batches of held-out samples, in their order. Ranks share the batches."""
 
     batches: OnceReader
-    """the samples, once each time it is iterated"""
+    """yields each sample once in every iteration"""
     batch_size: int
-    every: int
-    """0 for the last step only"""
     max_corrupt: float
-    world: World
-    log: RunLog | None
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        if step.step != loop.steps and (not self.every or step.step % self.every):
+        if not self.due(loop, step):
             return
         losses: dict[int, float] = {}
         left_out = 0
@@ -159,33 +162,29 @@ class Validation(Hook):
         stats = self.batches.stats
         mine = (stats["samples"] + stats["corrupt"], stats["corrupt"], self.batches.corrupt_uids[:3])
         gathered = self.world.gather((losses, mine))
-        # Every rank has read all of them: their counts are the same, and no sum.
+        # Every rank reads all samples: the counts of the ranks are equal and must not be added.
         worst = max((counts for _, counts in gathered), key=lambda counts: counts[1])
-        check_corrupt([worst], self.max_corrupt, "held-out samples", "data.max_corrupt")
+        check_corrupt_share([worst], self.max_corrupt, "held-out samples", least=0)
         everywhere = {number: loss for part, _ in gathered for number, loss in part.items()}
         if not everywhere:
             raise ClipTrainError(
                 f"only {left_out} samples of val.sources can be read: lower val.batch_size = {self.batch_size}"
             )
-        # In the order of the batches, whatever rank had them: the sum is the same on every number of ranks.
+        # Added in the order of the batches: the sum is the same on every number of ranks.
         loss = math.fsum(everywhere[number] for number in sorted(everywhere)) / len(everywhere)
         loop.metrics["val_loss"] = loss
         if self.log:
             used = len(everywhere) * self.batch_size
-            counts = {"samples": used, "left_out": left_out, "corrupt": self.batches.stats["corrupt"]}
+            counts = {"samples": used, "left_out": left_out, "corrupt": stats["corrupt"]}
             self.log.write({"step": step.step, "event": "validation", "val_loss": loss, **counts})
             self.log.scalars({"val/loss": loss}, step.step)
 
 
 @dataclass(kw_only=True)
-class Saving(Hook):
-    """A checkpoint every `every` steps, at the last step, and when a signal asks for the end."""
+class Saving(RunHook):
+    """Saves a checkpoint, also when a signal asks for the end of the run."""
 
     checkpoints: Checkpoints
-    every: int
-    stream: SampleStream
-    log: RunLog | None
-    world: World
     _corrupt_before: float = 0
 
     def on_start(self, loop: Loop) -> None:
@@ -194,14 +193,14 @@ class Saving(Hook):
     def on_step(self, loop: Loop, step: Step) -> None:
         watch = self.world.watch
         stopping = self.world.any(watch.wanted)
-        if not stopping and step.step % self.every and step.step != loop.steps:
+        if not stopping and not self.due(loop, step):
             return
         if self.log:
             self.log.sync()
         loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self.stream.stats["corrupt"]))
         self.checkpoints.save(step.step, loop.task.model, loop.optimizer, self.stream.state_dict(), loop.metrics)
         watch.saved = step.step
-        if self.log:  # after the save: a run that has this line has had a checkpoint
+        if self.log:  # after the save: a run with this line has had a checkpoint
             self.log.write({"step": step.step, "event": "checkpoint"})
         if stopping and step.step != loop.steps:
             raise watch.ending()

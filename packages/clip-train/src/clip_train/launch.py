@@ -1,4 +1,4 @@
-"""What a launcher says to a rank, by the variables that torchrun sets."""
+"""The environment variables that torchrun sets for each rank."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _ADVICE = "start the ranks with torchrun or train.sbatch, or unset RANK and WORL
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The place of this process among the ranks, and where they meet."""
+    """The rank of this process, and the address where the ranks meet."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
-    """LOCAL_RANK: the rank among those of its machine"""
+    """LOCAL_RANK: the rank on its machine"""
     host: str = ""
-    """MASTER_ADDR; empty for one process"""
+    """MASTER_ADDR; empty for a single process"""
     port: int = 0
     """MASTER_PORT"""
 
 
 def read_launch() -> Launch:
-    """From RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; ClipTrainError names the one that does not fit."""
+    """Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Raises ClipTrainError for an invalid value."""
     size = _integer("WORLD_SIZE", "1", least=1)
     rank = _integer("RANK", "0" if size == 1 else "")
     local = _integer("LOCAL_RANK", "0")

@@ -1,4 +1,4 @@
-"""The training loop. It knows no objective and no feature: a task gives the losses, hooks do the rest."""
+"""The training loop. A task computes the losses; logging, validation and checkpoints are hooks."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import torch
 from torch import nn
 
 from clip_train.errors import ClipTrainError
-from clip_train.task import Task
+from clip_train.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What hooks learn of an optimizer step."""
+    """The results of an optimizer step, for hooks."""
 
     step: int
-    """steps done, this one included"""
+    """number of steps done, including this one"""
     losses: dict[str, float]
     lr: float
     grad_norm: float
-    """global, before clipping"""
+    """global norm before clipping"""
     wait_s: float
-    """time spent waiting for the batch"""
+    """seconds of waiting for the batch"""
     seconds: float
-    """time of the whole step, the wait included"""
+    """seconds of the whole step, including the wait"""
 
 
 class Hook:
-    """A feature of training. Called in the order of the list, on every rank."""
+    """A feature of training. Hooks are called in the order of the list, on every rank."""
 
     def on_start(self, loop: Loop) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        """After each optimizer step."""
+        """Called after each optimizer step."""
 
     def on_end(self, loop: Loop) -> None:
-        """After the last step, or when an error or a signal ends the loop."""
+        """Called after the last step, or when an error or a signal ends the loop."""
 
 
 @dataclass(kw_only=True)
@@ -53,18 +53,18 @@ class Loop:
     optimizer: torch.optim.Optimizer
     batches: Iterator[Mapping[str, Any]]
     rate: Callable[[int], float]
-    """learning rate of the step with this number, from 0"""
+    """learning rate as a function of the step, from 0"""
     steps: int
     start: int = 0
     grad_clip_norm: float = 0.0
     hooks: Sequence[Hook] = ()
     collective: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """entered for the part of a step that all ranks take part in"""
+    """context for the part of a step that communicates between ranks"""
     metrics: dict[str, float] = field(default_factory=dict)
-    """latest values of what was measured; travels with the checkpoints"""
+    """latest measured values; saved in the checkpoints"""
 
     def run(self) -> None:
-        """Raises ClipTrainError at the first loss or gradient that is not finite, before it reaches the weights."""
+        """Runs all steps. Raises ClipTrainError, before the weights change, if the loss or a gradient is not finite."""
         self.task.model.train()
         try:
             for hook in self.hooks:
@@ -79,14 +79,13 @@ class Loop:
                 hook.on_end(self)
 
     def _check_gradients(self) -> None:
-        """ClipTrainError when the loss reaches no more than a part of the parameters that are to be trained."""
+        """Raises ClipTrainError if the loss does not depend on every trainable parameter."""
         named = self.task.model.named_parameters()
         idle = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
         if idle:
             raise ClipTrainError(
-                f"{len(idle)} parameters of the model get no gradient from this objective and would stay as they are "
-                f"({', '.join(idle[:3])}{', …' if len(idle) > 3 else ''}): "
-                "choose an objective that trains the whole model"
+                f"{len(idle)} parameters of the model get no gradient from this task and would not be trained "
+                f"({', '.join(idle[:3])}{', …' if len(idle) > 3 else ''}): choose a task that trains the whole model"
             )
 
     def _step(self, number: int) -> Step:
@@ -107,8 +106,8 @@ class Loop:
             grad_norm = float(norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
             raise ClipTrainError(
-                f"step {number + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}; what is saved "
-                f"is from before. Lower optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
+                f"step {number + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}; checkpoints are "
+                f"not affected. Lower optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
             )
         if self.grad_clip_norm and grad_norm > self.grad_clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.grad_clip_norm, norm)

@@ -1,4 +1,4 @@
-"""One process, or several that torchrun, or anything that sets its variables, has started."""
+"""The ranks of a run: one process, or several that torchrun or another launcher has started."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from clip_train.peers import Peers
 from clip_train.watch import Watch
 
 TIMEOUT_S = 600.0
-MARGIN_S = 60.0  # by which the library's own time limits come later than ours, which names the missing ranks
+MARGIN_S = 60.0  # the limits of torch.distributed come later than ours, which names the missing ranks
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among the ranks of a run."""
+    """The rank of this process, and the operations on all ranks of a run."""
 
     rank: int
     size: int
@@ -35,16 +35,16 @@ class World:
     watch: Watch = field(default_factory=lambda: Watch(TIMEOUT_S))
 
     def collective(self) -> AbstractContextManager[None]:
-        """Around what needs all ranks, which must not take longer than the watch's timeout."""
+        """Returns a context for work of all ranks together, which the watch limits to its timeout."""
         return self.watch.collective() if self.size > 1 else nullcontext()
 
     @property
     def leads(self) -> bool:
-        """Whether this rank writes the files and talks to the user."""
+        """Returns whether this rank writes files and prints messages."""
         return self.rank == 0
 
     def lead(self, act: Callable[[], T]) -> T:
-        """Runs `act` on rank 0 alone; every rank gets its result, or raises ClipTrainError with its message."""
+        """Runs `act` on rank 0. Every rank returns its result, or raises ClipTrainError with its message."""
         if self.size == 1:
             return act()
         answer: list[tuple[T | None, str]] = [(None, "")]
@@ -63,7 +63,7 @@ class World:
         return result  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order, on every rank."""
+        """Returns the values of all ranks, in rank order, on every rank."""
         values: list[T] = [value] * self.size
         if self.size > 1:
             with self.collective():
@@ -71,7 +71,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; the same answer on every rank. Travels between CPUs."""
+        """Returns on every rank whether the flag is set on any rank. Communicates between CPUs."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -80,7 +80,7 @@ class World:
         return bool(votes.item())
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged and batch norms synchronised over the ranks, or itself on a single one."""
+        """Averages the gradients of the module and synchronises its batch norms over the ranks."""
         if self.size == 1:
             return module
         synchronise_batch_norms(module)
@@ -95,8 +95,8 @@ class World:
 def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[World]:
     """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if any.
 
-    `device`: auto, cpu or cuda; on CUDA each rank takes the card of its LOCAL_RANK. RankLost names the ranks that do
-    not come, or that a collective has failed for.
+    `device`: auto, cpu or cuda; on CUDA each rank uses the device of its LOCAL_RANK. Raises RankLost, which names the
+    ranks that do not join, or that made a collective fail.
     """
     launch, watch = read_launch(), watch or Watch(TIMEOUT_S)
     place = _device(device, launch)
@@ -108,7 +108,7 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
     watch.diagnose = peers.status
     how = ""
     try:
-        # Small agreements between hosts stay off the accelerator: they must not wait for its queue.
+        # Small messages between hosts use the CPU, so that they do not wait for the queue of the accelerator.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
             store=dist.PrefixStore("group", peers.store),
@@ -138,7 +138,7 @@ def _device(device: str, launch: Launch) -> torch.device:
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
-    local = 0 if visible == 1 else launch.local  # the launcher may show each rank its own card
+    local = 0 if visible == 1 else launch.local  # the launcher may have given each rank its own device
     if local >= visible:
         raise ClipTrainError(f"rank {launch.rank} has LOCAL_RANK {local}, but there are {visible} CUDA devices")
     place = torch.device("cuda", local)
@@ -147,14 +147,14 @@ def _device(device: str, launch: Launch) -> torch.device:
 
 
 def all_gather(local: Tensor) -> Tensor:
-    """[B, …] of every rank → [W·B, …] in rank order. Carries no gradient."""
+    """Gathers [B, …] of every rank into [W·B, …] in rank order. Has no gradient."""
     out = local.new_empty(dist.get_world_size() * local.shape[0], *local.shape[1:])
     dist.all_gather_into_tensor(out, local.contiguous())
     return out
 
 
 def reduce_scatter(whole: Tensor) -> Tensor:
-    """[W·B, …] of every rank → [B, …]: this rank's rows of the sum over ranks. Carries no gradient."""
+    """Sums [W·B, …] over the ranks and returns this rank's rows, [B, …]. Has no gradient."""
     out = whole.new_empty(whole.shape[0] // dist.get_world_size(), *whole.shape[1:])
     dist.reduce_scatter_tensor(out, whole.contiguous())
     return out

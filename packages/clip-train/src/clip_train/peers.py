@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other beside their collectives: that they live, where they are, how they ended."""
+"""Messages between ranks outside of collectives: signs of life, what each rank is doing, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ import torch.distributed as dist
 from clip_train.errors import RankLost
 from clip_train.launch import Launch
 
-BEAT_S = 2.0  # between two signs of life
-ASKING_S = 8.0  # for questions to the store, which a stopped rank 0 leaves without an answer
+BEAT_S = 2.0  # seconds between two signs of life
+ASKING_S = 8.0  # seconds for a request to the store, which a stopped rank 0 does not answer
 SHOWN = 4  # ranks that a message names
 _visits = itertools.count()  # a process may join several times, and the store may outlive each of them
 
 
 class Peers:
-    """The ranks at the store of MASTER_ADDR:MASTER_PORT. `where` says what this rank is at."""
+    """The ranks at the store of MASTER_ADDR:MASTER_PORT. `where` returns the function that this rank is in."""
 
     def __init__(self, launch: Launch, timeout: float, where: Callable[[], str]) -> None:
-        """Waits until all ranks have come; RankLost names the missing ones."""
+        """Waits until all ranks have joined. Raises RankLost, which names the missing ones."""
         self._launch, self._where, self._timeout = launch, where, timeout
         self._deadline = time.monotonic() + timeout
         self._prefix = f"clip-train {next(_visits)}"
         self._place = f"MASTER_ADDR:MASTER_PORT = {launch.host}:{launch.port}"
-        # Under torchrun its agent keeps the store.
+        # Under torchrun the agent keeps the store.
         self.store = self._connect(launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True")
         self._over = threading.Event()
-        self._beats = self._connect(False)  # of its own: a rank that waits in the store locks the other one
+        self._beats = self._connect(False)  # its own connection: a rank that waits in the store locks the other one
         self._say(0, "")
         self._thread = threading.Thread(target=self._beat, name="clip-train beat", daemon=True)
         self._thread.start()
         self._wait_for_all()
 
     def lost(self) -> str:
-        """The ranks that do not answer or have ended, in words; empty when all are well."""
+        """Describes the ranks that do not answer or have ended; empty if there are none."""
         return _shown(self._look()[0])
 
     def status(self) -> str:
-        """The lost ranks; when there are none, what each one is at."""
+        """Describes the lost ranks, or, if there are none, what each one is doing."""
         lost, well = self._look()
         return _shown(lost or well)
 
     def end(self, how: str) -> None:
-        """Tells the others how this rank has ended; empty for well."""
+        """Tells the other ranks how this rank has ended; `how` is empty for success."""
         self._over.set()
         self._thread.join(1)
         saying = threading.Thread(target=self._say, args=(-1, how), daemon=True)
@@ -107,11 +107,11 @@ class Peers:
 
     def _say(self, count: int, how: str) -> None:
         state = [count, socket.gethostname(), os.getpid(), self._where(), how]
-        with suppress(RuntimeError):  # the store is gone: nobody asks any more
+        with suppress(RuntimeError):  # the store is gone
             self._beats.set(_key(self._launch.rank), json.dumps(state))
 
     def _look(self) -> tuple[list[str], list[str]]:
-        """(lost ranks, the others with what they are at)."""
+        """Returns descriptions of (the lost ranks, the other ranks)."""
         looks: list[list[list]] = []
         asking = threading.Thread(target=self._ask, args=(looks,), daemon=True)
         asking.start()
@@ -134,7 +134,7 @@ class Peers:
 
     def _ask(self, looks: list[list[list]]) -> None:
         with suppress(RuntimeError, OSError):
-            socket.create_connection((self._launch.host, self._launch.port), 2).close()  # a refusal is no wait
+            socket.create_connection((self._launch.host, self._launch.port), 2).close()  # fails at once if refused
             store = self._connect(False)
             for pause in (2.5 * BEAT_S, 0):
                 looks.append([json.loads(text) for text in store.multi_get(list(map(_key, range(self._launch.size))))])

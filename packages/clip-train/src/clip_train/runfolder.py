@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether the run is finished, and its log.
+"""The folder of a run: which config it belongs to, whether the run is finished, and its log.
 
 config.json  log.jsonl  tensorboard/  checkpoints/  model.safetensors  done.json (written last)
 """
@@ -17,7 +17,7 @@ from typing import Any
 from clip_core import ClipError
 from clip_core.config import difference, from_dict, resolved
 from clip_core.files import sha256_of
-from clip_core.store import Store
+from clip_core.store import Store, is_claimed
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
 
@@ -27,20 +27,20 @@ class FitResult:
     """A finished run."""
 
     steps: int
-    """optimizer steps"""
+    """number of optimizer steps"""
     loss: float
     """training loss of the last step, over the global batch"""
     val_loss: float | None
-    """contrastive loss on the held-out samples after the last step; None without val.sources"""
+    """loss on the held-out samples after the last step; None without val.sources"""
     model: str
-    """the weights with their description: a file for clip_models.load_model"""
+    """path of the weights, which clip_models.load_model loads"""
     model_sha256: str
 
 
 class RunFolder:
-    """The folder that `config.run` names. Making the object checks the folder and changes nothing.
+    """The folder that `config.run` names. The constructor checks the folder and changes nothing.
 
-    Raises ClipTrainError when it holds something else, or a run of another config.
+    Raises ClipError if the folder contains other files, or a run of another config.
     """
 
     def __init__(self, config: FitConfig) -> None:
@@ -49,7 +49,6 @@ class RunFolder:
         self._store = Store(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise ClipTrainError(f"run = {config.run!r} is a file: name a folder")
-        entries = self._store.list() if self.path.exists() else []
         if self._store.exists("config.json"):
             found = self._read_config()
             if found.fingerprint() != config.fingerprint():
@@ -57,26 +56,25 @@ class RunFolder:
                 raise ClipTrainError(
                     f"{self.path} holds another run: {first}; choose another run folder, or remove this one"
                 )
-        elif not saved_states(self.path) and any(not name.startswith(".") for name in entries):
-            raise ClipTrainError(
-                f"{self.path} is not empty and holds no training run (it has {entries[0]!r}): choose another run folder"
-            )
+        elif not any(self.path.glob("checkpoints/step-*/state.json")):
+            hidden = [name for name in self._store.list() if name.startswith(".")]
+            is_claimed(self._store, self._config, what="training run", own=hidden)
 
     def _read_config(self) -> FitConfig:
         try:
             stored = self._store.read_json("config.json")
             if not isinstance(stored, dict):
-                raise ClipTrainError(f"it holds {stored!r}")
+                raise ClipTrainError(f"{stored!r} is not a table")
             stored.pop("fingerprint", None)
             return from_dict(FitConfig, stored, str(self.path / "config.json"))
         except ClipError as error:
             raise ClipTrainError(
-                f"{self.path / 'config.json'} is no config of a training run: {error}; choose another run folder, or, "
-                "when it was damaged, delete that file: checkpoints name their config themselves"
+                f"{self.path / 'config.json'} is not the config of a training run: {error}; choose another run folder, "
+                "or delete that file if it is damaged: the checkpoints still identify their config"
             ) from error
 
     def check_new(self) -> None:
-        """To be called when there is no checkpoint. ClipTrainError when the log says that there has been one."""
+        """Raises ClipTrainError if the log of a folder without a checkpoint says that one was saved."""
         log = self.path / "log.jsonl"
         lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
         saved = [row["step"] for row in map(_row_of, lines) if row.get("event") in ("checkpoint", "resume")]
@@ -88,12 +86,12 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The final weights."""
+        """The path of the final weights."""
         return self.path / "model.safetensors"
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Holds the folder against a second process that would train in it, until this one ends in whatever way."""
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from training in the folder. The lock ends with this process in any case."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -110,7 +108,7 @@ class RunFolder:
             os.close(handle)
 
     def write_config(self) -> None:
-        """From here on the folder is this run's."""
+        """Writes config.json, which makes the folder belong to this config."""
         self._store.write_json("config.json", resolved(self._config))
 
     def finish(self, *, steps: int, loss: float, val_loss: float | None) -> FitResult:
@@ -121,7 +119,7 @@ class RunFolder:
         return FitResult(steps=steps, loss=loss, val_loss=val_loss, model=str(self.model), model_sha256=digest)
 
     def finished(self) -> FitResult | None:
-        """The result, when the run is done; ClipTrainError when its weights are not the ones it wrote."""
+        """Returns the result if the run is done. Raises ClipTrainError if its weights are not those it wrote."""
         if not self._store.exists("done.json"):
             return None
         again = f"delete {self.path / 'done.json'} to export again from the last checkpoint"
@@ -137,12 +135,12 @@ class RunFolder:
         except (ClipError, KeyError, TypeError) as error:
             raise ClipTrainError(f"{self.path / 'done.json'} is damaged ({error}): {again}") from error
         if not self.model.exists() or sha256_of(self.model) != result.model_sha256:
-            raise ClipTrainError(f"{self.model} is not the file that the finished run wrote; {again}")
+            raise ClipTrainError(f"{self.model} is not the file that the finished run wrote: {again}")
         return result
 
 
 class RunLog:
-    """log.jsonl and TensorBoard of a run that continues after step `start`: what is later is taken back."""
+    """log.jsonl and TensorBoard of a run that continues after step `start`. Later entries are removed."""
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -155,17 +153,17 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one line; `record` has a step."""
+        """Appends one line. `record` contains a step."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Adds values to TensorBoard under their names."""
+        """Adds values to TensorBoard."""
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Makes the lines durable; called before a checkpoint that counts on them."""
+        """Makes the lines durable. Called before each checkpoint, which relies on them."""
         self._board.flush()
         os.fsync(self._file.fileno())
 
@@ -177,17 +175,12 @@ class RunLog:
         self._file.close()
 
 
-def saved_states(run: Path) -> list[Path]:
-    """What shows that a folder is a run's, whatever else it lacks."""
-    return list(run.glob("checkpoints/step-*/state.json"))
-
-
 def _step_of(line: bytes) -> float:
     return _row_of(line).get("step", float("inf"))
 
 
 def _row_of(line: bytes) -> dict[str, Any]:
-    """A line of the log; empty for one that a kill cut short."""
+    """Parses a line of the log. Returns {} for one that was cut off by a kill."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else {}
     except ValueError:

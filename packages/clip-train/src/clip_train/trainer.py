@@ -1,4 +1,4 @@
-"""Puts a run together: data, model, task, optimizer, checkpoints, hooks, loop."""
+"""Builds the parts of a run (data, model, task, optimizer, checkpoints, hooks) and runs the loop."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from clip_train.config import DataConfig, FitConfig, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.hooks import CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
-from clip_train.optim import learning_rate, make_optimizer
+from clip_train.optim.build import learning_rate, make_optimizer
 from clip_train.parallel import World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
-from clip_train.task import ContrastiveTask
 from clip_train.watch import Watch
 
 
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
-    """The run of a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
+    """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
     watch = Watch(config.train.timeout)
     watch.saved = max(saved_steps(folder.path), default=None)
     with (
@@ -47,11 +46,12 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 partial(refuse_overlap, manifest, val_manifest, name="val.sources", option="val.overlap = 'allow'")
             )
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
-        task = ContrastiveTask(model, precision=config.train.precision, world=world)
+        task = config.task.build(model, precision=config.train.precision, world=world)
         optimizer = make_optimizer(model, config.optim)
+        rate = learning_rate(config.optim, steps)
         stream = stack.enter_context(_stream(config, manifest, model, world))
 
-        world.lead(lambda: stack.enter_context(folder.claimed()))
+        world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
             folder.path,
             world,
@@ -78,11 +78,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 task=task,
                 optimizer=optimizer,
                 batches=iter(stream),
-                rate=partial(learning_rate, config.optim, steps=steps),
+                rate=rate,
                 steps=steps,
                 start=resumed.step,
                 grad_clip_norm=config.optim.grad_clip_norm,
-                hooks=_hooks(config, manifest, val_manifest, model, stream, checkpoints, log, world),
+                hooks=_hooks(config, model, manifest, val_manifest, checkpoints, stream=stream, log=log, world=world),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
@@ -91,55 +91,31 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
 
 def _hooks(
     config: FitConfig,
+    model: CLIP,
     manifest: Manifest,
     val_manifest: Manifest | None,
-    model: CLIP,
-    stream: SampleStream,
     checkpoints: Checkpoints,
-    log: RunLog | None,
-    world: World,
+    **shared: Any,
 ) -> list[Hook]:
-    logging = Logging(
-        log=log,
-        world=world,
-        every=config.train.log_every,
-        batch_size=config.train.batch_size,
-        samples=manifest.samples,
-        stream=stream,
-    )
-    saving = Saving(
-        checkpoints=checkpoints,
-        every=config.checkpoint.every,
-        stream=stream,
-        log=log,
-        world=world,
-    )
-    corrupt = CorruptLimit(
-        stream=stream,
-        world=world,
-        every=config.train.log_every,
-        limit=config.data.max_corrupt,
-        samples=manifest.samples,
-    )
-    if val_manifest is None:
-        return [logging, corrupt, saving]
-    reader = read_once(
-        val_manifest,
-        preprocess=_preprocess(model, None),
-        tokenizer=_tokenizer(model, config.data),
-        batch_size=config.val.batch_size,
-        workers=config.data.workers,
-        timeout=config.train.timeout,
-    )
-    validation = Validation(
-        batches=reader,
-        batch_size=config.val.batch_size,
-        every=config.val.every,
-        max_corrupt=config.data.max_corrupt,
-        world=world,
-        log=log,
-    )
-    return [logging, corrupt, validation, saving]
+    """Returns the hooks in order; `shared` are the fields that all of them have."""
+    log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
+    hooks: list[Hook] = [
+        Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
+        CorruptLimit(every=log_every, limit=limit, samples=manifest.samples, **shared),
+    ]
+    if val_manifest:
+        reader = read_once(
+            val_manifest,
+            preprocess=_preprocess(model, None),
+            tokenizer=_tokenizer(model, config.data),
+            batch_size=val.batch_size,
+            workers=config.data.workers,
+            timeout=config.train.timeout,
+        )
+        hooks.append(
+            Validation(every=val.every, batches=reader, batch_size=val.batch_size, max_corrupt=limit, **shared)
+        )
+    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
 
 
 def _val_manifest(config: FitConfig) -> Manifest | None:
@@ -170,13 +146,13 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
 
 
 def _tokenizer(model: CLIP, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """The model's tokenizer, picklable, with the run's answer to captions that do not fit."""
+    """Returns the model's tokenizer, picklable, which handles long captions as `data.long_captions` says."""
     tokenizer = get_tokenizer(model.spec)
     return tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
 
 
 def _preprocess(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
-    """The pictures' preprocess: augmented as `data` says, or as for evaluation."""
+    """Returns the preprocess config of the images, with the augmentation of `data`, or None for evaluation."""
     augment = data and {"scale": list(data.scale), "ratio": list(data.ratio), "hflip": data.hflip}
     return {**model.spec.preprocess.to_dict(), "augment": augment}
 
@@ -187,13 +163,13 @@ def _export(config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metri
 
 
 def _made_by(config: FitConfig) -> dict[str, str]:
-    """Metadata by which weights are known as those of a training run."""
+    """Returns metadata that marks weights as those of a training run."""
     return {"clip_train.config": config.fingerprint()}
 
 
 @contextmanager
 def _arithmetic(config: FitConfig, world: World) -> Iterator[None]:
-    """Threads, generators and kernels such that the same run gives the same bits; the caller's are put back."""
+    """Sets threads, generators and kernels so that equal runs give equal bits, and restores the caller's at the end."""
     threads = torch.get_num_threads()
     deterministic, only_warns = (
         torch.are_deterministic_algorithms_enabled(),

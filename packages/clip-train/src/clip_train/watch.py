@@ -1,7 +1,7 @@
-"""Stop signals, and the end of a process that cannot heed them.
+"""Stop signals, and the end of a process that cannot react to them.
 
-Python's signal handlers wait for the main thread, and the main thread may be in a collective, or in a read of storage,
-that never returns. A thread of its own looks at the clock.
+Python runs signal handlers in the main thread, which may be in a collective or in a read of storage that never returns.
+A separate thread therefore checks the deadlines.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ GRACE_S = {
     signal.SIGUSR1: 240.0,  # train.sbatch asks for it five minutes before the time limit
 }
 """Longest time from a stop signal to the end of the process."""
-DIAGNOSIS_S = 10.0  # of the grace, for asking what the other ranks are at
+DIAGNOSIS_S = 10.0  # seconds of the grace for asking what the other ranks are doing
 POLL_S = 0.5
 
 
 class Watch:
-    """What has been asked of this process, and how long it may take."""
+    """Whether this process has to stop, and the deadlines of what it is doing."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        """seconds that one wait for other processes may take"""
+        """largest number of seconds that one wait for other processes may take"""
         self.saved: int | None = None
         """step of the newest checkpoint"""
         self.training = False
-        """whether a stop signal may wait for the end of a step"""
+        """whether a stop signal waits for the end of a step"""
         self.wanted = False
-        """whether a stop signal has come"""
+        """whether a stop signal has arrived"""
         self.name = "the trainer"
         self.diagnose: Callable[[], str] = lambda: ""
-        """says what the other ranks are at; may take some seconds, or for ever"""
+        """describes what the other ranks are doing; may take seconds, or never return"""
         self._main = threading.get_ident()
-        self._deadlines: list[tuple[float, str, int]] = []  # time, what to say of it, signal or 0
+        self._deadlines: list[tuple[float, str, int]] = []  # (time, description for the message, signal or 0)
         self._ended = threading.Event()
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """Around work that ends only when all ranks take part: ends the process when it takes longer than timeout."""
+        """Limits work of all ranks together: ends the process if it takes longer than `timeout`."""
         limit = (time.monotonic() + self.timeout, f"has waited {self.timeout:g} s (train.timeout) for others", 0)
         self._deadlines.append(limit)
         try:
@@ -59,11 +59,11 @@ class Watch:
             self._deadlines.remove(limit)
 
     def ending(self) -> SystemExit:
-        """What ends the process after a stop signal."""
+        """Returns the exception that ends the process after a stop signal."""
         return Stopped() if self.saved is None else Requeue(self.saved)
 
     def where(self) -> str:
-        """The function of this project that the main thread is in, for messages."""
+        """Returns the function of this project that the main thread is in, for messages."""
         frame = sys._current_frames().get(self._main)
         while frame is not None:
             module = frame.f_globals.get("__name__", "")
@@ -74,7 +74,7 @@ class Watch:
 
     @contextmanager
     def running(self) -> Iterator[Watch]:
-        """Handles the stop signals until the end of the block; outside the main thread they are left alone."""
+        """Handles the stop signals until the end of the block, if this is the main thread."""
         ours, theirs = socket.socketpair()
         thread = threading.Thread(target=self._run, args=(ours,), name="clip-train watch", daemon=True)
         handlers = {}
@@ -115,12 +115,12 @@ class Watch:
                     self._end(limit)
 
     def _end(self, limit: tuple[float, str, int]) -> None:
-        """Ends the process as it stands. Whatever may block is left to threads that end with it."""
+        """Ends the process at once. Work that may block runs in daemon threads."""
         _, why, number = limit
-        where, others = self.where(), ["nothing is known of the other ranks"]
+        where, others = self.where(), ["the state of the other ranks is not known"]
         _for_seconds(DIAGNOSIS_S, lambda: others.append(self.diagnose() or "no other rank is missing"))
         if self._ended.is_set() or limit not in self._deadlines:
-            return  # the main thread has come through meanwhile
+            return  # the main thread has finished its work in the meantime
         again = "run again" if self.saved is None else f"run again to continue after step {self.saved}, which is saved"
         line = f"error: {self.name} {why} and still is in {where}; {others[-1]}; {again}"
         _for_seconds(1.0, lambda: print(f"\n{line}", file=sys.stderr, flush=True))

@@ -1,10 +1,10 @@
-"""`clip-train fit`: trains the model that a recipe describes."""
+"""`clip-train fit`: trains a model from a recipe."""
 
 import sys
 
 from clip_train.config import FitConfig as Config
+from clip_train.entrypoint import fit
 from clip_train.errors import Requeue, Stopped
-from clip_train.fitting import fit
 from clip_train.launch import read_launch
 
 __all__ = ["Config", "run"]

@@ -1,12 +1,12 @@
-"""The contrastive loss of CLIP, exact on any number of ranks, without a matrix of the batch against itself.
+"""The contrastive loss of CLIP (Radford et al. 2021), exact on any number of ranks, without an N × N matrix.
 
 Shapes: B pairs of this rank, W ranks, N = W·B pairs in all, D channels, t rows of a tile.
 
     loss = 1/(2N) · Σ_i [ log Σ_j exp(S_ij − S_ii) + log Σ_j exp(S_ji − S_ii) ],   S = scale · X Yᵀ
 
-Each rank holds its B rows of S, t of them at a time: memory grows with N, not with N². The sums over columns are put
-together from the ranks' parts, so every similarity is computed once forward and once backward. The own pair is taken
-off before the logarithm: late in training the loss is the small difference of large numbers.
+Each rank holds its B rows of S, t of them at a time, so memory grows with N, not with N². The sums over columns are
+combined from the ranks' parts, so every similarity is computed once forward and once backward. The score of the own
+pair is subtracted before the logarithm, because late in training the loss is the small difference of large numbers.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class _Contrastive(torch.autograd.Function):
         for start in range(0, rows, ctx.tile):
             part = slice(start, start + ctx.tile)
             s_tN = _similarities(x_BD, y_ND, own_B, scale, ctx.first, start, ctx.tile)
-            # 2N · d loss / d S: the two softmaxes, less one each where the pair is the true one.
+            # 2N · d loss / d S: the sum of the two softmaxes, minus one for each at the true pairs.
             p_tN = torch.exp(s_tN - (own_B + row_B)[part, None]).add_(torch.exp(s_tN - (own_N + column_N)))
             p_tN.diagonal(ctx.first + start)[: len(off_B[part])] = off_B[part]
             torch.matmul(p_tN, y_ND, out=grad_x_BD[part])
             grad_y_ND.addmm_(p_tN.T, x_BD[part])
         grad_y_BD = reduce_scatter(grad_y_ND) if ctx.ranks > 1 else grad_y_ND
-        # Times the ranks, because the gradients of the parameters will be averaged over them.
+        # Multiplied by the ranks, because the gradients of the parameters are averaged over them afterwards.
         share = grad * (ctx.ranks / (2 * pairs))
         grad_scale = share * (grad_x_BD * x_BD).sum()
         return share * scale * grad_x_BD, share * scale * grad_y_BD, grad_scale, None, None
@@ -69,7 +69,7 @@ class _Contrastive(torch.autograd.Function):
 def _similarities(
     x_BD: Tensor, y_ND: Tensor, own_B: Tensor, scale: Tensor, first: int, start: int, tile: int
 ) -> Tensor:
-    """Rows `start` to `start + tile` of this rank's part of S, with exactly `own_B` where the pair is the true one."""
+    """Returns rows `start` to `start + tile` of this rank's part of S, with exactly `own_B` for the true pairs."""
     s_tN = (scale * x_BD[start : start + tile]) @ y_ND.T
     own = own_B[start : start + tile]
     s_tN.diagonal(first + start)[: len(own)] = own
@@ -77,12 +77,12 @@ def _similarities(
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, *, ranks: int = 1, tile: int = TILE_ROWS) -> Tensor:
-    """Mean contrastive loss of the pairs of all ranks, a float32 scalar that is the same on every rank.
+    """Returns the mean contrastive loss of the pairs of all ranks, a float32 scalar that is the same on every rank.
 
-    `image`, `text`: [B, D], L2-normalised, row i of one belonging to row i of the other, B the same on every rank.
-    `scale`: the exponentiated logit scale, a scalar. Computed in float32 whatever autocast says. Averaging the
-    parameter gradients over the ranks, as DistributedDataParallel does, gives the gradient of this loss.
-    With `ranks` = 1 nothing is exchanged, whatever process group there is.
+    `image`, `text`: [B, D], L2-normalised. Row i of both is a pair; B is the same on every rank. `scale`: the
+    exponentiated logit scale, a scalar. The loss is computed in float32, also under autocast. Averaging the parameter
+    gradients over the ranks, as DistributedDataParallel does, gives the gradient of this loss. With `ranks` = 1
+    nothing is exchanged, even if there is a process group.
     """
     with torch.autocast(image.device.type, enabled=False):
         return _Contrastive.apply(image.float(), text.float(), scale.float(), ranks, tile)

@@ -1,48 +1,24 @@
-"""Tasks: a model with its objective. The loop asks a task for losses and knows no objective itself."""
+"""The implementation of tasks that train an image and a text tower on pairs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models import CLIP, ModelSpec
+from clip_models import CLIP
 from clip_train.errors import ClipTrainError
-from clip_train.loss import contrastive_loss
 from clip_train.parallel import World
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
-class Task(Protocol):
-    """What the loop needs of an objective."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The bare module whose parameters are trained and saved."""
-
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """A batch of the stream, put on the device."""
-
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scalar losses of a prepared batch; `loss` is the one to minimise, equal on every rank."""
-
-    def evaluate(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a prepared batch of this rank alone, in evaluation mode and without a gradient."""
-
-    def report(self) -> dict[str, float]:
-        """Numbers to log beside the losses."""
-
-    def after_step(self) -> None:
-        """Called after each optimizer step, for constraints on the parameters."""
-
-
 class _Towers(nn.Module):
-    """Both towers in one call, which is what DistributedDataParallel can wrap, with unnormalised features."""
+    """Both towers in one call, which DistributedDataParallel can wrap. Features are not normalised."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -53,15 +29,15 @@ class _Towers(nn.Module):
         return model.encode_image(image), model.encode_text(text), model.logit_scale.exp()
 
 
-class ContrastiveTask:
-    """Image-text contrastive training of a dual encoder of clip-models.
+class DualEncoderTask:
+    """Trains both towers of a CLIP on a loss of the pairs of all ranks.
 
-    `precision`: fp32, or bf16 for autocast. Raises ClipTrainError for a model that was made for another objective.
+    `loss`: a function as `clip_train.losses` describes it. `precision`: fp32, or bf16 for autocast.
     """
 
-    def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
-        _check_objective(model.spec)
+    def __init__(self, model: CLIP, loss: Callable[..., Tensor], *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
+        self._pair_loss = loss
         self._towers = world.wrap(_Towers(self.model))
         self._world = world
         self._autocast = precision == "bf16"
@@ -72,7 +48,7 @@ class ContrastiveTask:
         self._gain, self._offset = 1 / (255 * std), mean / std
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """{"image": uint8 [B, 3, H, W], "text": int64 [B, L]} → float32 images with mean and std applied, and tokens.
+        """Takes {"image": uint8 [B, 3, H, W], "text": int64 [B, L]}. Returns float32 images, normalised, and tokens.
 
         Columns of the tokens that change no feature of this model's text tower are cut off.
         """
@@ -84,19 +60,19 @@ class ContrastiveTask:
         return {"image": image.to(torch.float32).mul_(self._gain).sub_(self._offset), "text": text}
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{"loss": the mean over the pairs of all ranks}."""
+        """Returns {"loss": the mean over the pairs of all ranks}."""
         return {"loss": self._loss(self._towers, batch, self._world.size)}
 
     @torch.no_grad()
     def evaluate(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The contrastive loss within the batch of this rank."""
+        """Returns the loss within the batch of this rank."""
         self.model.eval()
         loss = self._loss(_Towers(self.model), batch, 1)
         self.model.train()
         return loss
 
     def report(self) -> dict[str, float]:
-        """{"logit_scale": the factor on the cosines, exponentiated}."""
+        """Returns {"logit_scale": the exponentiated factor on the cosines}."""
         return {"logit_scale": float(self._logit_scale.detach().exp())}
 
     @torch.no_grad()
@@ -113,24 +89,10 @@ class ContrastiveTask:
             image, text, scale = towers(batch["image"], batch["text"])
         if image.ndim != 2 or text.ndim != 2:
             raise ClipTrainError(
-                f"model.name = {self.model.spec.name!r} gives features of the shapes {list(image.shape)} and "
+                f"model.name = {self.model.spec.name!r} returns features of shapes {list(image.shape)} and "
                 f"{list(text.shape)}, not one vector for each image and caption: choose towers that pool their tokens"
             )
         # In float32: normalised in bf16, the features lose the digits that tell close pairs apart.
-        return contrastive_loss(
+        return self._pair_loss(
             F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1), scale, ranks=ranks
-        )
-
-
-def _check_objective(spec: ModelSpec) -> None:
-    """ClipTrainError when the contrastive loss would leave a part of the model untrained or unused."""
-    unused = ""
-    if spec.decoder is not None:
-        unused = "a CoCa, and its decoder needs a captioning loss"
-    elif spec.init_logit_bias is not None:
-        unused = "made for the sigmoid loss (SigLIP), and its logit_bias would be ignored"
-    if unused:
-        raise ClipTrainError(
-            f"model.name = {spec.name!r} cannot be trained contrastively: the model is {unused}; choose an "
-            "architecture without a decoder and without init_logit_bias, such as ViT-B-32"
         )

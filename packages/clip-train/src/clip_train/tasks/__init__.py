@@ -1,0 +1,34 @@
+"""Tasks: what a run trains a model for. Each kind is a config in a file of this folder; `[task] kind` chooses one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clip_core.config import Variant
+from clip_core.registry import Registry
+
+if TYPE_CHECKING:
+    from clip_models import CLIP
+    from clip_train.parallel import World
+    from clip_train.tasks.base import Task
+
+TASKS: Registry[type[TaskConfig]] = Registry("task", {"contrastive": "clip_train.tasks.contrastive:ContrastiveConfig"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(Variant):
+    """Base of the configs of all tasks. Their modules do not import torch, except inside `build`."""
+
+    KINDS = TASKS
+    DEFAULT = "contrastive"
+
+    def check(self) -> None:
+        """Raises ClipError for a value that is not valid. Requires neither torch nor the data."""
+
+    def build(self, model: CLIP, *, precision: str, world: World) -> Task:
+        """Returns the task for a model. Raises ClipTrainError for a model that was made for another objective.
+
+        `precision`: fp32, or bf16 for autocast.
+        """
+        raise NotImplementedError
