@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from clip_core.console import progress_bar, warn
 from clip_data.dataset import SUCCESS, UPSTREAM, Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.executor import Executor, Task
@@ -34,22 +34,19 @@ def run_stage(
     Raises ClipDataError when all units are done and no row has succeeded; their commit records stay. Warns on stderr
     when few have.
     """
-    from tqdm import tqdm
-
     dataset.open_stage(stage, config)
     pending = dataset.pending(stage)
     waiting = {unit.name for unit in pending}
     records = read_records(dataset, stage, [unit for unit in dataset.units if unit.name not in waiting])
     done = sum(record["rows"] for record in records)
     good = merge_counts(records)[SUCCESS]
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(unit.rows for unit in dataset.units),
         initial=done,
         desc=label or stage,
         unit=" samples",
         unit_scale=True,
-        disable=not progress,
-        mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file keeps every line
+        show=progress,
     )
     with bar:
         for unit, record in executor.run(task, pending):
@@ -68,7 +65,7 @@ def run_stage(
                 f"{warning}; to try these rows again, remove {records_of} (for other settings {records_of}.json too) "
                 f"and run {cause} again"
             )
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     return counts
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from clip_core.console import progress_bar
 from clip_core.files import sha256_of
 from clip_models.errors import ClipModelsError
 from clip_models.weights.content import inspect
@@ -135,15 +136,13 @@ def _complete(download: _Download) -> None:
 
 def _receive(download: _Download) -> bool:
     """Append one connection's bytes; whether the server came to the end of the file."""
-    from tqdm import tqdm
-
     with _open_at(download.url, download.arrived, download.headers) as (source, start, total):
         if download.size is None:
             download.size = total
         with (
             _writing(download.partial, "r+b" if start else "wb") as file,
-            tqdm(
-                total=download.size, initial=start, desc=download.partial.stem, unit="B", unit_scale=True, disable=None
+            progress_bar(
+                total=download.size, initial=start, desc=download.partial.stem, unit="B", unit_scale=True
             ) as bar,
         ):
             file.seek(start)

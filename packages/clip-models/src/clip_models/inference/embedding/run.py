@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_core import ImageError, load_image
+from clip_core.console import progress_bar
 from clip_models.errors import ClipModelsError, first_line, local_path
 from clip_models.inference.embedding.config import FREE, EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
@@ -152,11 +153,9 @@ class _Run:
         self.folder = PartFolder(output, described, fingerprint)
         totals: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
-        from tqdm import tqdm
-
         building = _Building()
         with (
-            tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar,
+            progress_bar(unit=" samples", unit_scale=True, show=self.progress) as bar,
             self.folder.list_unused() as self.unused,
             self._feed() as items,
         ):
