@@ -83,7 +83,7 @@ def test_a_recipe_extends_others(recipe):
 
 def test_recipes_that_extend_each_other(recipe):
     recipe('extends = "run.toml"', "base.toml")
-    with pytest.raises(ConfigError, match=r"'extends' goes round in a circle: .*run.toml -> .*base.toml -> .*run.toml"):
+    with pytest.raises(ConfigError, match=r"'extends' forms a cycle: .*run.toml -> .*base.toml -> .*run.toml"):
         run([recipe('extends = "base.toml"')])
 
 
@@ -148,7 +148,7 @@ def test_files_that_cannot_be_read(recipe, tmp_path):
         (["--optim.betas", "0.5"], r"--optim.betas = \[0.5\] must be a list of 2 values"),
         (["--weights", "web"], "--weights takes a value in TOML, such as '{name = \"…\"}', not 'web'"),
         (["--out", "a", "--optim.lr", "-1"], "tool run: lr = -1.0 must be above 0"),
-        (["-s", "3"], "'-s' is no flag"),
+        (["-s", "3"], "'-s' is not a flag"),
         (["--frobnicate", "3"], "unknown flag --frobnicate; look for it in the help"),
     ],
 )
@@ -258,7 +258,7 @@ def test_fingerprints_depend_on_values_only():
     assert one != fingerprint({"b": 1, "a": [1.5, "a", None]})
     assert len(one) == 32
     assert fingerprint(Run(out="a")) == fingerprint(from_dict(Run, {"out": "a"}))
-    with pytest.raises(ConfigError, match="nan has no place"):
+    with pytest.raises(ConfigError, match="nan is not allowed in a configuration"):
         fingerprint({"lr": float("nan")})
 
 

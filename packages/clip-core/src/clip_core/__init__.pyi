@@ -1,11 +1,11 @@
 from .errors import ClipError as ClipError
 from .errors import ImageError as ImageError
+from .image_config import MAX_PIXELS as MAX_PIXELS
+from .image_config import ImageMode as ImageMode
 from .images import load_image as load_image
 from .images import open_image as open_image
 from .images import read_orientation as read_orientation
 from .images import upright_rgb as upright_rgb
 from .images import upright_size as upright_size
 from .registry import Registry as Registry
-from .settings import MAX_PIXELS as MAX_PIXELS
-from .settings import ImageMode as ImageMode
 from .store import Store as Store

@@ -58,7 +58,10 @@ def run_commands(
 
 
 def run_cli(main: Callable[[], int | None], quiet: Callable[[ClipError], bool] = lambda error: False) -> NoReturn:
-    """Runs an entry point: a ClipError is one line, unless `quiet` says that another process prints it, and code 2."""
+    """Runs an entry point and exits with its code. A ClipError is one line and code 2.
+
+    `quiet` returns whether another process prints an error.
+    """
     code: int | str | None
     try:
         code = main()
@@ -75,7 +78,7 @@ def run_cli(main: Callable[[], int | None], quiet: Callable[[ClipError], bool] =
         code = stop.code
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has left: what it did not want goes nowhere
+    except BrokenPipeError:  # the reader is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 

@@ -5,17 +5,15 @@ Precedence: defaults < recipe (which may `extends` others) < flags.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import re
 import tomllib
 import types
-import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,7 +31,7 @@ class ConfigError(ClipError):
 class Variant:
     """Base of the configs of something that comes in several kinds, such as the tasks of clip-train.
 
-    A field of the base's type holds any of `KINDS`: the key `kind` of its table chooses one, `DEFAULT` if it is absent.
+    A field of the base's type holds any of `KINDS`. The key `kind` of its table chooses one; the default is `DEFAULT`.
     """
 
     KINDS: ClassVar[Registry[Any]]
@@ -42,7 +40,7 @@ class Variant:
 
     @property
     def kind(self) -> str:
-        """The name in `KINDS`, or `module:Class` for a user's own."""
+        """The name in `KINDS`, or `module:Class` for a user-defined kind."""
         return self.KINDS.name_of(type(self))
 
 
@@ -50,18 +48,19 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
     """Reads a recipe. `extends = "base.toml"` (or a list, later ones win) is resolved relative to the file."""
     file = Path(path)
     if file.resolve() in _seen:
-        raise ConfigError(f"{file}: 'extends' goes round in a circle: {' -> '.join(map(str, (*_seen, file)))}")
+        raise ConfigError(f"{file}: 'extends' forms a cycle: {' -> '.join(map(str, (*_seen, file)))}")
+    is_json = file.suffix == ".json"
     try:
         text = file.read_text(encoding="utf-8-sig")
-        data = load_json(text) if file.suffix == ".json" else tomllib.loads(text)
+        data = load_json(text) if is_json else tomllib.loads(text)
     except OSError as error:
         advice = "name a .toml file, or the config.json of a run"
         raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}; {advice}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} is not valid {'JSON' if file.suffix == '.json' else 'TOML'}: {error}") from error
+        raise ConfigError(f"{file} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold a table, not {_short(data)}")
-    if file.suffix == ".json":
+    if is_json:
         data.pop("fingerprint", None)
     parents = data.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
@@ -74,22 +73,22 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
 
 
 def load_json(text: str) -> Any:
-    """The value of a JSON text; ValueError also for an object that has a key twice, of which Python keeps the last."""
-
+    """Parses JSON. Raises ValueError also for an object that has a key twice, of which Python keeps the last."""
     return json.loads(text, object_pairs_hook=unique_keys)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The table of a JSON object, for `object_pairs_hook`. Raises ValueError if a key occurs twice."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in an object")
+    """Returns the table of a JSON object, for `object_pairs_hook`. Raises ValueError if a key occurs twice."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} occurs twice in an object")
+        table[key] = value
     return table
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge: tables are merged key by key, everything else is replaced."""
+    """Merges tables key by key, recursively; replaces everything else."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -97,13 +96,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """Builds the dataclass `cls`, strictly: every key known, every value of the field's type."""
-    return _build(cls, data, str(where), "")
-
-
 def to_dict(config: Any) -> Any:
-    """The JSON form of a (nested) config dataclass."""
+    """Returns the JSON form of a (nested) config dataclass."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         table = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"kind": config.kind, **table} if isinstance(config, Variant) else table
@@ -112,48 +106,39 @@ def to_dict(config: Any) -> Any:
     if isinstance(config, (list, tuple)):
         return [to_dict(value) for value in config]
     if isinstance(config, float) and not math.isfinite(config):
-        raise ConfigError(f"{config} has no place in a configuration: it must be a finite number")
+        raise ConfigError(f"{config} is not allowed in a configuration: use a finite number")
     return config
 
 
 def fingerprint(value: Any) -> str:
-    """32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON. Equals have the same."""
-    text = json.dumps(_canonical(to_dict(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Returns 32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON.
+
+    Equal values have equal fingerprints: 1 in Python equals 1.0 from a file.
+    """
+
+    def number(digits: str) -> float:
+        return int(whole) if (whole := float(digits)).is_integer() else whole
+
+    plain = json.loads(json.dumps(to_dict(value)), parse_float=number)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
-    """Whole floats as integers: a config written in Python with 1 equals the one read back from a file as 1.0."""
-    if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def resolved(config: Any) -> dict[str, Any]:
-    """What an output directory keeps of its config: every value, and the fingerprint."""
+    """Returns what an output folder keeps of its config: every value, and the fingerprint."""
     return {**to_dict(config), "fingerprint": fingerprint(config)}
 
 
 def substitute(config: T, **values: str) -> T:
-    """A copy in which `{name}` stands replaced by its value in every string of a (nested) config."""
-    if isinstance(config, str):
-        for name, value in values.items():
-            config = config.replace(f"{{{name}}}", value)  # type: ignore[assignment]
-        return config
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        changes = {f.name: substitute(getattr(config, f.name), **values) for f in dataclasses.fields(config)}
-        return dataclasses.replace(config, **changes)
-    if isinstance(config, tuple):
-        return tuple(substitute(item, **values) for item in config)  # type: ignore[return-value]
-    if isinstance(config, dict):
-        return {key: substitute(item, **values) for key, item in config.items()}  # type: ignore[return-value]
-    return config
+    """Returns a copy of a (nested) config with `{name}` replaced by its value in every string."""
+    text = json.dumps(to_dict(config))
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
+    return from_dict(type(config), json.loads(text))
 
 
 def difference(found: Any, wanted: Any, key: str = "") -> str:
-    """The first place where two configs differ, in words: `optim.lr is 0.1 there and 0.2 now`."""
+    """Describes the first difference of two configs: `optim.lr is 0.1 there and 0.2 now`."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for name in sorted({*found, *wanted} - {"fingerprint"}):
             if found.get(name) != wanted.get(name):
@@ -166,24 +151,26 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "…"
 
 
-def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config", key: str = "") -> T:
+    """Builds the dataclass `cls`, strictly: every key known, every value of the field's type.
+
+    Raises ConfigError, which names `where` (a file or a command) and the full key; `key` is that of the table itself.
+    """
+    prefix = f"{key}." if key else ""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a table, not {data!r}")
+        raise ConfigError(f"{where}: {key or 'the file'} must be a table, not {data!r}")
     if is_variant(cls):
         try:
-            cls, data = choose(cls, data), {key: value for key, value in data.items() if key != "kind"}
+            cls, data = choose(cls, data), {name: value for name, value in data.items() if name != "kind"}
         except ConfigError as error:
             raise ConfigError(f"{where}: {prefix}{error}") from error
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
-    values = {}
-    for key, value in data.items():
-        if key not in fields:
-            hint = did_you_mean(key, fields, f"valid keys: {', '.join(fields)}", cutoff=0.5, spell=prefix.__add__)
-            raise ConfigError(f"{where}: unknown key {prefix}{key}; {hint}")
-        values[key] = convert(hints[key], value, where, prefix + key)
-    missing = missing_keys(cls, data, prefix)
-    if missing:
+    hints = {f.name: hint for f, hint in _fields(cls)}
+    for name in data:
+        if name not in hints:
+            hint = did_you_mean(name, hints, f"valid keys: {', '.join(hints)}", cutoff=0.5, spell=prefix.__add__)
+            raise ConfigError(f"{where}: unknown key {prefix}{name}; {hint}")
+    values = {name: convert(hints[name], value, where, prefix + name) for name, value in data.items()}
+    if missing := missing_keys(cls, data, prefix):
         raise ConfigError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
     try:
         return cls(**values)
@@ -193,12 +180,17 @@ def _build(cls: Any, data: Any, where: str, prefix: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+
 def is_variant(hint: Any) -> bool:
-    """Whether a type is the base of several kinds, not one of them."""
+    """Returns whether a type is the base of several kinds, not one of them."""
     return isinstance(hint, type) and issubclass(hint, Variant) and "KINDS" in vars(hint)
 
 
-def choose(base: type[Variant], table: Mapping[str, Any]) -> type[Variant]:
+def choose(base: Any, table: Mapping[str, Any]) -> Any:
     """Returns the config class that the `kind` of a table names. Raises ConfigError if there is none."""
     kind = table.get("kind", base.DEFAULT)
     try:
@@ -211,28 +203,26 @@ def choose(base: type[Variant], table: Mapping[str, Any]) -> type[Variant]:
 
 
 def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Required fields that the data lack; of a table that is absent, its own required fields."""
-    cls = choose(cls, data) if is_variant(cls) else cls
-    hints, found = get_type_hints(cls), []
-    for field in dataclasses.fields(cls):
-        name, hint = prefix + field.name, hints[field.name]
+    """Returns the required fields that the data lack; for a table that is absent, its own required fields."""
+    found = []
+    for field, hint in _fields(choose(cls, data) if is_variant(cls) else cls):
+        name, absent = prefix + field.name, field.name not in data
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         value = data.get(field.name, {} if required else None)
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            inner = missing_keys(hint, value, name + ".")
-            found += inner or [name] * (field.name not in data and required)
-        elif required and field.name not in data:
+            found += missing_keys(hint, value, f"{name}.") or [name] * (absent and required)
+        elif required and absent:
             found.append(name)
     return found
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    """The JSON or TOML value as the type of a field; ConfigError when it does not fit."""
+    """Returns a JSON or TOML value as the type of a field. Raises ConfigError when it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, key + ".")
+        return from_dict(hint, value, where, key)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -240,18 +230,17 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if len(options) == 1:
             return convert(options[0], value, where, key)
         for option in options:
-            with contextlib.suppress(ConfigError):
+            with suppress(ConfigError):
                 return convert(option, value, where, key)
         raise ConfigError(f"{where}: {key} = {value!r} must be {' or '.join(map(_describe, options))}")
     if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
-        return value
+        if value in args:
+            return value
+        raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
     if origin is tuple and isinstance(value, (list, tuple)):
         each = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(each) == len(value):
-            pairs = enumerate(zip(each, value, strict=True))
-            return tuple(convert(arg, item, where, f"{key}[{i}]") for i, (arg, item) in pairs)
+            return tuple(convert(arg, value[i], where, f"{key}[{i}]") for i, arg in enumerate(each))
     if origin is dict and isinstance(value, Mapping):
         return {str(name): convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
@@ -262,9 +251,7 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
-    if hint in names:
-        return names[hint]
+    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false", dict: "a table"}
     if get_origin(hint) is tuple:
         return "a list" if get_args(hint)[-1] is Ellipsis else f"a list of {len(get_args(hint))} values"
-    return re.sub(r"\b(typing|builtins)\.", "", str(hint) if typing.get_origin(hint) else getattr(hint, "__name__", ""))
+    return names.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))

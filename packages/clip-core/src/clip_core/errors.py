@@ -1,4 +1,4 @@
-"""The exceptions that a user can do something about."""
+"""The exceptions whose cause a user can remove."""
 
 
 class ClipError(ValueError):

@@ -15,18 +15,18 @@ from clip_core.suggest import nearest
 
 
 def positional(cls: type) -> str:
-    """The field that takes the words without a flag: `field(metadata={"positional": True})`; "" if there is none."""
+    """Returns the field that takes the words without a flag, `field(metadata={"positional": True})`; "" without one."""
     return next((f.name for f in dataclasses.fields(cls) if f.metadata.get("positional")), "")
 
 
 def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
-    """Sets in `data`, a recipe's content for `cls`, what the flags among `words` say. Raises ConfigError."""
+    """Sets the values of the flags among `words` in `data`, a recipe's content for `cls`. Raises ConfigError."""
     place = positional(cls)
     first, *flags = _flags(words)
     flags.sort(key=lambda flag: not flag[0].endswith("kind"))  # the kind of a table decides which flags it has
     free, given = first[1], dict[str, str]()
     if free and not place:
-        raise ConfigError(f"{free[0]!r} is no flag: flags begin with two dashes and a letter")
+        raise ConfigError(f"{free[0]!r} is not a flag: flags begin with two dashes and a letter")
     for flag, values in flags:
         name = flag.removeprefix("--").replace("-", "_")
         if name in given:
@@ -36,7 +36,7 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
                 raise ConfigError(f"{as_written} and {flag} set the same value: give one of them")
         given[name] = flag
         hint = _leaves(cls, data).get(name, tuple[str, ...])
-        if place and get_origin(hint) is not tuple:  # what one value does not take up is free
+        if place and get_origin(hint) is not tuple:  # words beyond the one value are positional
             taken = 1 if hint is not bool or [word.lower() for word in values[:1]] in (["true"], ["false"]) else 0
             free += values[taken:]
             values = values[:taken]
@@ -46,7 +46,7 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
 
 
 def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each flag as it was written, with the words up to the next; before them "" with those that precede all flags."""
+    """Returns each flag as written with the words up to the next; the first item, "", has the words before any flag."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
         if re.match("--[A-Za-z]", word):
@@ -58,7 +58,7 @@ def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[str]) -> None:
-    """Sets the field `name`: dotted; `tasks.0.root` is the field root of the first of the tables `tasks`."""
+    """Sets the field with the dotted `name`; `tasks.0.root` is the field root of the first of the tables `tasks`."""
     leaves = _leaves(cls, data)
     item = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     leaf = item[1] if item else name
@@ -85,7 +85,7 @@ def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[
 
 
 def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
-    """What a recipe would hold in a field of type `hint`."""
+    """Returns the value that a recipe would hold in a field of type `hint`."""
     value: Any
     if is_toml(hint):
         text = " ".join(words)
@@ -113,7 +113,7 @@ def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
 
 
 def _scalar(hint: Any, word: str) -> Any:
-    """The word as the first type of the hint that it fits; as it is when it fits none."""
+    """Returns the word as the first type of the hint that it fits; unchanged when it fits none."""
     for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
         if option is type(None) and word.lower() in ("none", "null"):
             return None
@@ -128,7 +128,7 @@ def _scalar(hint: Any, word: str) -> Any:
 
 
 def _leaves(cls: Any, data: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name → type of all fields that are no tables; `data` holds the kinds of tables that have several."""
+    """Returns dotted name → type of all fields that are not tables; `data` holds the kinds of tables with several."""
     found: dict[str, Any] = {}
     data = data if isinstance(data, Mapping) else {}
     if is_variant(cls):
@@ -143,17 +143,18 @@ def _leaves(cls: Any, data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _item(hint: Any) -> type | None:
-    """The dataclass of a field that holds a list of tables."""
+    """Returns the dataclass of a field that holds a list of tables."""
     item = get_args(hint)[0] if get_origin(hint) is tuple else None
     return item if dataclasses.is_dataclass(item) and isinstance(item, type) else None
 
 
 def is_toml(hint: Any) -> bool:
+    """Returns whether a flag's value is written in TOML: a table or a list of tables."""
     return get_origin(hint) is dict or _item(hint) is not None
 
 
 def example(hint: Any) -> str:
-    """A value in TOML: `[{root = "…"}]`."""
+    """Returns a value in TOML: `[{root = "…"}]`."""
     item = _item(hint)
     names = [f.name for f in dataclasses.fields(item) if f.default is dataclasses.MISSING] if item else ["name"]
     table = ", ".join(f'{name} = "…"' for name in names)
@@ -161,7 +162,7 @@ def example(hint: Any) -> str:
 
 
 def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
-    """What was probably meant by a flag that there is not."""
+    """Returns advice for an unknown flag."""
     spelled = {leaf: prefix + leaf.replace("_", "-") for leaf in leaves}
     inside = [spelled[leaf] for leaf in leaves if leaf.startswith(f"{name}.")]
     if inside:

@@ -11,31 +11,31 @@ MOST_PIXELS = 1 << 25  # of a resized image before its centre is cut out
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], mode: str, interpolation: str, fill: int) -> Image.Image:
-    """`image`, in its own mode, at `size` (height, width): resized, then cropped or, with "longest", padded by `fill`.
+    """Returns an image in its own mode at `size` (height, width): resized, then cropped, or padded (mode "longest").
 
-    A thin line that would become a long band (1 × 20,000 pixels need 3 GB on the way to 224 × 224) is cut before it is
-    resized: only the part that is kept.
+    A thin line that would become a long band (1 × 20,000 pixels need 3 GB on the way to 224 × 224) is cut to the part
+    that is kept before it is resized.
     """
-    target = (size[1], size[0])
+    width, height = target = (size[1], size[0])
     resized = _resized_size(image.size, target, mode)
     if resized[0] * resized[1] > MOST_PIXELS:
-        (left, right), (low_x, high_x) = _middle(image.width, resized[0], target[0])
-        (top, bottom), (low_y, high_y) = _middle(image.height, resized[1], target[1])
+        (left, right), (low_x, high_x) = _middle(image.width, resized[0], width)
+        (top, bottom), (low_y, high_y) = _middle(image.height, resized[1], height)
         part = image.crop((left, top, right, bottom))
         return part.resize(target, FILTERS[interpolation], (low_x, low_y, high_x, high_y))
     image = image.resize(resized, FILTERS[interpolation])
-    missing_w, missing_h = max(0, target[0] - image.width), max(0, target[1] - image.height)
+    missing_w, missing_h = max(0, width - image.width), max(0, height - image.height)
     if missing_w or missing_h:
         border = (missing_w // 2, missing_h // 2, (missing_w + 1) // 2, (missing_h + 1) // 2)
         bands = len(image.getbands())
         color = fill if mode == "longest" else 0
         image = ImageOps.expand(image, border, color if bands == 1 else (color,) * bands)
-    left, top = round((image.width - target[0]) / 2), round((image.height - target[1]) / 2)
-    return image.crop((left, top, left + target[0], top + target[1]))
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _resized_size(size: tuple[int, int], target: tuple[int, int], resize_mode: str) -> tuple[int, int]:
-    """(width, height) to resize to, before cropping or padding."""
+    """Returns the (width, height) to resize to, before cropping or padding."""
     if resize_mode == "squash":
         return target
     if resize_mode == "shortest" and target[0] == target[1]:
@@ -48,9 +48,9 @@ def _resized_size(size: tuple[int, int], target: tuple[int, int], resize_mode: s
 
 
 def _middle(source: int, resized: int, target: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Where the middle `target` of `resized` pixels come from: a part of `source`, and their place within it.
+    """Returns the part of `source` pixels that the middle `target` of `resized` come from, and their place within it.
 
-    The part has the reach of the filters to spare; places are relative to it, for Pillow keeps them in 32 bits.
+    The part includes the reach of the filters. Places are relative to it, since Pillow keeps them in 32 bits.
     """
     start = round((resized - target) / 2)
     low, high = start * source / resized, (start + target) * source / resized
@@ -65,10 +65,10 @@ def random_crop(
     draw: Callable[[], tuple[float, float]],
     place: Callable[[int], int],
 ) -> tuple[int, int, int, int]:
-    """torchvision's random resized crop as (left, top, right, bottom).
+    """Returns torchvision's random resized crop as (left, top, right, bottom).
 
-    `draw` gives an area as a share of the image and a shape (width / height); `place(n)` gives one of n places, first
-    of the rows, then of the columns. Where no draw fits: the largest centred crop within `ratio`.
+    `draw` gives an area as a share of the image and a shape (width / height). `place(n)` gives one of n places, first
+    of the rows, then of the columns. If no draw fits, the crop is the largest centred one within `ratio`.
     """
     for _ in range(CROP_TRIES):
         area, shape = draw()
@@ -76,10 +76,7 @@ def random_crop(
         if 0 < w <= width and 0 < h <= height:
             top, left = place(height - h + 1), place(width - w + 1)
             return left, top, left + w, top + h
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

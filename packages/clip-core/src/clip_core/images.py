@@ -1,4 +1,4 @@
-"""Opens images that strangers made. Every package opens them here, so the same bytes give the same pixels everywhere.
+"""Opens untrusted images. Every package opens them here, so the same bytes give the same pixels everywhere.
 
 An image is checked by its header, decoded (of an animation the first frame), converted to RGB and turned upright.
 """
@@ -17,28 +17,22 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from clip_core.errors import ClipError, ImageError
-from clip_core.settings import MAX_PIXELS, ImageMode
+from clip_core.image_config import MAX_PIXELS, ImageMode
 
-# Formats that are decoded in this process. Pillow has others, which start programs (EPS) or guess.
+# Formats that are decoded in this process. Pillow's other decoders start programs (EPS) or guess.
 FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI",
     "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-# A progressive JPEG goes over all its pixels once per scan, and 20 MB hold a million empty scans. Real ones have 10 or
-# so.
+# A decoder visits all pixels of a progressive JPEG once per scan. Real ones have about 10 scans; 20 MB hold a million.
 MAX_SCAN_PIXELS = 16  # times max_pixels
 PHOTOMETRIC = 262  # a tag of TIFF
-CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "PA", "RGBA", "RGBa")
+_T = Image.Transpose
 TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270,
+    7: _T.TRANSVERSE, 8: _T.ROTATE_90,
+}  # fmt: skip
 
 
 def load_image(
@@ -56,25 +50,21 @@ def load_image(
     """
     if not isinstance(source, str | os.PathLike):
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return _load(file, max_pixels, formats, image_mode, name or "the image")
+        image = open_image(file, max_pixels=max_pixels, formats=formats, name=name or "the image")
+        with decoding(name or "the image"):
+            image.load()
+        return image if image_mode == "openclip" else upright_rgb(image, name or "the image")
     name = name or os.fspath(source)
     try:
-        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # to open a pipe may take forever
-            raise ImageError(f"{name} cannot be read: it is no regular file; check the path", "missing")
-        with open(source, "rb") as file:
-            return _load(file, max_pixels, formats, image_mode, name)
+        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # opening a pipe may take forever
+            raise ImageError(f"{name} cannot be read: it is not a regular file; check the path", "missing")
+        with open(source, "rb") as opened:
+            return load_image(opened, max_pixels=max_pixels, formats=formats, image_mode=image_mode, name=name)
     except ImageError:
         raise
     except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
-
-
-def _load(file: IO[bytes], max_pixels: int, formats: tuple[str, ...], mode: ImageMode, name: str) -> Image.Image:
-    image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
-    with decoding(name):
-        image.load()
-    return image if mode == "openclip" else upright_rgb(image, name)
 
 
 def open_image(
@@ -100,15 +90,15 @@ def open_image(
 
 @functools.cache
 def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that this Pillow was built with; Image.open fails on others."""
+    """Returns the formats that this Pillow was built with; Image.open fails on others."""
     Image.init()
     return tuple(form for form in formats if form in Image.OPEN)
 
 
 def read_orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
+    """Returns the EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
 
-    In a PNG it may stand behind the pixels, which are decoded for it. Raises ImageError if that fails.
+    In a PNG it may follow the pixels, which are decoded for it. Raises ImageError if that fails.
     """
     if image.format == "PNG" and "exif" not in image.info:
         with decoding("the image"):
@@ -123,7 +113,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
-    """Width and height that `upright_rgb` will give an image that is not decoded yet."""
+    """Returns the width and height that `upright_rgb` will give an image that is not decoded yet."""
     # Pillow itself turns a TIFF while it decodes it, and announces the final size if the TIFF's own tag says so.
     announced = image.format == "TIFF" and image.tag_v2.get(ExifTags.Base.Orientation) == orientation  # type: ignore[attr-defined]
     return (image.height, image.width) if orientation >= 5 and not announced else image.size
@@ -142,13 +132,13 @@ def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         if turn is not None:
             rgb = rgb.transpose(turn)
         if rgb is not image:
-            rgb.info = {}  # it still says that the image has to be turned
+            rgb.info = {}  # it would still ask for a turn
         return rgb
 
 
 @contextmanager
 def decoding(name: str) -> Iterator[None]:
-    """Wraps calls into decoders: what they raise becomes an ImageError."""
+    """Turns the errors of decoders into an ImageError."""
     try:
         yield
     except (ClipError, MemoryError):
@@ -164,7 +154,7 @@ def decoding(name: str) -> Iterator[None]:
 def _opaque_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
-    if image.mode not in WITH_ALPHA + CONVERTIBLE:
+    if image.mode not in CONVERTIBLE:
         raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
     if image.has_transparency_data:
         layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -175,11 +165,11 @@ def _opaque_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
-    """uint8 [H, W] from a mode with one wide channel."""
+    """Returns uint8 [H, W] from a mode with one wide channel."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
-            values = ~values  # white is 0, which Pillow looks at in 8 bits only
+            values = ~values  # white is 0, which Pillow handles in 8 bits only
         grey = (values >> 8).astype(np.uint8)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255
@@ -197,9 +187,8 @@ def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
 
 def _check_pixels(size: tuple[int, int] | None, max_pixels: int, name: str) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
-        raise ImageError(
-            f"{name} has {size[0]} × {size[1]} pixels; images over {max_pixels:,} are refused", "too_large"
-        )
+        found = f"{name} has {size[0]} × {size[1]} pixels"
+        raise ImageError(f"{found}; images over {max_pixels:,} are refused", "too_large")
 
 
 def _count_scans(file: IO[bytes]) -> int:
@@ -214,7 +203,7 @@ def _count_scans(file: IO[bytes]) -> int:
 
 
 def webp_size(head: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file's canvas by its first 30 bytes; None when damaged or of another format."""
+    """Returns (width, height) of a WebP file's canvas by its first 30 bytes; None for damage or another format."""
     chunk, data = head[12:16], head[20:30]
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(data) < 10:
         return None

@@ -1,4 +1,4 @@
-"""Names of the implementations of one thing: a table of `module:attribute`, each imported when it is asked for."""
+"""Names of the implementations of one thing: a table of `module:attribute`, each imported on first use."""
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -11,8 +11,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Iterating gives the names. `what`, such as "scorer", is the noun of messages. A user's own implementation is
-    registered with `add`, or needs no name: `package.module:name` stands for it.
+    """Iterating gives the names. `what`, such as "scorer", is the noun of messages.
+
+    A user-defined implementation is registered with `add`, or is named as `package.module:name`.
     """
 
     def __init__(self, what: str, known: Mapping[str, str]) -> None:
@@ -23,7 +24,7 @@ class Registry(Generic[T]):
         return iter(self._known)
 
     def add(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a class or a function in this process. Raises ClipError if the name is taken."""
+        """Returns a decorator that registers a class or a function. It raises ClipError if the name is taken."""
 
         def register(item: T) -> T:
             if self._known.setdefault(name, item) is not item:
@@ -33,7 +34,7 @@ class Registry(Generic[T]):
         return register
 
     def name_of(self, item: T) -> str:
-        """The name of an implementation: the registered one, else `module:qualname`."""
+        """Returns the registered name of an implementation, else `module:qualname`."""
         path = f"{item.__module__}:{item.__qualname__}"  # type: ignore[attr-defined]
         return next((name for name, known in self._known.items() if known is item or known == path), path)
 
@@ -44,7 +45,7 @@ class Registry(Generic[T]):
             raise ClipError(f"there is no {self._what} {name!r}; {hint}")
 
     def get(self, name: str) -> T:
-        """The implementation of that name. Raises ClipError if there is none, or a user's own cannot be imported."""
+        """Returns the implementation. Raises ClipError for an unknown name and for user code that does not import."""
         self.check(name)
         target = self._known.get(name, name)
         if not isinstance(target, str):

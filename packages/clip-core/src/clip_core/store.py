@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import tomllib
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,30 +20,16 @@ from clip_core.config import ConfigError, difference, resolved, to_dict
 from clip_core.errors import ClipError
 from clip_core.files import sync
 
-LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-WAYS_OUT: dict[int | str, str] = {
-    errno.ENOSPC: "free some space, or choose another folder, and run again",
-    errno.EDQUOT: "free some space, or choose another folder, and run again",
-    errno.EFBIG: "raise the limit of a file's size ('ulimit -f'), or choose another folder",
-    errno.EMFILE: "raise the limit of open files ('ulimit -n') or lower concurrency",
-    "FileNotFoundError": "create it, or choose another folder",
-}
-"""What helps, by errno or, without one, by the error's name."""
-S3_WAYS_OUT = {
-    "Credential": LOGIN,
-    "Token": LOGIN,
-    "Profile": LOGIN,
-    "Config": "check the file of AWS_CONFIG_FILE",
-    "": "check AWS_ENDPOINT_URL, the region and the network",
-}
-"""What helps, by a part of the name of an S3 client's error; the first counts."""
-TEMPORARY = ".tmp-"  # prefix of files under construction; never listed, swept by no one but their writer
+# Read at import: when the limit of open files is exceeded, it is too late.
+ADVICE = tomllib.loads(Path(__file__).with_name("advice.toml").read_text("utf-8"))
+TEMPORARY = ".tmp-"  # prefix of files under construction, which are never listed
 
 
 class Store:
     """A folder addressed by an fsspec URL (`/data/run`, `s3://bucket/run`, `memory://x`); names are relative to it.
 
-    Writes are atomic: a local file is renamed into place, an object appears when its upload is complete.
+    Writes are atomic: a local file is renamed into place, an object appears when its upload is complete. Errors of the
+    disk or the object store become a ClipError of one line.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -65,37 +52,48 @@ class Store:
         return Store, (self.url,)
 
     def full(self, name: str) -> str:
-        """The file system's own path of `name`."""
+        """Returns the file system's own path of `name`."""
         return f"{self.path}/{name}" if name else self.path
 
     @contextmanager
     def trying(self, act: str, name: str) -> Iterator[None]:
-        """Turns what a disk or an object store may answer into one line; nothing to read stays FileNotFoundError."""
+        """Turns errors of the block into a ClipError, except a FileNotFoundError where `act` is not to write."""
         try:
             yield
         except Exception as error:
             if isinstance(error, FileNotFoundError) and not act.startswith("write"):
                 raise
-            # A ValueError is what boto makes of a setting that it cannot read, such as an endpoint without http://.
+            # boto raises a ValueError for a value that it cannot read, such as an endpoint without http://.
             wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipError))
-            if is_s3_error(error) or wrong or isinstance(error, OSError):
-                where = f"{self.url}/{name}".rstrip("/")
-                raise ClipError(f"cannot {act} {where}: {_reason(error, self.local and act != 'read')}") from error
-            raise
+            if not (_is_s3_error(error) or wrong or isinstance(error, OSError)):
+                raise
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            advice = way_out(error) or "choose another folder, or make it writable" * (self.local and act != "read")
+            where = f"{self.url}/{name}".rstrip("/")
+            raise ClipError(f"cannot {act} {where}: {'; '.join(filter(None, (reason, advice)))}") from error
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            with self.trying("read", name):
+                yield
+        except FileNotFoundError as error:
+            raise ClipError(f"{self.url}/{name} does not exist") from error
 
     def exists(self, name: str) -> bool:
+        """Returns whether there is a file or a folder of this name."""
         if self.local:
             return os.path.exists(self.full(name))
         with self.trying("read", name):
             return self.fs.exists(self.full(name))
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes. Raises FileNotFoundError."""
         with self.trying("read", name):
             return int(self.fs.size(self.full(name)))
 
     def list(self, folder: str = "") -> list[str]:
-        """Names (sorted, relative to the store) of what stands in a folder; empty when there is no such folder."""
+        """Returns the names (sorted, relative to the store) in a folder; none when there is no such folder."""
         self.fs.invalidate_cache(self.full(folder))
         try:
             with self.trying("list", folder):
@@ -106,24 +104,16 @@ class Store:
         return sorted(f"{folder}/{name}" if folder else name for name in names if not name.startswith(TEMPORARY))
 
     def open(self, name: str) -> IO[bytes]:
-        """A seekable file for reading bytes."""
+        """Opens a file for reading bytes; it is seekable."""
         with self._reading(name):
             return open(self.full(name), "rb") if self.local else self.fs.open(self.full(name), "rb")
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            with self.trying("read", name):
-                yield
-        except FileNotFoundError as error:
-            raise ClipError(f"{self.url}/{name} does not exist") from error
 
     def read_bytes(self, name: str) -> bytes:
         with self._reading(name):
             return self.fs.cat_file(self.full(name))
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`: one ranged read."""
+        """Returns `length` bytes from `offset`, by one ranged read."""
         with self._reading(name):
             return self.fs.cat_file(self.full(name), start=offset, end=offset + length)
 
@@ -135,9 +125,9 @@ class Store:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A fresh local folder for files under construction, on the store's own disk when that is local.
+        """Makes a local folder for files under construction, on the store's own disk when that is local.
 
-        What a killed process of this machine has left there is removed on the way.
+        Folders that killed processes of this machine have left there are removed.
         """
         parent, mine = None, f"{TEMPORARY}{socket.gethostname()}-"
         place = self if self.local else Store(tempfile.gettempdir())
@@ -152,7 +142,7 @@ class Store:
                 yield Path(folder)
 
     def publish(self, file: str | os.PathLike[str], name: str) -> None:
-        """Gives a finished local file its final name, at once and whole. Consumes the file."""
+        """Moves a finished local file to its final name."""
         with self.trying("write", name):
             if self.local:
                 sync(file)
@@ -164,12 +154,12 @@ class Store:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A local file to write, which gets its final name when the block ends without an error."""
+        """Opens a local file for writing, which gets its final name when the block ends without an error."""
         folder = os.path.dirname(self.full(name)) if self.local else tempfile.gettempdir()
         temporary = Path(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
         with self.trying("write", name):
             os.makedirs(folder, exist_ok=True)
-            file = open(temporary, "xb")  # noqa: SIM115 -- closed below; what the block raises is not this file's error
+            file = open(temporary, "xb")  # noqa: SIM115 -- closed below; errors of the block are not this file's
         try:
             with file:
                 yield file
@@ -185,13 +175,13 @@ class Store:
             with self.writing(name) as file:
                 file.write(data)
 
-    def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
-        with suppress(FileNotFoundError), self.trying("remove", name):
-            self.fs.rm_file(self.full(name))
-
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it exists."""
+        with suppress(FileNotFoundError), self.trying("remove", name):
+            self.fs.rm_file(self.full(name))
 
 
 def claim(store: Store, config: Any, *, free: Sequence[str] = ()) -> None:
@@ -209,7 +199,7 @@ def is_claimed(
     free: Sequence[str] = (),
     own: Sequence[str] = (),
 ) -> bool:
-    """Whether a folder belongs to a config, which its file `name` holds; False when the folder is new.
+    """Returns whether a folder belongs to a config, which its file `name` holds; False when the folder is new.
 
     `free` names top-level keys that may differ, `own` the entries that a new folder may have. Raises ConfigError when
     the folder belongs to another `what`, or holds files of something else.
@@ -231,28 +221,20 @@ def is_claimed(
     return False
 
 
-def is_s3_error(error: Exception) -> bool:
-    """Whether an S3 client has raised it. Its errors are known by name, since the client is not imported for them."""
-    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")
+def _is_s3_error(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore")  # not imported for this
 
 
 def way_out(error: Exception) -> str:
-    """What helps against an error of a disk or an object store; empty when nothing is known."""
-    if is_s3_error(error):
-        return next(advice for part, advice in S3_WAYS_OUT.items() if part in type(error).__name__)
-    number = error.errno if isinstance(error, OSError) else None
-    return WAYS_OUT.get(number or type(error).__name__, "")
-
-
-def _reason(error: Exception, writing: bool) -> str:
-    """What an error of a file system says, and the way out of it."""
-    advice = way_out(error) or ("choose another folder, or make it writable" * writing)
-    reason = str((error.strerror if isinstance(error, OSError) else None) or error)
-    return "; ".join(filter(None, (" ".join(reason.split()), advice)))
+    """Returns what helps against an error of a disk or an object store; "" when nothing is known."""
+    kind = type(error).__name__
+    if _is_s3_error(error):
+        return next(advice for part, advice in ADVICE["s3"].items() if part in kind)
+    return ADVICE["local"].get(errno.errorcode.get(getattr(error, "errno", None) or 0, kind), "")
 
 
 def _runs(pid: str) -> bool:
-    """Whether a process of this machine has the id; what is no id counts as one that runs."""
+    """Returns whether a process of this machine has the id. A text that is not an id counts as a running process."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from clip_core.config import fingerprint
+from clip_core.console import progress_bar, warn
 from clip_data.dataset import ACQUIRE, COMMITS, SUCCESS, UPSTREAM, Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.executors import Executor
@@ -90,22 +90,19 @@ def run_stage(
     ClipDataError if the stage was started with another config, and if all units are done and no row has succeeded;
     their commit records stay. Prints a warning to stderr if few rows have succeeded.
     """
-    from tqdm import tqdm
-
     dataset.open_stage(stage.name, stage.config)
     pending = dataset.pending(stage.name)
     waiting = {unit.name for unit in pending}
     records = dataset.records(stage.name, [unit for unit in dataset.units if unit.name not in waiting])
     done = sum(record["rows"] for record in records)
     good = merge_counts(records)[SUCCESS]
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(unit.rows for unit in dataset.units),
         initial=done,
         desc=label or stage.name,
         unit=" samples",
         unit_scale=True,
-        disable=not progress,
-        mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file keeps every line
+        show=progress,
     )
     with bar:
         for unit, record in executor.run(_Work(dataset.url, stage), pending):
@@ -123,7 +120,7 @@ def run_stage(
                 f"{warning}; to try these rows again, remove {place} (for another config {place}.json too) "
                 f"and run {cause} again"
             )
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     return counts
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clip_core.console import progress_bar
 from clip_data.dataset import ACQUIRE, Dataset, Unit, parse_key
 from clip_data.errors import ClipDataError
 from clip_data.uid import canonical_url
@@ -39,8 +40,6 @@ def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_mi
     units. Raises ClipDataError, and writes nothing, if a name has another form, or matches no row. With
     `allow_missing` a name may match no row; its uid is recorded all the same, for rows that are acquired later.
     """
-    from tqdm import tqdm
-
     if not samples:
         raise ClipDataError("a takedown needs at least one uid, key or URL")
     uids = {name for name in samples if re.fullmatch("[0-9a-f]{32}", name)}
@@ -63,7 +62,7 @@ def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_mi
     done = dataset.committed(ACQUIRE)
     units = [unit for unit in dataset.units if unit.name in done]
     with ThreadPoolExecutor(THREADS) as threads:
-        progress = tqdm(threads.map(find, units), total=len(units), desc="takedown", unit=" units", disable=None)
+        progress = progress_bar(threads.map(find, units), total=len(units), desc="takedown", unit=" units")
         rows = [row for matches in progress for row in matches]
     known = {name for row in rows for name in (row["uid"].hex(), row["key"], canonical_url(row["url"] or ""))}
     missing = [name for name in dict.fromkeys(samples) if urls.get(name, name) not in known]

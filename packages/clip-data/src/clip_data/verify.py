@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from clip_core import ClipError
+from clip_core.console import progress_bar
 from clip_core.store import Store
 from clip_data.dataset import (
     ACQUIRE,
@@ -53,15 +54,13 @@ def verify(url: str, deep: bool = False, *, progress: bool = False) -> list[Prob
     For each committed unit the files must be there with the recorded sizes. `deep` reads every byte: hashes, tar
     members against the sidecar's offsets, recomputed uids, row counts of columns, rows of selections.
     """
-    from tqdm import tqdm
-
     dataset = Dataset.open(url)
     units = {unit.name: unit for unit in dataset.units}
     problems: list[Problem] = []
     for stage in dataset.stages():
         fingerprint = dataset.stage(stage)["fingerprint"]
         committed = sorted(dataset.committed(stage))
-        for unit_name in tqdm(committed, desc=f"verify {stage}", unit=" units", disable=not progress):
+        for unit_name in progress_bar(committed, desc=f"verify {stage}", unit=" units", show=progress):
             if unit_name in units:
                 problems += _unit_problems(dataset, stage, units[unit_name], fingerprint, deep)
             else:

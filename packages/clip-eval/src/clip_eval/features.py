@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_core.config import fingerprint
+from clip_core.console import progress_bar
 from clip_core.files import sha256_of
 from clip_core.store import Store
 from clip_eval.errors import ClipEvalError
@@ -103,7 +104,6 @@ class Embedder:
 
     def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
         """Every sample of the manifest once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
-        from tqdm import tqdm
 
         from clip_data.stream import read_once
 
@@ -125,7 +125,7 @@ class Embedder:
         )
         parts: list[np.ndarray] = []
         strings = {key: [] for key in STRINGS}
-        with tqdm(total=manifest.samples, unit=" images", desc="embed images", disable=None) as bar:
+        with progress_bar(total=manifest.samples, unit=" images", desc="embed images") as bar:
             for batch in samples:
                 parts.append(self._encode_images(batch["image"], precision))
                 for key, values in strings.items():
@@ -147,7 +147,6 @@ class Embedder:
 
     def texts(self, texts: Sequence[str], *, precision: str, batch_size: int) -> TextFeatures:
         """Every text, in the order given. Texts with the same tokens are embedded once and have the same features."""
-        from tqdm import tqdm
 
         name = self._name("texts", precision, texts=hashlib.sha256("\0".join(texts).encode()).hexdigest())
         if self.store.exists(name):
@@ -161,7 +160,7 @@ class Embedder:
                 order.append(ids.tobytes())
                 distinct.setdefault(order[-1], ids)
         row_of, rows, parts = {key: row for row, key in enumerate(distinct)}, list(distinct.values()), []
-        with tqdm(total=len(rows), unit=" texts", desc="embed texts", disable=None) as bar:
+        with progress_bar(total=len(rows), unit=" texts", desc="embed texts") as bar:
             for start in range(0, len(rows), batch_size):
                 parts.append(self._encode_texts(np.stack(rows[start : start + batch_size]), precision))
                 bar.update(len(parts[-1]))

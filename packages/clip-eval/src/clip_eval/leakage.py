@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_core import ClipError
 from clip_core.config import from_dict
+from clip_core.console import warn
 from clip_core.store import Store
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
             sources = [from_dict(Source, source, f"{folder}/config.json") for source in data["sources"]]
             return [*sources, *training_sources(before, seen=[*seen, file])]
     if "clip_train.config" in _metadata(file):
-        print(
-            f"warning: cannot check whether {model} was trained on the tasks' samples: a training run has written it, "
-            "whose config.json is not beside it",
-            file=sys.stderr,
+        warn(
+            f"cannot check whether {model} was trained on the tasks' samples: a training run has written it, "
+            "whose config.json is not beside it"
         )
     return []
 
@@ -73,7 +72,7 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
             training = build_manifest([source])
         except ClipError as error:
             what = "cannot check whether the model was trained on the tasks' samples"
-            print(f"warning: {what}: {error}", file=sys.stderr)
+            warn(f"{what}: {error}")
             continue
         for name, task in checked.items():
             refuse_overlap(training, held_out[name], name=f"task {task.name!r}", option="its overlap = 'allow'")

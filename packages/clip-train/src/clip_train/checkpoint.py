@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_core import ClipError
+from clip_core.console import warn
 from clip_core.files import sha256_of, sync
 from clip_core.store import TEMPORARY, Store
 from clip_models.weights.tensorfiles import write_safetensors
@@ -180,10 +180,9 @@ class Checkpoints:
             path.rename(aside)
         except OSError as error:
             raise ClipTrainError(f"the checkpoint {path} is damaged ({reason}) and cannot be moved: {error}") from error
-        print(
-            f"warning: the checkpoint {path} is damaged: {reason}; it is now {aside.name}, and the run continues "
-            f"from step {instead}",
-            file=sys.stderr,
+        warn(
+            f"the checkpoint {path} is damaged: {reason}; it is now {aside.name}, and the run continues "
+            f"from step {instead}"
         )
         return {"folder": str(aside), "checkpoint": path.name, "reason": reason}
 

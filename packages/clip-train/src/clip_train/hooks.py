@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from clip_core.console import progress_bar
 from clip_data.stream import OnceReader, SampleStream
 from clip_train.checkpoint import Checkpoints
 from clip_train.errors import ClipTrainError
@@ -58,13 +56,13 @@ class Logging(RunHook):
         if self.log:
             event = {"step": loop.start, "event": "resume" if loop.start else "start", "ranks": self.world.size}
             self.log.write(event)
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 total=loop.steps,
                 initial=loop.start,
                 desc="train",
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file keeps every line
+                show=True,
             )
 
     def on_step(self, loop: Loop, step: Step) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_core.console import warn
 from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError, RankLost
 from clip_train.launch import Launch, read_launch
@@ -122,7 +122,7 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
         if isinstance(error, RuntimeError) and (lost := peers.lost()):
             how = f"rank {launch.rank} cannot go on: {lost}"
             if watch.wanted:
-                print(f"warning: {how}", file=sys.stderr)
+                warn(how)
                 raise watch.ending() from error
             raise RankLost(how) from error
         raise

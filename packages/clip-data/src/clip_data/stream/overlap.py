@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
+from clip_core.console import progress_bar
 from clip_data.dataset import Unit, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Manifest, Part
@@ -55,4 +55,4 @@ def _each_unit(manifest: Manifest, what: str, use: Callable[[np.ndarray], np.nda
 
     pairs = [(part, unit) for part in manifest.parts for unit in part.units]
     with ThreadPoolExecutor(THREADS) as threads:
-        yield from tqdm(threads.map(read, pairs), total=len(pairs), desc=what, unit="unit", disable=None, leave=False)
+        yield from progress_bar(threads.map(read, pairs), total=len(pairs), desc=what, unit="unit", leave=False)

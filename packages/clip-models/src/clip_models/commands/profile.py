@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from clip_core.console import progress_bar
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -19,15 +21,13 @@ class Config:
 
 
 def run(config: Config) -> int:
-    from tqdm import tqdm
-
     from clip_models.inference.profiling import Profile, profile
     from clip_models.specs import get_model_spec, list_models
 
     specs = [get_model_spec(name) for name in config.models or list_models()]
     names = [f.name for f in dataclasses.fields(Profile)]
     rows = []
-    for spec in tqdm(specs, unit="model", leave=False, disable=len(specs) < 4 or None):
+    for spec in progress_bar(specs, unit="model", leave=False, show=None if len(specs) > 3 else False):
         row = dataclasses.asdict(profile(spec))
         rows.append({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
     if config.format == "json":

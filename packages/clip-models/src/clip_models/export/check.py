@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from clip_core.console import progress_bar
 from clip_models.errors import ClipModelsError
 from clip_models.export.formats import Exported
 
@@ -65,7 +65,7 @@ def _compare(
     """Returns ((features, exported features), both float64 and L2-normalised; the largest 1 − cosine between them)."""
     ours, theirs = [], []
     # Batches of other sizes than the one that was traced, an odd one at the end included.
-    for batch in tqdm(inputs.split(_BATCH), desc=f"checking {what}", leave=False, disable=None):
+    for batch in progress_bar(inputs.split(_BATCH), desc=f"checking {what}", leave=False):
         with torch.no_grad():
             ours.append(F.normalize(tower(batch).double(), dim=-1))
         theirs.append(F.normalize(run(batch).double(), dim=-1))

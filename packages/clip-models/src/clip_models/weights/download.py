@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from clip_core.console import progress_bar
 from clip_core.files import sha256_of
 from clip_models.errors import ClipModelsError
 from clip_models.weights.content import inspect
@@ -126,15 +127,13 @@ def _complete(download: _Download) -> None:
 
 def _receive(download: _Download) -> bool:
     """Appends the bytes of one connection; returns whether the file is complete."""
-    from tqdm import tqdm
-
     name = download.partial.stem
     with _open_at(download.url, download.arrived, download.headers) as (source, start, total):
         if download.size is None:
             download.size = total
         with _writing(download.partial):
             file = open(download.partial, "r+b" if start else "wb")  # noqa: SIM115 -- closed below
-        with file, tqdm(total=download.size, initial=start, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        with file, progress_bar(total=download.size, initial=start, desc=name, unit="B", unit_scale=True) as bar:
             file.seek(start)
             while chunk := source.read(_CHUNK):
                 with _writing(download.partial):

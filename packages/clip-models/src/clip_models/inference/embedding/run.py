@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_core import ImageError, load_image
+from clip_core.console import progress_bar
 from clip_models.errors import ClipModelsError, first_line, local_path
 from clip_models.inference.embedding.config import FREE, EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
@@ -138,7 +139,6 @@ class _Run:
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     def execute(self, encoder: Encoder, output: str) -> EmbedSummary:
-        from tqdm import tqdm
 
         self.encoder = encoder
         described = self._describe()
@@ -147,7 +147,7 @@ class _Run:
         totals, rejected = Counter[str](samples=0, rows=0, truncated=0, parts=0), Counter[str]()
         building = _Building()
         with (
-            tqdm(unit=" samples", unit_scale=True, disable=not self.progress) as bar,
+            progress_bar(unit=" samples", unit_scale=True, show=self.progress) as bar,
             self.folder.list_unused() as self.list_unused,
             self._feed() as items,
         ):
