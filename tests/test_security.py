@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 POLICY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_guarantee_names_tests_that_exist():
     guarantees = POLICY.partition("## Guarantees")[2].partition("## What is not")[0]
     rows = [line for line in guarantees.splitlines() if re.match(r"\| (?!guarantee)", line)]

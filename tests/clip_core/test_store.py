@@ -296,6 +296,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_partial(tmp_path):
     for attempt in range(4):
         writer = subprocess.Popen(

@@ -26,6 +26,7 @@ def call(capsys, *args: str) -> tuple[int, str, str]:
     return stop.value.code, out, err
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_urls_to_a_selection(tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -179,6 +180,7 @@ def test_a_reader_that_leaves_is_no_error():
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy(tmp_path):
     for args in ((), ("--help",)):
         assert subprocess.run([PROGRAM, *args], capture_output=True, text=True, check=True).stdout.startswith("usage:")
@@ -207,6 +209,7 @@ def test_each_command_lists_its_flags(capsys, command):
     assert cli.COMMANDS[command][1] in out
 
 
+@pytest.mark.slow
 def test_the_readme_s_example_runs_as_printed(tmp_path):
     readme = Path(__file__).parents[2] / "packages" / "clip-data" / "README.md"
     (tmp_path / "example.py").write_text(readme.read_text().split("```python\n")[1].split("```")[0])

@@ -50,6 +50,7 @@ def test_help_needs_no_heavy_library(command):
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_run_prints_a_table_and_writes_rows(recipe):
     done = run("run", recipe, "--model", recipe.parent / "model.safetensors")
     assert done.returncode == 0, done.stderr

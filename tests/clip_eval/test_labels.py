@@ -212,6 +212,7 @@ def imagenet(tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     return folder, tuple(metadata["IMAGENET_CLASSNAMES"])
 
 
+@pytest.mark.slow
 def test_imagenet_names_with_two_that_repeat(imagenet, tmp_path):
     folder, names = imagenet
     assert (len(names), len(set(names))) == (1000, 998)

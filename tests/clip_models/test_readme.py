@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[2] / "packages" / "clip-models" / "README.md"
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_printed(tmp_path):
     code, output = re.findall(r"```(?:python|text)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[:2]
     assert len([line for line in code.splitlines() if line]) == 10

@@ -43,6 +43,7 @@ def on_ranks(kind: str, training: bool) -> dict[str, np.ndarray]:
         return one_step(kind, world, training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", VISION)
 def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training):
@@ -69,5 +70,6 @@ def on_unequal_ranks() -> list[float]:
     return []
 
 
+@pytest.mark.slow
 def test_a_layer_in_eval_mode_needs_no_other_rank():
     assert run_ranks(2, on_unequal_ranks)[0] == pytest.approx([-1, 1], abs=1e-4)

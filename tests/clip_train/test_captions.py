@@ -52,6 +52,7 @@ def test_it_travels_to_readers_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_ends_at_a_caption_that_does_not_fit_and_goes_on_once_it_may_be_cut(tmp_path, workers):
     samples = boxes(16, seed=0)

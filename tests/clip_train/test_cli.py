@@ -63,6 +63,7 @@ def test_help_loads_nothing_heavy(arguments):
     assert not re.search(r"\| +(torch|ray|PIL|aiohttp|tensorboard)$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_flags_override_the_recipe_and_the_end_is_told(monkeypatch, capsys, recipe, tmp_path):
     code, output, errors = call(monkeypatch, capsys, "fit", recipe, "--train.steps", "1", "--optim.lr", "1e-3")
     assert code == 0, errors
@@ -116,6 +117,7 @@ def test_weights_of_another_architecture(monkeypatch, capsys, recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_without_an_intact_checkpoint_the_run_ends_in_one_line_and_stays_as_it_is(
     monkeypatch, capsys, recipe, tmp_path
 ):
@@ -214,6 +216,7 @@ def test_a_run_folder_of_another_run(monkeypatch, capsys, recipe, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_ranks_cannot_share(recipe, tmp_path):
     port = free_port()
     ranks = [

@@ -95,6 +95,7 @@ def logged(run: Path, step: int):
     return lambda: log.exists() and f'{{"step": {step}, "epoch"' in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     config, result = uninterrupted
     run = Path(config.run)
@@ -154,6 +155,7 @@ def test_done_json_can_be_removed_to_export_again(uninterrupted):
     assert fit(config) == result
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_bits(recipe, uninterrupted, tmp_path):
     config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
     run = Path(config.run)
@@ -188,6 +190,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(recipe, uninterrupted, tmp_p
 TIMES = ("samples_per_s", "loader_wait_s", "wait_s", "time_s")
 
 
+@pytest.mark.slow
 def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, tmp_path):
     config = dataclasses.replace(
         recipe,
@@ -207,6 +210,7 @@ def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, t
     assert endings[1] == ("", "")
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path):
     exact = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision="fp32"))
     alone = dataclasses.replace(exact, run=str(tmp_path / "alone"))
@@ -230,6 +234,7 @@ def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, 
     assert [(line["event"], line["ranks"]) for line in starts] == [("start", 2), ("resume", 1)]
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_same_bits_twice_in_bf16(recipe, tmp_path):
     results = []
     for name in ("one", "two"):
@@ -244,6 +249,7 @@ def test_two_threads_give_the_same_bits_twice_in_bf16(recipe, tmp_path):
     assert results[0].model_sha256 == results[1].model_sha256
 
 
+@pytest.mark.slow
 def test_the_caller_keeps_its_generator_threads_and_signal_handlers(recipe, tmp_path):
     threads, handlers = torch.get_num_threads(), [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
     torch.manual_seed(5)
@@ -254,6 +260,7 @@ def test_the_caller_keeps_its_generator_threads_and_signal_handlers(recipe, tmp_
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
 
 
+@pytest.mark.slow
 def test_training_starts_from_given_weights(recipe, uninterrupted, tmp_path):
     config = dataclasses.replace(
         recipe,
@@ -265,6 +272,7 @@ def test_training_starts_from_given_weights(recipe, uninterrupted, tmp_path):
     assert steps_of(config.run)[0]["loss"] < steps_of(uninterrupted[0].run)[0]["loss"] * 0.9
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(recipe, uninterrupted, tmp_path, capsys):
     config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
     shutil.copytree(uninterrupted[0].run, config.run)
@@ -296,6 +304,7 @@ def cut_shards(root: Path, count: int) -> None:
         tar.write_bytes(tar.read_bytes()[:600])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "read"), [("data", "40 samples"), ("val", "20 held-out samples")])
 def test_too_many_corrupt_samples_end_the_run(recipe, tmp_path, datasets, where, read):
     for name in ("train", "val"):
@@ -318,6 +327,7 @@ def test_too_many_corrupt_samples_end_the_run(recipe, tmp_path, datasets, where,
     assert fit(all_allowed).steps == 5
 
 
+@pytest.mark.slow
 def test_the_ranks_judge_corrupt_samples_together(recipe, tmp_path, datasets):
     shutil.copytree(datasets / "train", tmp_path / "train")
     cut_shards(tmp_path / "train", 1)
@@ -334,6 +344,7 @@ def test_the_ranks_judge_corrupt_samples_together(recipe, tmp_path, datasets):
     assert "of the 40 samples read so far are corrupt" in endings[0][1]
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_that_of_the_evaluation_preprocessing(recipe, tmp_path, datasets):
     # Crops of a fifth of the image and flips in training: a validation that used them would have another loss.
     config = dataclasses.replace(
@@ -361,6 +372,7 @@ def test_the_held_out_loss_is_that_of_the_evaluation_preprocessing(recipe, tmp_p
     assert result.val_loss == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_held_out_samples_in_the_training_data_are_refused_unless_allowed(recipe, tmp_path, datasets):
     dataset = Dataset.open(str(datasets / "train"))
     if "some" not in dataset.selections():
@@ -380,6 +392,7 @@ def test_held_out_samples_in_the_training_data_are_refused_unless_allowed(recipe
     assert fit(allowed).val_loss is not None
 
 
+@pytest.mark.slow
 def test_samples_that_changed_under_a_run_are_refused(recipe, tmp_path, datasets):
     shutil.copytree(datasets / "train", tmp_path / "data")
     config = dataclasses.replace(

@@ -53,6 +53,7 @@ def test_large_scales_do_not_overflow():
     assert math.isfinite(loss.item())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_batch():
     image, text = (t.requires_grad_() for t in features(8192, channels=4))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -87,6 +88,7 @@ def gradients_of_this_rank(pairs: int) -> tuple[float, dict[str, list[float]]]:
     return loss.item(), {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_have_the_loss_and_the_gradient_of_one_process(size):
     wanted_loss, wanted = gradients_of_this_rank(24)

@@ -50,6 +50,7 @@ def test_a_task_from_outside_is_trained_and_belongs_to_the_identity_of_the_run(r
         run("shifted", f'task.kind = "{kind}"\noptim.lr = 1e-3')
 
 
+@pytest.mark.slow
 def test_a_loss_from_outside_is_minimised(run):
     _, _, ours = run("ours", 'optim.lr = 1e-3\ntask.loss = "contrastive"')
     _, _, rows = run("distance", f'optim.lr = 1e-3\ntask.loss = "{HERE}:distance"')

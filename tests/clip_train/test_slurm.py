@@ -60,6 +60,7 @@ def wait_for(condition, what: str, seconds: float = 90) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_warned_of_its_end_is_queued_again_and_goes_on(slurm, tmp_path, datasets):
     config = FitConfig(
         run=str(tmp_path / "run"),

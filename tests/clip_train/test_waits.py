@@ -51,6 +51,7 @@ def saved(config: FitConfig) -> list[int]:
     return sorted(int(path.name[5:]) for path in (Path(config.run) / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_joins_is_named(endless, tmp_path):
     (process,) = start_ranks(within(endless, 2), tmp_path, (0,))
     code, line = ended(process)
@@ -59,6 +60,7 @@ def test_a_rank_that_never_joins_is_named(endless, tmp_path):
     assert "train.timeout" in line
 
 
+@pytest.mark.slow
 def test_a_host_that_is_not_known_is_named(endless, tmp_path):
     environment = {**rank_environment(0, 2, free_port()), "MASTER_ADDR": "no-such-host.invalid"}
     errors = start(within(endless, 2), tmp_path, environment).communicate(timeout=60)[1]
@@ -66,12 +68,14 @@ def test_a_host_that_is_not_known_is_named(endless, tmp_path):
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_rank_0_that_never_joins_is_named(endless, tmp_path):
     (process,) = start_ranks(within(endless, 2), tmp_path, (1,))
     code, line = ended(process)
     assert (code, line[:39]) == (2, "error: rank 1: rank 0 has not come to M")
 
 
+@pytest.mark.slow
 def test_a_stop_signal_ends_a_rank_that_waits_for_others(endless, tmp_path):
     port = free_port()
     process = start(endless, tmp_path, rank_environment(0, 2, port))

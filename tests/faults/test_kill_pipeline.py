@@ -5,8 +5,6 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 from tests.support.pipeline import SHORT, alive, command, digests, free_port, run
 
 PRODUCTS = (
@@ -22,7 +20,6 @@ PRODUCTS = (
 )
 
 
-@pytest.mark.slow
 def test_a_pipeline_killed_again_and_again_ends_the_same(tmp_path):
     port = f"--input.port={free_port()}"
     whole = run("end_to_end.py", "--output", tmp_path / "run", port, *SHORT)

@@ -103,7 +103,6 @@ def test_no_table(tmp_path):
     assert refused(done, "urls.parquet")
 
 
-@pytest.mark.slow
 def test_a_stage_in_which_every_row_fails_stops_the_pipeline(tmp_path):
     out, options = tmp_path / "run", ("--acquire.allow-private", "False", f"--input.port={free_port()}")
     done = run("end_to_end.py", "--output", out, *options, *SHORT)

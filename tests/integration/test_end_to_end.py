@@ -10,8 +10,6 @@ import pytest
 from clip_data.demo import KINDS
 from tests.support.pipeline import SHORT, digests, free_port, run
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

@@ -103,7 +103,6 @@ def place(tmp_path_factory):
         os.environ.update(before)
 
 
-@pytest.mark.slow
 def test_data_training_and_evaluation_from_a_bucket(place):
     folder, environment = place
     assert "acquire" in run(printed("uv run clip-data status"), folder, environment)
@@ -116,7 +115,6 @@ def test_data_training_and_evaluation_from_a_bucket(place):
     assert "scores of 2 shards" in run(printed("uv run pipelines/score_clip.py"), folder, environment)
 
 
-@pytest.mark.slow
 def test_a_unit_fetched_again_on_a_ray_cluster_has_the_same_bytes(place):
     folder, environment = place
     dataset = Dataset.open("s3://my-bucket/dataset")
@@ -152,7 +150,6 @@ def test_a_unit_fetched_again_on_a_ray_cluster_has_the_same_bytes(place):
     assert verify("s3://my-bucket/dataset", deep=True) == []
 
 
-@pytest.mark.slow
 def test_the_first_block_needs_python_alone(tmp_path):
     """uv of the package index, with nothing else on the PATH, runs the two commands in this checkout."""
     install, *commands = COMMANDS[:3]

@@ -157,7 +157,6 @@ def test_prompts_go_on_as_there():
     assert one.ndim == 1
 
 
-@pytest.mark.slow
 def test_full_size():
     config = open_clip.get_model_config("coca_ViT-B-32")
     config.pop("custom_text")

@@ -8,7 +8,7 @@ from clip_models.specs import get_model_spec
 from clip_models.towers.common import NoRandomInit
 
 open_clip = pytest.importorskip("open_clip")
-pytestmark = [pytest.mark.parity, pytest.mark.slow]
+pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("name", ["RN50", "convnext_base_w", "ViT-B-16-SigLIP", "EVA02-B-16"])

@@ -273,7 +273,6 @@ def test_positions_are_resized_as_openclip_does(old, new):
     assert largest_difference(mine, (state["visual.positional_embedding"], state["positional_embedding"])) < 1e-6
 
 
-@pytest.mark.slow
 def test_vit_b_32_of_full_size():
     spec = clip_models.get_model_spec("ViT-B-32")
     torch.manual_seed(0)

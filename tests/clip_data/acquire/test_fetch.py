@@ -263,6 +263,7 @@ def test_no_host_sees_more_than_its_share():
         assert server.busiest == 3
 
 
+@pytest.mark.slow
 def test_a_busy_host_holds_no_slot_and_waiting_is_not_counted():
     """15 fetches of 0.1 s through one place take 1.5 s, each within its total of 0.8 s; another host is not held up."""
     with HostileServer().running() as busy, HostileServer("127.0.0.2").running() as free:

@@ -159,6 +159,7 @@ def test_a_date_that_python_has_not_stops_nothing(tmp_path, server):
     assert described[1]["t"] == "1970-01-01 00:00:00.000"
 
 
+@pytest.mark.slow
 def test_the_same_bytes_come_from_any_concurrency(tmp_path, server):
     rows = mixed_rows(server, 20)
     found = []
@@ -344,6 +345,7 @@ def test_slow_rows_do_not_hold_up_the_others(tmp_path, server):
     assert record["seconds"] < 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_unit(tmp_path, server):
     """1,000 stored pictures of 120 kB would be 120 MB."""
     url = server.put("a.png", encode(noise(200, 200), "PNG", compress_level=0))

@@ -154,6 +154,7 @@ def test_drip_completes_slowly(server):
     assert time.monotonic() - start > 0.5
 
 
+@pytest.mark.slow
 def test_stalls_and_the_trickle_never_complete(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=1.0)
     connection.request("GET", "/stall_first_byte/0/3.jpg")

@@ -36,6 +36,7 @@ def root(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_corrupt_sample_is_replaced_counted_and_shifts_nothing(root, tmp_path):
     damaged = stream_dataset(tmp_path / "damaged", corrupt=CORRUPT)
     bad = {
@@ -141,6 +142,7 @@ def test_a_damaged_sidecar_is_an_error_that_names_it(tmp_path):
         list(islice(samples, 8))
 
 
+@pytest.mark.slow
 def test_killed_workers_are_started_again_without_a_trace_in_the_batches(root):
     with stream(manifest_of(root)) as samples:
         expected = content(islice(samples, 12))
@@ -158,6 +160,7 @@ def test_killed_workers_are_started_again_without_a_trace_in_the_batches(root):
     assert not set(children(os.getpid())) - others
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_named_and_replaced(root, caplog):
     with stream(manifest_of(root)) as samples:
         expected = content(islice(samples, 8))
@@ -174,6 +177,7 @@ def test_a_stopped_worker_is_named_and_replaced(root, caplog):
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_before_it_has_started_blocks_nothing(root, monkeypatch):
     def start_stopped(*args):
         process = start(*args)
@@ -192,6 +196,7 @@ def test_a_worker_that_is_stopped_before_it_has_started_blocks_nothing(root, mon
         next(samples)
 
 
+@pytest.mark.slow
 def test_a_worker_that_gives_no_batch_is_an_error(root):
     with (
         stream(manifest_of(root), workers=1, tokenizer=sleepy, timeout=4.0) as samples,
@@ -202,6 +207,7 @@ def test_a_worker_that_gives_no_batch_is_an_error(root):
         next(samples)
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying_are_an_error(root):
     with (
         stream(manifest_of(root), workers=1, tokenizer=deadly) as samples,

@@ -54,6 +54,7 @@ def reference(manifest):
     return content(batches(manifest, 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 3), (2, 0), (2, 3), (4, 0), (4, 1)])
 def test_global_batches_depend_neither_on_ranks_nor_on_workers(manifest, reference, world, workers):
     assert content(global_batches(manifest, 20, world, workers=workers)) == reference

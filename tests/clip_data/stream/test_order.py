@@ -60,6 +60,7 @@ def test_positions_of_a_stream_run_through_the_epochs_without_a_gap(counts, stre
             assert order.locate(stream, position) == (epoch, offset)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(counts, st.sampled_from([(4, 4), (6, 3), (8, 2), (5, 1)]), st.integers(1, 3))
 def test_global_batches_see_each_sample_once_an_epoch(counts, shape, epochs):

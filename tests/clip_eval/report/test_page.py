@@ -255,6 +255,7 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
     raise AssertionError(f"nothing listens on port {port}")
 
 
+@pytest.mark.slow
 def test_every_input_and_the_page_may_lie_in_a_bucket(place, tmp_path, bucket, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = Store(f"{bucket}/run")

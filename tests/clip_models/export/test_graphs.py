@@ -32,6 +32,7 @@ def run_onnx(path, name, value):
     return onnxruntime.InferenceSession(path).run(None, {name: value})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_onnx_gives_the_models_features_for_every_batch(model, onnx_folder, batch):
     pixels = torch.rand(batch, 3, 24, 24)
@@ -68,6 +69,7 @@ def test_a_tower_holds_its_own_weights_only(model, onnx_folder):
     assert (onnx_folder / "image.onnx").stat().st_size < 1.5 * bytes_of_image
 
 
+@pytest.mark.slow
 def test_torch_export_runs_without_this_package(model, tmp_path):
     check = export_model(model, "torch-export", tmp_path / "out", pairs=20)
     assert check.max_cosine_difference < 1e-6
@@ -79,6 +81,7 @@ def test_torch_export_runs_without_this_package(model, tmp_path):
         torch.testing.assert_close(program.module()(image), model.encode_image(image), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_refused_and_nothing_is_left(model, tmp_path, monkeypatch):
     export = graphs.export_program
 
@@ -109,6 +112,7 @@ def test_bad_requests_are_named(model, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["torch-export", "open-clip"])
 def test_low_precision_is_checked_against_the_model_which_stays_as_it_was(model, tmp_path, to):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -119,6 +123,7 @@ def test_low_precision_is_checked_against_the_model_which_stays_as_it_was(model,
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.slow
 def test_exporting_is_quiet(onnx_folder, model, tmp_path, caplog):
     export_model(model, "onnx", tmp_path / "out", pairs=2)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []

@@ -91,6 +91,7 @@ def model():
     return clip_models.create_model("ViT-Ti-4-24", seed=5).eval()
 
 
+@pytest.mark.slow
 def test_what_was_pushed_loads_under_its_name(uploads, model, tmp_path):
     url = push_to_hub(
         model, REPO, licence="mit", training_data="made-up scenes", metrics={"ImageNet top-1": 0.25}, token="t"

@@ -17,6 +17,7 @@ def make(family):
     return build_model(FAMILIES[family]).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ON_CPU)
 @pytest.mark.parametrize("family", ["vit", "custom text", "coca", "modern", "hf", "timm"])
 def test_features_stay_near(scheme, family, capsys):
@@ -52,6 +53,7 @@ def test_in_bf16():
     assert quantize(model, "int8-weight-only", verbose=False).image_cosine >= 0.99
 
 
+@pytest.mark.slow
 def test_the_state_dict_can_be_kept(tmp_path):
     model, again = make("custom text"), make("custom text")
     quantize(model, "int8-dynamic", verbose=False)

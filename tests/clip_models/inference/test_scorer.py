@@ -60,6 +60,7 @@ def test_an_empty_caption_has_no_similarity(weights):
     assert scorer.score(batch([])).num_rows == 0
 
 
+@pytest.mark.slow
 def test_scores_of_a_dataset(tmp_path, weights):
     samples = [
         {"caption": CAPTIONS[row % 4] if row != 3 else " ", "image": None if row == 1 else picture(row)}

@@ -100,6 +100,7 @@ def draw_family(name, **root):
     return clip_models.CLIP(spec), torch.randn(3, 3, 48, 48), ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "checkpointing"), [("vit", True), ("clipa", False), ("worldwide", False), ("class-token", False)]
 )

@@ -32,6 +32,7 @@ def build(spec) -> CoCa:
     return random_coca(spec, gain=2.0).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 @SPECS
 @torch.no_grad()

@@ -69,6 +69,7 @@ def features_of(model, spec):
         return model.encode_image(image), model.encode_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["bf16", "pure_bf16", "fp16"])
 def test_features_in_low_precision_are_near_those_in_float32(family, precision):

@@ -62,7 +62,7 @@ FOREIGN = {
     "s3": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document (AccessDenied)"),
     "json": (b'{"error": "Repository not found"}', 'JSON ({"error": "Repository not found"})'),
     "text": ("Entry not found, \u00e9".encode(), "text (Entry not found"),
-    "gzip": (gzip.compress(b"x"), "a gzip archive; unpack it"),
+    "gzip": (gzip.compress(b"x", mtime=0), "a gzip archive; unpack it"),
     "tar": (tarred(), "a tar archive; unpack it"),
     "zip": (zipped(readme="x", model="y"), "a zip archive without weights of PyTorch or NumPy (in it: model, readme)"),
     "gguf": (b"GGUF\x03\0\0\0", "a GGUF model"),

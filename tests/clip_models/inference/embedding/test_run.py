@@ -49,6 +49,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "npy"])
 def test_images_of_every_source_have_the_features_of_the_model(tmp_path, model, form):
     numbers = range(11)
@@ -70,6 +71,7 @@ def test_images_of_every_source_have_the_features_of_the_model(tmp_path, model, 
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_captions_and_pairs(tmp_path, model):
     texts = [caption(number) for number in range(7)] + ["word " * 60]
     (tmp_path / "captions.txt").write_text("\n".join(texts))
@@ -176,6 +178,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, weights):
     """Killed at its start, and twice in the middle of a part."""
     embeddings.folder(tmp_path / "f", 120)

@@ -44,6 +44,7 @@ def test_a_spec_may_be_a_rectangle():
     assert tower(torch.randn(1, 3, 96, 64)).shape == (1, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_recomputation_gives_the_same_gradients_and_counts_statistics_once(image, compiled):
     results = []

@@ -54,6 +54,7 @@ def test_groups_name_every_parameter_once_and_lock_from_the_input(family):
         tower.lock(-1)
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay_in_the_locked_part_only():
     tower, config = build(TRUNKS["fastvit"]), TRUNKS["fastvit"]
     groups = tower.layer_groups()
@@ -66,6 +67,7 @@ def test_frozen_statistics_stay_in_the_locked_part_only():
     assert not {name for name in changed if name.rpartition(".")[0] in locked}
 
 
+@pytest.mark.slow
 def test_recomputation_gives_the_same_gradients(family):
     config, results = TRUNKS[family], []
     for enable in (False, True):
@@ -81,6 +83,7 @@ def test_recomputation_gives_the_same_gradients(family):
         torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_intermediates(family):
     config = TRUNKS[family]
     tower, image = build(config).eval(), image_for(config)

@@ -94,6 +94,7 @@ def test_groups_name_every_parameter_once_and_lock_from_the_input(kind):
     assert all(NORMS[kind] in name for name in trained)
 
 
+@pytest.mark.slow
 def test_recomputation_gives_the_same_gradients(kind):
     results = []
     for enable in (False, True):

@@ -53,6 +53,7 @@ def captions(*lengths, total=24):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_never_changes_a_feature(kind):
     tower = build(KINDS[kind])

@@ -53,6 +53,7 @@ def test_weights_of_b_32_in_another_architecture(base_32, asked, causes, absent)
     assert message.endswith("; these weights fit ViT-B-32, ViT-B-32-quickgelu: ask for that architecture")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "asked", "cause"),
     [
