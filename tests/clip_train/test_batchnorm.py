@@ -8,6 +8,7 @@ import torch
 
 from clip_models import ModelSpec, ResNetConfig, TimmConfig, get_model_spec, get_tokenizer
 from clip_models.model import build_model
+from clip_train.gradients import Gradients
 from clip_train.parallel import World, join_world
 from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support.distributed import run_ranks
@@ -32,9 +33,9 @@ def one_step(kind: str, world: World, training: bool = True) -> dict[str, np.nda
     images = generator.integers(0, 256, (PAIRS, 3, 32, 32), dtype=np.uint8)
     text = get_tokenizer("ViT-Ti-4-24").encode_numpy([f"number {number}" for number in range(PAIRS)])
     task.model.train(training)
-    loss = task.losses(task.prepare({"image": images[share], "text": text[share]}))["loss"]
-    loss.backward()
-    values = {"loss": loss.detach(), **{f"grad {name}": p.grad for name, p in task.model.named_parameters()}}
+    batch = task.prepare({"image": images[share], "text": text[share]})
+    loss = Gradients(task, world).backward(batch, 0)["loss"]
+    values = {"loss": loss, **{f"grad {name}": p.grad for name, p in task.model.named_parameters()}}
     return {name: t.double().numpy() for name, t in {**values, **dict(task.model.named_buffers())}.items()}
 
 

@@ -11,7 +11,7 @@ from clip_train.optim.build import make_optimizer
 
 
 class Square:
-    """The task of bringing a weight to zero."""
+    """The task of bringing a weight to zero, and its gradient."""
 
     def __init__(self) -> None:
         self.model = torch.nn.Module()
@@ -21,8 +21,10 @@ class Square:
     def prepare(self, batch):
         return batch
 
-    def losses(self, batch):
-        return {"loss": (self.model.weight * batch["factor"]).square().sum() / 2}
+    def backward(self, batch, step):
+        loss = (self.model.weight * batch["factor"]).square().sum() / 2
+        loss.backward()
+        return {"loss": loss.detach()}
 
     def report(self):
         return {}
@@ -50,7 +52,7 @@ def make_loop(factors, **options) -> tuple[Loop, Recorder]:
     optimizer = make_optimizer(task.model, OptimConfig(lr=1.0, weight_decay=0.0))
     batches = ({"factor": factor} for factor in factors)
     options = {"rate": lambda step: 0.1 / (step + 1), "steps": 3, **options}
-    return Loop(task=task, optimizer=optimizer, batches=batches, hooks=[recorder], **options), recorder
+    return Loop(task=task, gradients=task, optimizer=optimizer, batches=batches, hooks=[recorder], **options), recorder
 
 
 def test_hooks_see_every_step_with_its_rate_and_its_gradient_norm():

@@ -7,10 +7,14 @@ import torch
 
 from clip_models import CLIP, ModelSpec, create_model, get_model_spec, get_tokenizer
 from clip_models.model import build_model
+from clip_train import TaskConfig
 from clip_train.errors import ClipTrainError
+from clip_train.gradients import Gradients
 from clip_train.parallel import World
 from clip_train.tasks.base import Task
+from clip_train.tasks.coca import CoCaConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
+from clip_train.tasks.siglip import SigLIPConfig
 from tests.support.coca import TINY as COCA
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -33,10 +37,14 @@ def make_batch(pairs: int = 6) -> dict[str, np.ndarray]:
 def test_images_are_normalised_by_the_mean_and_std_of_the_model():
     batch, spec = make_batch(), get_model_spec("ViT-Ti-4-24")
     spec = replace(spec, preprocess=replace(spec.preprocess, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5)))
-    prepared = build(build_model(spec)).prepare(batch)
+    task, seen = build(build_model(spec)), []
+    task.model.visual.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    prepared = task.prepare(batch)
+    assert prepared["image"].dtype == torch.uint8
+    task.evaluate(prepared)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.5)))
-    np.testing.assert_allclose(prepared["image"].numpy(), (batch["image"] / 255 - mean) / std, atol=1e-5)
-    assert prepared["image"].dtype == torch.float32
+    np.testing.assert_allclose(seen[0].numpy(), (batch["image"] / 255 - mean) / std, atol=1e-5)
+    assert seen[0].dtype == torch.float32
 
 
 def test_bf16_is_near_fp32_and_its_loss_is_fp32():
@@ -44,7 +52,7 @@ def test_bf16_is_near_fp32_and_its_loss_is_fp32():
     losses = {}
     for precision in ("fp32", "bf16"):
         task = make_task(precision)
-        losses[precision] = task.losses(task.prepare(batch))["loss"]
+        losses[precision] = Gradients(task, HERE).backward(task.prepare(batch), 0)["loss"]
     assert losses["bf16"].dtype == torch.float32
     assert losses["bf16"].item() != losses["fp32"].item()
     assert losses["bf16"].item() == pytest.approx(losses["fp32"].item(), rel=0.02)
@@ -57,7 +65,7 @@ def test_evaluation_has_no_gradient_and_goes_back_to_training():
     loss = task.evaluate(prepared)
     assert not loss.requires_grad
     assert task.model.training
-    assert loss.item() == pytest.approx(task.losses(prepared)["loss"].item(), rel=1e-6)
+    assert loss.item() == pytest.approx(Gradients(task, HERE).backward(prepared, 0)["loss"].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("before", "after"), [(9.0, math.log(100)), (-1.0, 0.0), (3.0, 3.0)])
@@ -73,16 +81,23 @@ def test_the_logit_scale_stays_between_1_and_100(before, after):
 VIT = get_model_spec("ViT-Ti-4-24")
 
 
+SIGLIP = replace(VIT, name="siglip", init_logit_bias=-10.0)
+
+
 @pytest.mark.parametrize(
-    ("spec", "reason"),
+    ("config", "spec", "reason"),
     [
-        (COCA, "'coca-tiny' cannot be trained contrastively: the model is a CoCa, and its decoder needs"),
-        (replace(VIT, name="siglip", init_logit_bias=-10.0), "'siglip' .* its logit_bias would be ignored"),
+        (ContrastiveConfig(), COCA, "'coca-tiny' does not fit task.kind = 'contrastive': it is a CoCa, .* 'coca'"),
+        (ContrastiveConfig(), SIGLIP, "'siglip' .* its logit_bias would be ignored; choose task.kind = 'siglip'"),
+        (SigLIPConfig(), VIT, "'ViT-Ti-4-24' does not fit task.kind = 'siglip': it has no init_logit_bias"),
+        (SigLIPConfig(), replace(COCA, init_logit_bias=-10.0), "does not fit task.kind = 'siglip': it is a CoCa"),
+        (CoCaConfig(), VIT, "'ViT-Ti-4-24' does not fit task.kind = 'coca': it has no decoder"),
+        (CoCaConfig(caption_weight=-1.0), COCA, r"task\.caption_weight = -1\.0 must be at least 0"),
     ],
 )
-def test_a_model_of_another_objective_is_refused(spec: ModelSpec, reason: str):
+def test_a_model_of_another_objective_is_refused(config: TaskConfig, spec: ModelSpec, reason: str):
     with pytest.raises(ClipTrainError, match=reason):
-        build(build_model(spec))
+        config.check(spec)
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
@@ -90,4 +105,4 @@ def test_a_model_without_pooling_is_refused(tower):
     spec = replace(VIT, **{tower: replace(getattr(VIT, tower), pool_type="none")})
     task = build(build_model(spec))
     with pytest.raises(ClipTrainError, match="not one vector for each image and caption"):
-        task.losses(task.prepare(make_batch()))
+        task.evaluate(task.prepare(make_batch()))

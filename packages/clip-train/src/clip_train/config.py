@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
+from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
 from clip_train.optim import OPTIMIZERS, SCHEDULES
 from clip_train.tasks import TaskConfig
@@ -93,6 +94,8 @@ class TrainConfig:
     """length in passes over the data"""
     batch_size: int = 256
     """samples of one step, of all ranks together"""
+    micro_batches: int = 1
+    """parts that each rank computes one after another in a step, for less memory; the gradient stays the same"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """precision of the towers: fp32, or bf16 autocast with fp32 weights; the loss is always computed in fp32"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -146,7 +149,7 @@ class FitConfig:
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
-    config.task.check()
+    config.task.check(get_model_spec(config.model.name))
     OPTIMIZERS.check(config.optim.name)
     SCHEDULES.check(config.optim.schedule)
     train, optim, data, val = config.train, config.optim, config.data, config.val
@@ -166,6 +169,7 @@ def resolve(config: FitConfig) -> FitConfig:
     at_least: list[tuple[str, float, float]] = [
         *((f"train.{name}", value, 0) for name, value in given.items()),
         ("train.batch_size", train.batch_size, 1),
+        ("train.micro_batches", train.micro_batches, 1),
         ("train.seed", train.seed, 0),
         ("train.threads", train.threads, 0),
         ("train.log_every", train.log_every, 1),

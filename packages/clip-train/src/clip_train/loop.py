@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from clip_train.errors import ClipTrainError
+from clip_train.gradients import Gradients
 from clip_train.tasks.base import Task
 
 
@@ -50,6 +51,7 @@ class Loop:
     """Runs `task` from step `start` to step `steps` over an endless iterator of batches."""
 
     task: Task
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     batches: Iterator[Mapping[str, Any]]
     rate: Callable[[int], float]
@@ -96,13 +98,12 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.collective():
-            losses = self.task.losses(self.task.prepare(batch))
-            losses["loss"].backward()
+            losses = self.gradients.backward(self.task.prepare(batch), number)
             if number == self.start:
                 self._check_gradients()
             parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            values = {name: float(loss) for name, loss in losses.items()}
             grad_norm = float(norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
             raise ClipTrainError(

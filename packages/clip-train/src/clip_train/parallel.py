@@ -79,6 +79,13 @@ class World:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
+    def sum(self, value: Tensor) -> Tensor:
+        """Returns the sum of a tensor over the ranks, on the device, as a new tensor."""
+        total = value.clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Averages the gradients of the module and synchronises its batch norms over the ranks."""
         if self.size == 1:

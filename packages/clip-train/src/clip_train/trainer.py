@@ -18,6 +18,7 @@ from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, total_steps
 from clip_train.errors import ClipTrainError
+from clip_train.gradients import Gradients
 from clip_train.hooks import CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.optim.build import learning_rate, make_optimizer
@@ -36,8 +37,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         _arithmetic(config, world),
         ExitStack() as stack,
     ):
-        if config.train.batch_size % world.size:
-            raise ClipTrainError(f"train.batch_size = {config.train.batch_size} is not divisible by {world.size} ranks")
+        _check_batch(config, world)
         manifest = build_manifest(config.data.sources)
         steps = total_steps(config, manifest.samples)
         val_manifest = _val_manifest(config)
@@ -47,6 +47,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             )
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
+        gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
         optimizer = make_optimizer(model, config.optim)
         rate = learning_rate(config.optim, steps)
         stream = stack.enter_context(_stream(config, manifest, model, world))
@@ -76,6 +77,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             watch.training = True
             Loop(
                 task=task,
+                gradients=gradients,
                 optimizer=optimizer,
                 batches=iter(stream),
                 rate=rate,
@@ -116,6 +118,17 @@ def _hooks(
             Validation(every=val.every, batches=reader, batch_size=val.batch_size, max_corrupt=limit, **shared)
         )
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _check_batch(config: FitConfig, world: World) -> None:
+    size, parts = config.train.batch_size, config.train.micro_batches
+    if size % world.size:
+        raise ClipTrainError(f"train.batch_size = {size} is not divisible by {world.size} ranks")
+    if size // world.size % parts:
+        raise ClipTrainError(
+            f"the {size // world.size} samples of each rank (train.batch_size = {size}, {world.size} ranks) cannot be "
+            f"split into train.micro_batches = {parts} equal parts"
+        )
 
 
 def _val_manifest(config: FitConfig) -> Manifest | None:

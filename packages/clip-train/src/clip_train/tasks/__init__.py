@@ -9,11 +9,18 @@ from clip_core.config import Variant
 from clip_core.registry import Registry
 
 if TYPE_CHECKING:
-    from clip_models import CLIP
+    from clip_models import CLIP, ModelSpec
     from clip_train.parallel import World
     from clip_train.tasks.base import Task
 
-TASKS: Registry[type[TaskConfig]] = Registry("task", {"contrastive": "clip_train.tasks.contrastive:ContrastiveConfig"})
+TASKS: Registry[type[TaskConfig]] = Registry(
+    "task",
+    {
+        "contrastive": "clip_train.tasks.contrastive:ContrastiveConfig",
+        "siglip": "clip_train.tasks.siglip:SigLIPConfig",
+        "coca": "clip_train.tasks.coca:CoCaConfig",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +30,12 @@ class TaskConfig(Variant):
     KINDS = TASKS
     DEFAULT = "contrastive"
 
-    def check(self) -> None:
-        """Raises ClipError for a value that is not valid. Requires neither torch nor the data."""
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ClipError for a value that is not valid, or a model that was made for another objective.
+
+        Requires neither torch nor the data.
+        """
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
-        """Returns the task for a model. Raises ClipTrainError for a model that was made for another objective.
-
-        `precision`: fp32, or bf16 for autocast.
-        """
+        """Returns the task for a model that `check` accepts. `precision`: fp32, or bf16 for autocast."""
         raise NotImplementedError

@@ -1,31 +1,127 @@
-"""The interface between the training loop and a task."""
+"""The interface between the training step and a task, and what all tasks share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from clip_models import CLIP
+from clip_train.parallel import World
 
-class Task(Protocol):
-    """A model with the losses that train it."""
+MAX_LOGIT_SCALE = math.log(100)
+Batch = Mapping[str, Tensor]
 
-    @property
-    def model(self) -> nn.Module:
-        """The bare module whose parameters are trained and saved."""
+
+class Outputs(NamedTuple):
+    """What the model computes for the samples of one micro-batch.
+
+    The three parts differ in how a step that is split into micro-batches treats them.
+    """
+
+    features: dict[str, Tensor]
+    """[B, …] each; the losses compare them with the features of all other samples"""
+    shared: dict[str, Tensor]
+    """values of parameters that those losses use, the same for every sample, such as the scale of the logits"""
+    losses: dict[str, Tensor]
+    """parts of the loss that need these samples alone; over the micro-batches they add up to the mean over all ranks"""
+
+
+class Task:
+    """A model with the losses that train it. A kind of task overrides `forward` and `losses_of`.
+
+    `precision`: fp32, or bf16 for autocast of the model. Losses are computed in float32.
+    """
+
+    def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
+        self.model: CLIP = model.to(world.device)
+        self.world = world
+        self._bf16 = precision == "bf16"
+        mean, std = (
+            torch.tensor(values, device=world.device).view(3, 1, 1)
+            for values in (model.spec.preprocess.mean, model.spec.preprocess.std)
+        )
+        self._gain, self._offset = 1 / (255 * std), mean / std
+
+    def forward(self, image: Tensor, batch: Batch) -> Outputs:
+        """Returns the outputs for normalised images, float32 [B, 3, H, W], and the rest of a prepared batch."""
+        raise NotImplementedError
+
+    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+        """Returns the parts of the loss that compare samples: means over all `ranks`, the same on every rank.
+
+        Averaging the gradients of the parameters over the ranks gives the gradient of these means.
+        """
+        raise NotImplementedError
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Moves a batch of the stream to the device."""
+        """Moves a batch of the stream, {"image": uint8 [B, 3, H, W], "text": int64 [B, L], …}, to the device.
 
-    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns scalar losses of a prepared batch. `loss` is minimised and is the same on every rank."""
+        Columns of the tokens that change no feature of this model's text tower are cut off. "uid", the identifiers of
+        the samples, becomes int64 [B].
+        """
+        tensors = {
+            "image": torch.from_numpy(batch["image"]),
+            "text": self.model.cut_captions(torch.from_numpy(batch["text"])),
+        }
+        if "uid" in batch:
+            # The first 64 bits of the identifier, as a signed number.
+            tensors["uid"] = torch.tensor([int(uid[:16], 16) - (1 << 63) for uid in batch["uid"]])
+        if self.world.device.type == "cuda":
+            return {
+                name: part.contiguous().pin_memory().to(self.world.device, non_blocking=True)
+                for name, part in tensors.items()
+            }
+        return tensors
 
-    def evaluate(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Returns the loss of a prepared batch of this rank alone, in evaluation mode and without a gradient."""
+    def with_counts(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Adds what the losses of a training step have to know of the whole batch of all ranks."""
+        return batch
+
+    def module(self) -> nn.Module:
+        """Returns the computation of `forward` as a module, from a prepared batch, for wrapping."""
+        return _Forward(self)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Returns the loss within a prepared batch of this rank alone, in evaluation mode."""
+        self.model.eval()
+        out = _Forward(self)(batch)
+        self.model.train()
+        return sum_of(out.losses | self.losses_of(out.features, out.shared, ranks=1))
 
     def report(self) -> dict[str, float]:
-        """Returns numbers to log beside the losses."""
+        """Returns {"logit_scale": the exponentiated factor on the cosines, and "logit_bias" if there is one}."""
+        values = {"logit_scale": float(self.model.logit_scale.detach().exp())}
+        if self.model.logit_bias is not None:
+            values["logit_bias"] = float(self.model.logit_bias.detach())
+        return values
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Applies constraints on the parameters after each optimizer step."""
+        """Keeps the factor on the cosines in [1, 100]."""
+        self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def compute(self, batch: Batch) -> Outputs:
+        """Normalises the images and calls `forward` under autocast."""
+        image = batch["image"].to(torch.float32).mul_(self._gain).sub_(self._offset)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16):
+            return self.forward(image, batch)
+
+
+class _Forward(nn.Module):
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._compute = task.compute
+
+    def forward(self, batch: Batch) -> Outputs:
+        return self._compute(batch)
+
+
+def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """Returns the sum of the parts of a loss, a float32 scalar."""
+    return torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -1,0 +1,92 @@
+"""Random draws that depend on the sample and the step, not on the rank or the order of the samples.
+
+Patch dropout and drop path draw one value for each sample of a batch. Keyed draws give a sample the same value in a
+step whichever rank, micro-batch or position it is in, and again when the step is repeated or activations are computed
+a second time. Other draws, such as those of activation dropout, come from torch's generators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from clip_models import CLIP
+
+_DRAWING = ("DropPath",)  # timm's stochastic depth, also inside blocks whose activations are computed again
+
+
+class KeyedDraws:
+    """Makes the draws of a model's image tower and of its drop paths keyed within `over`, and torch's outside of it."""
+
+    def __init__(self, model: CLIP, seed: int) -> None:
+        self._seed = seed
+        self._keys_B: Tensor | None = None
+        for name, module in model.named_modules():
+            if module is model.visual or type(module).__name__ in _DRAWING:
+                module.forward = self._keyed(module.forward, name)
+
+    @contextmanager
+    def over(self, uid_B: Tensor | None, step: int) -> Iterator[None]:
+        """Keys the draws by the samples' identifiers, int64 [B], and the step; None leaves them to torch."""
+        self._keys_B = None if uid_B is None else _mixed(uid_B + _number(self._seed, step))
+        try:
+            yield
+        finally:
+            self._keys_B = None
+
+    def _keyed(self, forward: Any, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if self._keys_B is None:
+                return forward(*args, **options)
+            with _Keyed(self._keys_B, name):
+                return forward(*args, **options)
+
+        return call
+
+
+class _Keyed(TorchFunctionMode):
+    """Answers torch.rand, torch.randn and Tensor.bernoulli_ whose first dimension is the batch."""
+
+    def __init__(self, keys_B: Tensor, name: str) -> None:
+        self._keys_B, self._name, self._calls = keys_B, name, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.rand, torch.randn):
+            sizes = args[0] if len(args) == 1 and isinstance(args[0], Sequence) else args
+            if len(sizes) > 1 and sizes[0] == len(self._keys_B):
+                drawn = self._uniform(tuple(sizes))
+                values = drawn if func is torch.rand else torch.special.ndtri(drawn.clamp(1e-7, 1 - 1e-7))
+                return values.to(kwargs.get("dtype") or torch.get_default_dtype())
+        elif func is torch.Tensor.bernoulli_ and args[0].ndim and args[0].shape[0] == len(self._keys_B):
+            share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            return args[0].copy_(self._uniform(tuple(args[0].shape)) < share)
+        return func(*args, **kwargs)
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Returns float32 in [0, 1), a function of the sample, the module, the number of the call and the place."""
+        self._calls += 1
+        keys_B = _mixed(self._keys_B ^ _number(self._name, self._calls))
+        places = torch.arange(math.prod(shape[1:]), device=keys_B.device) * _number("place")
+        bits = _mixed(keys_B[:, None] + places)
+        return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(shape)
+
+
+def _number(*parts: object) -> int:
+    """Returns a signed 64-bit number that names the parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Applies the finaliser of SplitMix64 (Steele, Lea and Flood 2014) to int64 values; products wrap around."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,45 @@
+"""Contrastive training of a CoCa together with its captioning decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from clip_train.errors import ClipTrainError
+from clip_train.losses import LOSSES
+from clip_train.tasks import TaskConfig
+
+if TYPE_CHECKING:
+    from clip_models import CLIP, ModelSpec
+    from clip_train.parallel import World
+    from clip_train.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoCaConfig(TaskConfig):
+    """Contrastive and captioning training (CoCa, Yu et al. 2022)."""
+
+    loss: str = "contrastive"
+    """the loss of the pairs: a registered name, or package.module:function"""
+    contrastive_weight: float = 1.0
+    """factor on the loss of the pairs"""
+    caption_weight: float = 2.0
+    """factor on the captioning loss"""
+    caption_mean: Literal["all", "rank"] = "all"
+    """the captioning loss is the mean over the tokens of all ranks, or, as in OpenCLIP, the mean of the ranks' means"""
+
+    def check(self, spec: ModelSpec) -> None:
+        LOSSES.check(self.loss)
+        if spec.decoder is None:
+            raise ClipTrainError(
+                f"model.name = {spec.name!r} does not fit task.kind = 'coca': it has no decoder; choose an "
+                "architecture with one, such as coca_ViT-B-32, or another task"
+            )
+        for name, value in (("contrastive", self.contrastive_weight), ("caption", self.caption_weight)):
+            if value < 0:
+                raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
+
+    def build(self, model: CLIP, *, precision: str, world: World) -> Task:
+        from clip_train.tasks.captioning import CaptioningTask
+
+        return CaptioningTask(model, LOSSES.get(self.loss), self, precision=precision, world=world)

@@ -1,0 +1,37 @@
+"""Training of a dual encoder with a sigmoid loss for each pair of an image and a caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clip_train.errors import ClipTrainError
+from clip_train.losses import LOSSES
+from clip_train.tasks import TaskConfig
+
+if TYPE_CHECKING:
+    from clip_models import CLIP, ModelSpec
+    from clip_train.parallel import World
+    from clip_train.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigLIPConfig(TaskConfig):
+    """Sigmoid training of image-text pairs (SigLIP, Zhai et al. 2023). The bias of the logits is trained."""
+
+    loss: str = "sigmoid"
+    """the loss of the pairs: a registered name, or package.module:function"""
+
+    def check(self, spec: ModelSpec) -> None:
+        LOSSES.check(self.loss)
+        if spec.decoder is not None or spec.init_logit_bias is None:
+            why = "it has no init_logit_bias" if spec.decoder is None else "it is a CoCa"
+            raise ClipTrainError(
+                f"model.name = {spec.name!r} does not fit task.kind = 'siglip': {why}; choose an architecture with "
+                "init_logit_bias, such as ViT-B-16-SigLIP, or another task"
+            )
+
+    def build(self, model: CLIP, *, precision: str, world: World) -> Task:
+        from clip_train.tasks.dual_encoder import DualEncoderTask
+
+        return DualEncoderTask(model, LOSSES.get(self.loss), precision=precision, world=world)
