@@ -1,7 +1,7 @@
-"""The dataset folder: names of files, sample keys, the schema of sidecars, commit records, selections, tombstones.
+"""The dataset folder: file names, sample keys, the schema of sidecars, commit records, selections, tombstones.
 
-Every package reads and writes datasets through this module, and no other module knows a file name of the folder. The
-layout is described in the package's README.
+Every package reads and writes datasets through this module; no other module contains the names of its files. The
+README of the package describes the layout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SUCCESS = "success"
-UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected already
+UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected
 ACQUIRE = "acquire"  # the stage that writes shards and sidecars
 MAX_ROWS_PER_UNIT = 100_000  # a row's index in its unit has 5 digits in the key
 RECORD_READERS = 16  # threads that read commit records: on an object store each is one round trip
@@ -65,7 +65,7 @@ SIDECAR_COLUMNS: Mapping[str, str | int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A piece of work: some rows of one row group of one source file. Its ordinal names its files."""
+    """Rows of one row group of one source file, which are processed together. The ordinal names the files."""
 
     ordinal: int
     source: str
@@ -84,7 +84,7 @@ class Unit:
 
 
 def parse_key(key: str) -> tuple[int, int] | None:
-    """Returns the ordinal of the unit and the row of a sample key; None if it is not such a key."""
+    """Returns the ordinal of the unit and the row of a sample key; None for any other text."""
     return (int(key[:8]), int(key[8:])) if re.fullmatch("[0-9]{13}", key) else None
 
 
@@ -119,7 +119,7 @@ def selection_folder(selection: str) -> str:
 
 
 def selection_description(selection: str) -> str:
-    """Returns the name of the file that describes a selection, and is written last."""
+    """Returns the name of the file that describes a selection; it is written last."""
     return f"{selection_folder(selection)}/selection.json"
 
 
@@ -170,7 +170,7 @@ class Dataset:
 
     @classmethod
     def create(cls, url: str, units: Sequence[Unit], description: Mapping[str, Any]) -> Dataset:
-        """Writes the plan of a new dataset, or opens the dataset that is there if its plan is the same.
+        """Writes the plan of a new dataset, or opens an existing dataset that has the same plan.
 
         `description` (sources with fingerprints, options of the plan) is kept in dataset.json. Raises ConfigError for a
         folder with another description.
@@ -183,7 +183,7 @@ class Dataset:
         if is_planned(store, wanted):
             return cls.open(url)
         write_table(store, UNITS, pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
-        store.write_json(DESCRIPTION, wanted)  # last: the folder is a dataset from here on
+        store.write_json(DESCRIPTION, wanted)  # written last: it makes the folder a dataset
         return cls(store, wanted)
 
     @cached_property
@@ -194,11 +194,11 @@ class Dataset:
     # -- the ledger ------------------------------------------------------------------------------------------------
 
     def commit(self, stage: str, unit: Unit, record: Mapping[str, Any]) -> None:
-        """Writes the commit record, the last file of a unit's stage: from here on the unit is done."""
+        """Writes the commit record, which is the last file of a stage for a unit: the unit is done."""
         self.store.write_json(record_name(stage, unit.name), record)
 
     def drop_scores(self, unit: Unit) -> None:
-        """Removes the commit records of a unit's scores, because its shard is about to be replaced."""
+        """Removes the commit records of a unit's scores, before its shard is replaced."""
         for stage in self.stages():
             if stage.startswith(score_stage("")):
                 self.store.remove(record_name(stage, unit.name))
@@ -279,8 +279,8 @@ class Dataset:
     def take_down(self, uids: Iterable[str], reason: str) -> str:
         """Adds a tombstone file for samples (uids of 32 hex digits) and returns its name. No shard is changed.
 
-        The name follows from the content: two takedowns at the same time write two files, and the same takedown twice
-        writes one.
+        The name depends on the content: concurrent takedowns write different files, and a repeated one writes the same
+        file.
         """
         import pyarrow as pa
 
@@ -306,6 +306,6 @@ def is_dataset(store: Store) -> bool:
 
 
 def is_planned(store: Store, description: Mapping[str, Any]) -> bool:
-    """Returns whether a folder holds this very dataset. Raises ConfigError if it holds something else."""
-    # A plan that was killed has left some of its own files.
+    """Returns whether a folder holds exactly this dataset. Raises ConfigError if it holds something else."""
+    # A plan that was killed leaves some of these files.
     return is_claimed(store, description, DESCRIPTION, what="dataset", own=(UNITS, SOURCES))

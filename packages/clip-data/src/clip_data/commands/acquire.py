@@ -10,7 +10,7 @@ from clip_data.executors import make_executor
 
 @dataclass(frozen=True, kw_only=True)
 class Config(FolderAndExecutor, AcquireConfig):
-    """Units that are acquired already are kept."""
+    """Units that are already acquired are kept."""
 
 
 def run(config: Config) -> int:

@@ -33,7 +33,7 @@ from clip_data.stage import UnitResult
 from clip_data.tables import table_bytes
 
 IMAGES_PER_BATCH = 64  # 50 MB of decoded images at 512 × 512
-RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer
+RESERVED = ("sidecar", "builtin")  # sets of columns that exist without a scorer
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ScoreStage:
     """The stage `score-<name>` of the dataset at a URL: writes columns/<name>/<unit>.parquet.
 
     `scorer` is a name of SCORERS or a Scorer. The rows are those of the sidecar. A row has nulls where the sample was
-    rejected earlier ("rejected_upstream") or its stored image does not decode ("decode_error"); one for which the
-    scorer returns only nulls and NaNs counts as "no_score". Raises ClipDataError for a shard that is not the one its
-    commit record describes.
+    rejected earlier ("rejected_upstream") or its stored image does not decode ("decode_error"); a row for which the
+    scorer returns only nulls and NaNs counts as "no_score". Raises ClipDataError for a shard that differs from its
+    commit record.
     """
 
     dataset: str
@@ -119,7 +119,7 @@ def _fields(schema: pa.Schema) -> str:
 def _batches(
     dataset: Dataset, unit: Unit, sidecar: pa.Table, accepted: np.ndarray, needs_image: bool
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(rows of the unit [n], the batch of those rows); rows whose image does not decode are left out."""
+    """Yields (rows of the unit [n], the batch of those rows), without rows whose image does not decode."""
     if not needs_image:
         if len(accepted):
             yield accepted, Batch(samples=sidecar.take(accepted), images=())
@@ -135,7 +135,7 @@ def _batches(
                 if image is not None:
                     rows.append(row)
                     images.append(image)
-                elif not is_intact:  # the image is damaged, or the shard is: only the first is a sample's own fault
+                elif not is_intact:  # is only the image damaged, or the shard?
                     _check_hash(dataset, unit, file)
                     is_intact = True
             if rows:
@@ -157,11 +157,8 @@ def _check_size(dataset: Dataset, unit: Unit, size: int) -> None:
 
 
 def _check_hash(dataset: Dataset, unit: Unit, file: IO[bytes]) -> None:
-    digest = hashlib.sha256()
     file.seek(0)
-    while block := file.read(1 << 20):
-        digest.update(block)
-    found = digest.hexdigest()
+    found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     promised = dataset.record(ACQUIRE, unit)["files"][shard_name(unit)]["sha256"]
     if found != promised:
         raise _damaged(dataset, unit, shard_name(unit), f"sha256 {found[:12]}… instead of the {promised[:12]}…")
