@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config import difference, fingerprint
@@ -32,34 +34,8 @@ RECORD_READERS = 16  # threads that read commit records: on an object store each
 DESCRIPTION, UNITS = "dataset.json", "units.parquet"
 SOURCES, COMMITS, COLUMNS, SELECTIONS, TOMBSTONES = "sources", "commits", "columns", "selections", "tombstones"
 
-SIDECAR_COLUMNS: Mapping[str, str | int] = {
-    "uid": 16,
-    "key": "string",
-    "url": "string",
-    "caption": "string",
-    "status": "string",
-    "error_class": "string",
-    "error": "string",
-    "http_status": "int16",
-    "optout": "string",
-    "redirects": "int8",
-    "content_type": "string",
-    "bytes": "int64",
-    "sha256": 32,
-    "original_format": "string",
-    "original_width": "int32",
-    "original_height": "int32",
-    "exif_orientation": "int8",
-    "width": "int32",
-    "height": "int32",
-    "image_ext": "string",
-    "image_offset": "int64",
-    "image_length": "int64",
-    "text_offset": "int64",
-    "text_length": "int64",
-    "json_offset": "int64",
-    "json_length": "int64",
-}
+_SIDECAR = (resources.files("clip_data") / "sidecar.toml").read_text(encoding="ascii")
+SIDECAR_COLUMNS: Mapping[str, str | int] = tomllib.loads(_SIDECAR)
 """The sidecar's own columns: their Arrow types, or the bytes of a fixed-size binary. Extra columns follow them."""
 
 

@@ -85,7 +85,7 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         yield Problem(name, "the record does not fit its unit or its stage", remedy)
     intact = True
     for file, promised in files.items():
-        what = _file_problem(dataset.store, file, promised, deep)
+        what = file_problem(dataset.store, file, promised, deep)
         if what:
             intact = False
             yield Problem(file, what, remedy)
@@ -103,7 +103,8 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         yield Problem(name, f"a file of this record cannot be read: {error}", remedy)
 
 
-def _file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: bool) -> str | None:
+def file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: bool) -> str | None:
+    """Returns how a file differs from its entry in a commit record: in size, or if `deep` in its hash."""
     if not store.exists(file):
         return "the file is missing"
     size = store.size(file)

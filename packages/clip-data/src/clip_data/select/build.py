@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_core.config import fingerprint, to_dict
+from clip_core.config import difference, fingerprint, to_dict
 from clip_data.dataset import (
     ACQUIRE,
     SUCCESS,
@@ -42,7 +42,12 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     found = None
     if dataset.store.exists(selection_description(config.name)):
         found = dataset.selection(config.name)
-        _check_same_config(dataset, config, found)
+        if found["config"] != to_dict(config):
+            raise ClipDataError(
+                f"selection {config.name!r} of {dataset.url} exists with another config: "
+                f"{difference(found['config'], to_dict(config))}; choose another name, or remove "
+                f"{selection_folder(config.name)}"
+            )
     records = {ACQUIRE: stage_records(dataset, ACQUIRE)}  # first of all: the catalog reads the first unit
     if not dataset.units:
         raise ClipDataError(f"{dataset.url} has no rows to select from")
@@ -97,16 +102,6 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     # Written last: the selection exists from here on.
     dataset.store.write_json(selection_description(config.name), description)
     return description
-
-
-def _check_same_config(dataset: Dataset, config: SelectConfig, found: dict[str, Any]) -> None:
-    wanted = to_dict(config)
-    for key in wanted:
-        if found["config"].get(key) != wanted[key]:
-            raise ClipDataError(
-                f"selection {config.name!r} of {dataset.url} exists with {key} = {found['config'].get(key)!r}, now it "
-                f"is {wanted[key]!r}: choose another name, or remove {selection_folder(config.name)}"
-            )
 
 
 def _hash_column(catalog: Catalog, name: str) -> Column:

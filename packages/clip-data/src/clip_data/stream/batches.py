@@ -30,16 +30,17 @@ class Plan:
     tokenizer: Tokenizer | None
     context: int
     """tokens of a text; 0 without a tokenizer"""
-    first: int
+    first: int = 0
     """index of the rank's first sample in a global batch"""
     size: int
     """samples of the rank's batches"""
     batch: int
     """samples of a global batch"""
-    seed: int
-    streams: int
+    seed: int = 0
+    streams: int = 0
     """canonical streams; 0: every sample once, in plain order, without corrupt ones"""
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    """columns of the sidecar that a batch holds as lists"""
 
 
 @dataclass(kw_only=True)

@@ -116,7 +116,6 @@ class SampleStream(_Reader):
             batch=global_batch_size,
             seed=seed,
             streams=streams,
-            columns=(),
         )
         super().__init__(plan, workers, timeout)
         self._step = _natural("start_step", start_step)
@@ -244,11 +243,8 @@ def read_once(
         preprocess=parse_preprocess(preprocess),
         tokenizer=tokenizer,
         context=_context(tokenizer, workers),
-        first=0,
         size=min(batch_size, manifest.samples),
         batch=min(batch_size, manifest.samples),
-        seed=0,
-        streams=0,
         columns=tuple(columns),
     )
     return OnceReader(plan, workers, timeout)
