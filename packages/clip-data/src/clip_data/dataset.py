@@ -127,11 +127,8 @@ class Dataset:
 
     def __init__(self, store: Store, description: Mapping[str, Any]) -> None:
         self.store = store
+        self.url = store.url
         self.description = dict(description)
-
-    @property
-    def url(self) -> str:
-        return self.store.url
 
     @classmethod
     def open(cls, url: str) -> Dataset:

@@ -74,7 +74,7 @@ def plan(url: str, config: PlanConfig) -> Dataset:
     if is_dataset(store):
         planned = Dataset.open(url).description
         description["sources"] = planned.get("sources")
-        dataset = Dataset.create(url, [], description)  # refuses another config
+        dataset = Dataset.create(url, [], description)  # raises for another config
         _check_same_sources(url, planned["sources"], entries)
         return dataset
     is_planned(store, description)  # raises for a folder with other files, before conversions are written
@@ -88,16 +88,16 @@ def plan(url: str, config: PlanConfig) -> Dataset:
         footers = list(pool.map(lambda entry: _footer(store, entry, config), entries))
     units: list[Unit] = []
     types: dict[str, tuple[Any, str]] = {}
-    for entry, footer in zip(entries, footers, strict=True):
-        entry["rows"] = sum(footer.groups)
-        for name, kind in footer.extra_types.items():
+    for entry, (groups, extra_types) in zip(entries, footers, strict=True):
+        entry["rows"] = sum(groups)
+        for name, kind in extra_types.items():
             first, where = types.setdefault(name, (kind, entry["url"]))
             if kind != first:
                 raise ClipDataError(
                     f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}: "
-                    "write it in one way, or plan each file into a folder of its own"
+                    "use one type, or plan each file into a separate folder"
                 )
-        for group, rows in enumerate(footer.groups):
+        for group, rows in enumerate(groups):
             for start in range(0, rows, config.rows_per_unit):
                 size = min(config.rows_per_unit, rows - start)
                 unit = Unit(ordinal=len(units), source=_source(entry), row_group=group, row_start=start, rows=size)
@@ -145,23 +145,17 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
     return pa.table(result)
 
 
-@dataclass(frozen=True)
-class _Footer:
-    groups: list[int]
-    """rows of each row group"""
-    extra_types: dict[str, Any]
-
-
-def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> _Footer:
+def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> tuple[list[int], dict[str, Any]]:
+    """Returns the rows of each row group, and the types of the extra columns."""
     with sources.parquet_file(_location(store, entry)) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if metadata.num_rows == 0:
-            return _Footer([], {})  # without rows, many writers leave the types undefined
+            return [], {}  # without rows, many writers leave the types undefined
         texts = (config.url_column, config.caption_column)
         sources.check_columns(entry["url"], schema.names, texts, config.extra_columns)
         sources.check_strings(entry["url"], schema, texts)
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        return _Footer(groups, {name: schema.field(name).type for name in config.extra_columns})
+        return groups, {name: schema.field(name).type for name in config.extra_columns}
 
 
 def _source(entry: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ _CSV_ERRORS = {
     "expected after": 'text follows a closing quote: write a " inside of a quoted field twice, and close the field',
     "unexpected end": "a quoted field is not closed by the end of the file",
     "field limit": f"a field is longer than {LONGEST:,} characters: is its quote closed?",
-    "new-line": "a lone carriage return stands outside of quotes: end lines with a line feed",
+    "new-line": "a lone carriage return is outside of quotes: end lines with a line feed",
 }
 
 

@@ -34,7 +34,7 @@ def pick(config: type[C], parsed: Any) -> C:
     return config(**{f.name: getattr(parsed, f.name) for f in fields(config)})  # type: ignore[arg-type]
 
 
-def say(what: str, counts: Mapping[str, int]) -> None:
+def print_counts(what: str, counts: Mapping[str, int]) -> None:
     """Prints how many rows a stage accepted, and why it rejected the others."""
     rows = sum(counts.values())
     reasons = ", ".join(f"{code} {count:,}" for code, count in counts.items() if code != SUCCESS)

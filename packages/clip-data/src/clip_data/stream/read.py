@@ -64,7 +64,7 @@ def _integers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 class SourceReader:
-    """Reads the samples of one source. Holds a few sidecars and open tars, whatever the size of the dataset."""
+    """Reads the samples of one source. Holds a few sidecars and open tars for a dataset of any size."""
 
     def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
         self.part = part
