@@ -99,7 +99,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
         "kept": kept,
     }
     assert len(alive) == kept + sum(counts.values())
-    # Written last: the selection exists from here on.
+    # Written last: it makes the selection exist.
     dataset.store.write_json(selection_description(config.name), description)
     return description
 
@@ -108,9 +108,7 @@ def _hash_column(catalog: Catalog, name: str) -> Column:
     if name == "sha256":
         return SIDECAR, "sha256"
     if "image" not in catalog:
-        raise ClipDataError(
-            f"dedup = {name!r} needs the image scorer's columns: run 'clip-data score --scorers image' first"
-        )
+        raise ClipDataError(f"dedup = {name!r} requires image columns: run 'clip-data score --scorers image' first")
     return resolve(catalog, name, "image")
 
 
