@@ -155,7 +155,7 @@ def test_a_kill_before_the_last_file_is_repaired_by_the_next_run(dataset, tmp_pa
 
 def test_a_name_holds_one_selection(dataset):
     select(dataset, FULL)
-    with pytest.raises(ClipDataError, match=r"'clean' .* exists with dedup = \['sha256', 'phash'\], now it is \[\]"):
+    with pytest.raises(ClipDataError, match=r"'clean' .* exists .*: dedup is \['sha256', 'phash'\] there and \[\] now"):
         select(dataset, SelectConfig(name="clean", where=FULL.where))
     record = dataset.record("acquire", dataset.units[0])
     record["files"]["shards/00000000.tar"]["sha256"] = "0" * 64

@@ -247,7 +247,7 @@ def half(captions):
         ({"tokenizer": half}, r"integer ndarray of shape \[n, context\], not ndarray int64 \(0, 24\)"),
         ({"tokenizer": lambda texts: [[1]] * len(texts)}, "not list"),
         ({"tokenizer": lambda texts: letters(texts) / 2}, "not ndarray float64"),
-        ({"tokenizer": lambda texts: letters(texts), "workers": 1}, "cannot travel to worker processes"),
+        ({"tokenizer": lambda texts: letters(texts), "workers": 1}, "cannot be sent to worker processes"),
     ],
 )
 def test_bad_values_are_refused(manifest, change, message):
