@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def _put(cls: type, data: Any, name: str, flag: str, words: Sequence[str]) -> No
     if name not in leaves:
         raise ConfigError(f"unknown flag {flag}; {_advice(name, leaves, flag[: -len(name)])}")
     path = name.split(".")
-    for table, inside in zip(path, path[1:], strict=False):
+    for table, inside in itertools.pairwise(path):
         kind, wanted = (list, "a list of tables") if inside.isdigit() else (dict, "a table")
         if isinstance(data, list):
             data.extend([{}] if int(table) == len(data) else [])
