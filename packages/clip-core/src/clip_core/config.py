@@ -111,10 +111,7 @@ def to_dict(config: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Returns 32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON.
-
-    Equal values have equal fingerprints: 1 in Python equals 1.0 from a file.
-    """
+    """Returns BLAKE2b-128 of the canonical JSON of a config or a JSON value, as hex; 1 and 1.0 are equal."""
 
     def number(digits: str) -> float:
         return int(whole) if (whole := float(digits)).is_integer() else whole
@@ -125,7 +122,7 @@ def fingerprint(value: Any) -> str:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Returns what an output folder keeps of its config: every value, and the fingerprint."""
+    """Returns the content of an output folder's config.json: every value, and the fingerprint."""
     return {**to_dict(config), "fingerprint": fingerprint(config)}
 
 

@@ -8,10 +8,10 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from clip_core.config import ConfigError, choose, convert, is_variant
-from clip_core.suggest import nearest
 
 _NAMED = {"true": True, "false": False, "none": None, "null": None}
 
@@ -152,7 +152,7 @@ def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
     """Returns advice for an unknown flag."""
     inside = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
     last = name.rpartition(".")[2]
-    close = inside or [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or nearest(name, leaves)
+    close = inside or [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or get_close_matches(name, leaves, 1)
     spelled = [prefix + leaf.replace("_", "-") for leaf in close]
     if inside:
         return f"{name} is a table, whose fields are {', '.join(spelled)}"

@@ -42,15 +42,14 @@ def load_image(
 ) -> Image.Image:
     """Returns the image in RGB, upright and opaque; with `image_mode` openclip as Pillow decodes it, in its own mode.
 
-    `source`: a path, the bytes of a file, or an open seekable file. `name` stands for it in messages. Raises
-    ImageError, which names the file and the reason. The size is checked before anything is decoded.
+    `source`: a path, the bytes of a file, or an open seekable file, called `name` in messages. Raises ImageError.
     """
     if not isinstance(source, str | os.PathLike):
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        image = open_image(file, max_pixels=max_pixels, formats=formats, name=name or "the image")
-        with decoding(name or "the image"):
+        file, name = io.BytesIO(source) if isinstance(source, bytes) else source, name or "the image"
+        image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
+        with decoding(name):
             image.load()
-        return image if image_mode == "openclip" else upright_rgb(image, name or "the image")
+        return image if image_mode == "openclip" else upright_rgb(image, name)
     name = name or os.fspath(source)
     try:
         if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # opening a pipe may take forever
@@ -97,7 +96,7 @@ def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Returns the EXIF (or XMP) orientation, 1 to 8; 1 where it is absent, damaged or anything but such an integer.
+    """Returns the EXIF (or XMP) orientation, 1 to 8; 1 where it is absent or damaged.
 
     In a PNG it may follow the pixels, which are decoded for it. Raises ImageError if that fails.
     """
