@@ -1,4 +1,4 @@
-"""A trained model to results with intervals, and a report of its dataset, training and evaluation.
+"""Evaluates a trained model, and writes a report of its dataset, training and evaluation.
 
 uv run pipelines/evaluate.py my_evaluation.toml --evaluate.model runs/mine/train/model.safetensors
 """

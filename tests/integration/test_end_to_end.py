@@ -40,7 +40,7 @@ def test_every_row_has_the_outcome_of_its_kind(finished):
     folder, _, _ = finished
     rows = sidecars(folder)
     assert len(rows) == 200
-    outcome = {"picture": "success", "tiny": "success", "opted_out": "rejected", "rejected": "rejected"}
+    outcome = {"image": "success", "tiny": "success", "opted_out": "rejected", "rejected": "rejected"}
     wrong = [(row["kind"], row["error"]) for row in rows if row["status"] != outcome[KINDS[row["kind"]].outcome]]
     assert wrong == []
     assert {row["error"] for row in rows if KINDS[row["kind"]].outcome == "opted_out"} == {"opt_out"}

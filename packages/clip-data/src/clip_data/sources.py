@@ -8,11 +8,11 @@ import io
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import IO, TYPE_CHECKING, Any
 
 from clip_core import ClipError
 from clip_core.store import Store
-from clip_core.suggest import nearest
 from clip_data.errors import ClipDataError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
         free = {name.casefold(): name for name in reversed(names) if name not in (*texts, *extras)}
         hints: dict[str, str] = {}
         for flag, name, usual in missing:
-            close = nearest(name.casefold(), free, cutoff=0.75)
+            close = get_close_matches(name.casefold(), free, 1, 0.75)
             found = next((free.pop(key) for key in (name.casefold(), *close, *usual) if key in free), None)
             if found is not None:
                 hints[flag] = f"{hints.get(flag, flag)} {shlex.quote(found)}"
