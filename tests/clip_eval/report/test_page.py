@@ -12,7 +12,7 @@ import pytest
 from clip_core.store import Store
 from clip_data.dataset import Dataset
 from clip_data.select import SelectConfig, select
-from clip_eval import ClipEvalError, EvalConfig, ReportConfig, TaskConfig, evaluate, write_report
+from clip_eval import ClipEvalError, EvalConfig, ReportConfig, RetrievalConfig, ZeroShotConfig, evaluate, write_report
 from clip_eval.report.funnel import read_funnel
 from clip_eval.report.training import read_run, time_section
 from tests.support.datasets import make_dataset
@@ -65,11 +65,11 @@ def place(tmp_path_factory) -> Path:
     select(dataset, SelectConfig(name="heldout", where="uid_fraction < 0.4", parent="clean"))
     select(dataset, SelectConfig(name="train", where="uid_fraction >= 0.4", parent="clean"))
     model = tiny_model(folder / "model.safetensors")
-    tasks = (
-        TaskConfig(name=f"things {HOSTILE.replace('/', '')}", root=str(folder / "data"), selection="clean"),
-        TaskConfig(name="captions", kind="retrieval", root=str(folder / "data"), selection="clean"),
+    benchmarks = (
+        ZeroShotConfig(name=f"things {HOSTILE.replace('/', '')}", dataset=str(folder / "data"), selection="clean"),
+        RetrievalConfig(name="captions", dataset=str(folder / "data"), selection="clean"),
     )
-    evaluate(EvalConfig(model=str(model), out=str(folder / "eval"), tasks=tasks))
+    evaluate(EvalConfig(model=str(model), out=str(folder / "eval"), benchmarks=benchmarks))
     (folder / "run").mkdir()
     log = [{"step": 0, "event": "start", "ranks": 1}]
     log += [
@@ -171,7 +171,7 @@ def test_every_section_is_there_and_linked(page):
     for name in ("funnel", "columns", "samples", "training", "time", "evaluation"):
         assert f"#{name}" in page.links
     expected = "Kept by clean|Dropped by clean|duplicate sha256|held out|Where the time goes|1 min 30 s|top-1|Confusion"
-    for words in (*expected.split("|"), "From a picture to its captions", "From a caption to its pictures"):
+    for words in (*expected.split("|"), "From an image to its captions", "From a caption to its images"):
         assert words in page.text, words
     assert page.tags.count("img") > 60
 
@@ -190,7 +190,7 @@ def test_what_is_missing_is_left_out_and_said(place, tmp_path):
     assert not (tmp_path / "y.html").exists()
 
 
-def test_pictures_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_path):
+def test_images_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_path):
     samples = [{"image": picture("red", i), "caption": f"red {i}", "label": "red"} for i in range(6)]
     samples[2]["image"] = b"damaged"
     dataset = make_dataset(tmp_path / "data", samples)
@@ -200,7 +200,7 @@ def test_pictures_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_p
     out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url, selections=("clean",)))
     page = Page(Path(out).read_text(encoding="utf-8"))
     assert page.tags.count("img") == 4
-    assert "no picture" in page.text
+    assert "no image" in page.text
     assert "taken_down" in page.text
     assert "red 4" not in page.text
     out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url))

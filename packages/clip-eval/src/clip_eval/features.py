@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from clip_models.tokenizers import Tokenizer
 
 STRINGS = ("caption", "key", "sha256", "uid")
-NUMERIC_MODULES = ("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py", "tasks.py")
+NUMERIC_MODULES = (
+    *("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py"),
+    *(f"benchmarks/{name}.py" for name in ("base", "classification", "ranking", "retrieval", "zeroshot")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

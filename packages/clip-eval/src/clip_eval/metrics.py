@@ -32,7 +32,7 @@ def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> n
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Per-sample outcome of a zero-shot task."""
+    """Per-sample outcome of zero-shot classification."""
 
     rank: np.ndarray
     """int64 [N]: classes ahead of the true one, by score and then by index; 0 is a correct prediction."""

@@ -48,6 +48,16 @@ def read_results(store: Store) -> list[Row]:
         raise ClipEvalError(f"{store.url}/{FILE} is damaged: remove it and evaluate again ({error})") from error
 
 
+def details_file(benchmark: str) -> str:
+    """Returns the name of the file that holds what the report shows of a benchmark."""
+    return f"details/{benchmark}.json"
+
+
+def first_rows(rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns the first row of each benchmark, by its name."""
+    return {row["benchmark"]: row for row in reversed(rows)}
+
+
 def write_results(store: Store, rows: Sequence[Row]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     store.write_bytes(FILE, "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
@@ -55,16 +65,15 @@ def write_results(store: Store, rows: Sequence[Row]) -> None:
 
 def format_table(rows: Sequence[Row]) -> str:
     """The rows for a terminal, in percent, with a line for all that was cut or left out."""
-    header = ("task", "metric", "value", "95 % interval", "chance", "n")
+    header = ("benchmark", "metric", "value", "95 % interval", "chance", "n")
     cells = [header]
     for row in rows:
         interval = f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
         percents = (f"{in_percent(row['value'], 2)} %", interval, f"{in_percent(row['chance'], 2)} %")
-        cells.append((row["task"], row["metric"], *percents, str(row["n"])))
+        cells.append((row["benchmark"], row["metric"], *percents, str(row["n"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{text:{'<' if i < 2 else '>'}{widths[i]}}" for i, text in enumerate(line)) for line in cells]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    for task in dict.fromkeys(row["task"] for row in rows):
-        first = next(row for row in rows if row["task"] == task)
-        lines += [f"{task}: {first[name]} {what}" for name, what in COUNTS.items() if first.get(name)]
+    for name, first in first_rows(rows).items():
+        lines += [f"{name}: {first[key]} {what}" for key, what in COUNTS.items() if first.get(key)]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
 from clip_eval.report.html import Html, bars, count, fill, foreign, join, note, percent, section
 
 CODES = {code.value: code for code in Code}
-IMAGE_CLASS = "image"  # the error class of what arrived and could not be used as a picture
+IMAGE_CLASS = "image"  # the error class of what arrived and could not be used as an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,5 +117,5 @@ def funnel_section(dataset: Dataset, stages: Sequence[Stage]) -> Html:
             if dataset.store.exists(record_name(score_stage(name), unit.name)):
                 unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
         if unread:
-            parts.append(note("The scorer {} could not decode {} stored pictures.", name, count(unread)))
+            parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
     return section("funnel", "From URLs to samples", join(parts))

@@ -14,7 +14,7 @@ from clip_eval.errors import ClipEvalError
 from clip_eval.report.evaluation import evaluation_section, metric_name
 from clip_eval.report.funnel import Stage, funnel_section, read_funnel
 from clip_eval.report.html import Html, count, escape, fill, foreign, join, note, percent
-from clip_eval.report.pictures import Pictures
+from clip_eval.report.images import Images
 from clip_eval.report.samples import histograms_section, samples_section, scan
 from clip_eval.report.training import Run, read_run, time_section, training_section
 from clip_eval.results import Row, file_in_store, read_results
@@ -35,12 +35,12 @@ def write_report(config: ReportConfig) -> str:
     runs = _runs(config, absent)
     if dataset := _dataset(config, absent):
         stages = read_funnel(dataset, config.selections)
-        found, pictures = scan(dataset), Pictures(dataset)
+        found, images = scan(dataset), Images(dataset)
         cards += _funnel_cards(stages)
         sections.append(funnel_section(dataset, stages))
         if found.units:
             sections.append(histograms_section(found))
-            sections.append(samples_section(dataset, found, config.selections, pictures))
+            sections.append(samples_section(dataset, found, config.selections, images))
         absent += [f"selection {name}" for name in config.selections if name not in dataset.selections()]
     if runs:
         cards += [_run_card(run, f"{run.name}: " if len(runs) > 1 else "") for run in runs]
@@ -54,7 +54,7 @@ def write_report(config: ReportConfig) -> str:
         store = Store(config.evaluation)
         if rows := read_results(store):
             cards += _score_cards(rows)
-            sections.append(evaluation_section(rows, store, cache(_pictures_of)))
+            sections.append(evaluation_section(rows, store, cache(_images_of)))
         else:
             absent.append(f"evaluation {config.evaluation}")
     if not sections:
@@ -97,9 +97,9 @@ def _dataset(config: ReportConfig, absent: list[str]) -> Dataset | None:
     return None
 
 
-def _pictures_of(root: str) -> Pictures | None:
+def _images_of(root: str) -> Images | None:
     try:
-        return Pictures(Dataset.open(root))
+        return Images(Dataset.open(root))
     except ClipError:
         return None  # results outlive their data; the section says so
 
@@ -134,7 +134,11 @@ def _run_card(run: Run, name: str) -> Html:
 
 def _score_cards(rows: Sequence[Row]) -> list[Html]:
     return [
-        _card(percent(row["value"]), f"{row['task']}: {metric_name(row['metric'])}", f"chance {percent(row['chance'])}")
+        _card(
+            percent(row["value"]),
+            f"{row['benchmark']}: {metric_name(row['metric'])}",
+            f"chance {percent(row['chance'])}",
+        )
         for row in rows
         if row["metric"] in HEADLINES
     ]

@@ -15,7 +15,7 @@ from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_nam
 from clip_data.tables import read_table
 from clip_eval.report.funnel import meaning
 from clip_eval.report.html import Html, count, figure, fill, foreign, grid, join, note, section, table
-from clip_eval.report.pictures import Pictures
+from clip_eval.report.images import Images
 from clip_eval.report.svg import histogram
 
 SCANNED = 32
@@ -104,7 +104,7 @@ def _part(found: Scan) -> str:
     return f", from {len(found.units)} of {found.of} units, evenly spread" if len(found.units) < found.of else ""
 
 
-def samples_section(dataset: Dataset, found: Scan, selections: Sequence[str], pictures: Pictures) -> Html:
+def samples_section(dataset: Dataset, found: Scan, selections: Sequence[str], images: Images) -> Html:
     existing = [name for name in selections if name in dataset.selections()]
     kept, why = set(range(len(found.rows["uid"]))), ""
     if existing:
@@ -116,13 +116,13 @@ def samples_section(dataset: Dataset, found: Scan, selections: Sequence[str], pi
     parts = [
         figure(
             f"Kept{why}: {len(chosen)} of {count(len(kept))} samples, drawn by uid{_part(found)}",
-            grid((pictures.card(found.rows["key"][i]) for i in chosen), "cards"),
+            grid((images.card(found.rows["key"][i]) for i in chosen), "cards"),
             kind="wide",
         )
     ]
     for name in existing:
         cards = [
-            pictures.card(found.rows["key"][i], fill("<code>{}</code>", foreign(reason, 80)), tone="bad")
+            images.card(found.rows["key"][i], fill("<code>{}</code>", foreign(reason, 80)), tone="bad")
             for reason, rows in _dropped(dataset, found, name).items()
             for i in sorted(rows, key=lambda i: found.rows["uid"][i])[:PER_REASON]
         ]
@@ -133,7 +133,7 @@ def samples_section(dataset: Dataset, found: Scan, selections: Sequence[str], pi
     if rejected := _rejected(dataset, found):
         parts.append(
             figure(
-                f"Rejected before a picture was stored: up to {PER_CODE} for each code",
+                f"Rejected before an image was stored: up to {PER_CODE} for each code",
                 table(("reason", "URLs, with their captions"), rejected),
                 kind="wide",
             )
@@ -179,14 +179,14 @@ def _dropped(dataset: Dataset, found: Scan, name: str) -> dict[str, list[int]]:
                 continue
             first = next((text for text, is_out in fails if is_out[row]), f"duplicate {' or '.join(hashes)}")
             reason = "taken down" if found.rows["uid"][i] in gone else first
-            if reason != "taken down":  # a picture that was taken down is not shown
+            if reason != "taken down":  # an image that was taken down is not shown
                 dropped.setdefault(reason, []).append(i)
         start += unit.rows
     return dropped
 
 
 def _rejected(dataset: Dataset, found: Scan) -> list[tuple[Any, ...]]:
-    """Rows without a stored picture, a few per code, by uid."""
+    """Rows without a stored image, a few per code, by uid."""
     by_code: dict[str, list[int]] = {}
     gone = dataset.taken_down()
     for i, error in enumerate(found.rows["error"]):

@@ -1,4 +1,4 @@
-"""Stored pictures as small data: URIs, decoded and encoded again: no byte of a dataset's file reaches the page."""
+"""Stored images as small data: URIs, decoded and encoded again: no byte of a dataset's file reaches the page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from clip_eval.report.html import Html, escape, fill, foreign
 
 SIDE = 112  # pixels; drawn at half to full size
 COLUMNS = ["uid", "image_offset", "image_length", "caption"]
-MISSING = Html('<span class="missing">no picture</span>')
+MISSING = Html('<span class="missing">no image</span>')
 
 
-class Pictures:
+class Images:
     """Thumbnails of one dataset's samples, found by their keys. Those that were taken down are not shown."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -36,7 +36,7 @@ class Pictures:
         return {} if found.get("uid") in self._gone else found
 
     def thumbnail(self, key: str, title: str = "") -> Html:
-        """An <img> of at most SIDE pixels, or a placeholder when there is no picture that decodes."""
+        """An <img> of at most SIDE pixels, or a placeholder when there is no image that decodes."""
         from PIL import Image
 
         from clip_core.images import load_image
@@ -58,7 +58,7 @@ class Pictures:
         return fill('<img src="{}" alt="{}" title="{}" width="{}" height="{}">', source, caption, caption, *small.size)
 
     def card(self, key: str, *lines: Any, tone: str = "") -> Html:
-        """A picture with its caption and further lines below."""
+        """An image with its caption and further lines below."""
         caption = foreign(self.describe(key).get("caption") or "", 90)
         below = [fill("<small>{}</small>", line) for line in lines]
         return fill(
