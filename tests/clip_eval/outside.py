@@ -1,4 +1,4 @@
-"""A benchmark as a user's package defines it."""
+"""A benchmark and a section of the report as a user's package defines them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ class SpreadConfig(BenchmarkConfig):
         similarity = images.features @ images.features.T
         apart = (similarity > self.threshold).sum(axis=1) == 1
         return Outcome(metrics=[proportion("apart", apart, 0.0)], counts={"images": len(apart)})
+
+
+def licenses(inputs: Any) -> Any:
+    """A section with a fact about the dataset; a string that is no markup is escaped."""
+    from clip_eval.report.html import note
+    from clip_eval.report.inputs import Section
+
+    if inputs.dataset is None:
+        return None
+    parts = [note("Licenses of {} units: {}", len(inputs.dataset.units), "<script>")]
+    return Section(name="licenses", title="Licenses of the images", parts=parts)

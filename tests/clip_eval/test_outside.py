@@ -1,7 +1,8 @@
-"""Contributing's recipes: a benchmark from outside the package, named in a recipe."""
+"""Contributing's recipes: a benchmark and a section of the report from outside the package, named in a recipe."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from clip_core.cli import parse
 from clip_core.errors import ClipError
-from clip_eval import EvalConfig
+from clip_eval import EvalConfig, ReportConfig
 from tests.clip_eval.outside import SpreadConfig
 from tests.support.evals import color_dataset, tiny_model
 
@@ -58,6 +59,22 @@ def test_a_benchmark_from_outside_is_measured_and_its_fields_are_part_of_the_fin
     page = recipe.parent / "report.html"
     run("report", "--out", page, "--evaluation", recipe.parent / "eval")
     assert "apart" in page.read_text(encoding="utf-8")
+
+
+def test_a_section_from_outside_is_shown_in_its_place(recipe):
+    page = recipe.parent / "sections.html"
+    sections = ("columns", f"{HERE}:licenses", "funnel")
+    run("report", "--out", page, "--dataset", recipe.parent / "data", "--sections", *sections)
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', text) == re.findall(r'<a href="#(\w+)"', text)
+    assert re.findall(r'<section id="(\w+)"', text) == ["columns", "licenses", "funnel"]
+    assert "<h2>Licenses of the images</h2>" in text
+    assert "&lt;script&gt;" in text
+
+
+def test_names_of_sections_are_checked_when_the_config_is_made():
+    with pytest.raises(ClipError, match="there is no report section 'funel'; did you mean 'funnel'"):
+        ReportConfig(out="x.html", sections=("funel",))
 
 
 @pytest.mark.parametrize(

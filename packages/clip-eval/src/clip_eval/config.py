@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clip_eval.benchmarks import BenchmarkConfig
+from clip_eval.report import SECTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +34,11 @@ class ReportConfig:
     """Folder of an evaluation."""
     timings: str = ""
     """JSON file (or its fsspec URL) with the seconds of each stage."""
+    sections: tuple[str, ...] = tuple(SECTIONS)
+    """Sections of the page, in their order: registered names, or package.module:function."""
     title: str = "From URLs to an evaluated CLIP model"
     """Heading of the page."""
+
+    def __post_init__(self) -> None:
+        for name in self.sections:
+            SECTIONS.check(name)

@@ -7,11 +7,13 @@ from typing import Any
 
 from clip_core.registry import Registry
 from clip_core.store import Store
-from clip_eval.report.html import Html, count, fill, foreign, join, note, percent, section, table
+from clip_eval.report.html import Html, card, count, fill, foreign, join, note, percent, table
 from clip_eval.report.images import Images
+from clip_eval.report.inputs import Inputs, Section
 from clip_eval.report.svg import interval
 from clip_eval.results import COUNTS, Row, details_file, first_rows, in_percent
 
+HEADLINES = ("top1", "image_to_text_recall@1", "text_to_image_recall@1")
 # Only registered kinds: results are data, and the report imports no module that data name.
 FIGURES: Registry[Callable[[dict[str, Any], Images | None], list[Html]]] = Registry(
     "kind of figures",
@@ -20,8 +22,12 @@ FIGURES: Registry[Callable[[dict[str, Any], Images | None], list[Html]]] = Regis
 """functions from the details of a benchmark and the images of its dataset (None if it is gone), by kind"""
 
 
-def evaluation_section(rows: Sequence[Row], store: Store, images_of: Callable[[str], Images | None]) -> Html:
-    """Returns the section. `images_of` returns the images of a dataset, or None if it no longer exists."""
+def evaluation(inputs: Inputs) -> Section | None:
+    """Returns the table of results, and the figures of each benchmark whose details exist."""
+    rows = inputs.results
+    if not rows:
+        return None
+    store = Store(inputs.config.evaluation)
     parts = [_table(rows)]
     for name, first in first_rows(rows).items():
         file = details_file(name)
@@ -31,9 +37,18 @@ def evaluation_section(rows: Sequence[Row], store: Store, images_of: Callable[[s
         if details["fingerprint"] != first["fingerprint"]:
             parts.append(note("{}: its details are of another run, evaluate again to show them.", foreign(name)))
             continue
-        figures = FIGURES.get(first["kind"])(details, images_of(details["dataset"]))
+        figures = FIGURES.get(first["kind"])(details, inputs.images(details["dataset"]))
         parts.append(fill("<h3>{}</h3>{}", foreign(name), join(figures)))
-    return section("evaluation", "Evaluation", *parts)
+    cards = [
+        card(
+            percent(row["value"]),
+            f"{row['benchmark']}: {metric_name(row['metric'])}",
+            f"chance {percent(row['chance'])}",
+        )
+        for row in rows
+        if row["metric"] in HEADLINES
+    ]
+    return Section(name="evaluation", title="Evaluation", parts=parts, cards=cards)
 
 
 def metric_name(metric: str) -> str:
