@@ -11,7 +11,7 @@ from clip_eval.report.images import Images
 def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
     """Returns the figures of a retrieval benchmark."""
     if images is None:
-        return [note("The dataset {} is not there: no images.", foreign(details["dataset"]))]
+        return [note("The dataset {} does not exist: no images are shown.", foreign(details["dataset"]))]
     to_text = [
         fill(
             '<div class="query">{}<ol>{}</ol></div>',
@@ -26,11 +26,7 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
             foreign(example["query"], 140),
             fill(" <small>first match at rank {}</small>", example["rank"] + 1),
             join(
-                fill(
-                    '<span class="{}">{}</span>',
-                    "hit" if found["positive"] else "",
-                    images.thumbnail(found["candidate"]),
-                )
+                fill('<span class="{}">{}</span>', _tone(found), images.thumbnail(found["candidate"]))
                 for found in example["top"]
             ),
         )
@@ -51,7 +47,7 @@ def _answer(found: dict[str, Any]) -> Html:
 
 
 def _missed(example: dict[str, Any]) -> Html:
-    """The right caption, when it is not among those shown."""
+    """Returns the right caption if it is not among those shown."""
     if any(found["positive"] for found in example["top"]):
         return Html("")
     return fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, foreign(example["best"], 110))

@@ -16,10 +16,8 @@ MOST_BARS = 120
 def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
     """Returns the figures of a zero-shot benchmark."""
     classes, counts, correct = details["classes"], details["counts"], details["correct"]
-    parts = []
-    mistakes = _mistakes(details)
-    if factors := _factors(classes):
-        parts.append(_factor_map(details, *factors, mistakes))
+    mistakes, factors = _mistakes(details), _factors(classes)
+    parts = [_factor_map(details, *factors, mistakes)] if factors else []
     order = sorted(range(len(classes)), key=lambda i: (-(correct[i] / counts[i]) if counts[i] else 1, classes[i]))
     shown = order if len(order) <= MOST_BARS else order[: MOST_BARS // 2] + order[-MOST_BARS // 2 :]
     rows = [
@@ -27,13 +25,9 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
         for i in shown
     ]
     left_out = f", the {MOST_BARS // 2} best and worst" if len(shown) < len(order) else ""
-    parts.append(
-        figure(
-            f"Correct per class of {len(classes)}{left_out}",
-            grid((bars(part, whole=1) for part in _thirds(rows)), "columns"),
-            kind="wide",
-        )
-    )
+    third = -(-len(rows) // 3)
+    thirds = [bars(rows[start : start + third], whole=1) for start in range(0, len(rows), third)]
+    parts.append(figure(f"Correct per class of {len(classes)}{left_out}", grid(thirds, "columns"), kind="wide"))
     confusion = [tuple(cell) for cell in details["confusion"]]
     if len(classes) <= MOST_CLASSES:
         cell = max(9, min(24, 900 // len(classes)))
@@ -70,13 +64,8 @@ def _mistakes(details: dict[str, Any]) -> Html:
     return figure("Most frequent mistakes", table(("truth", "taken for", "times"), body, (2,)))
 
 
-def _thirds(rows: list[Any]) -> list[list[Any]]:
-    size = -(-len(rows) // 3)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def _factors(classes: Sequence[str]) -> tuple[list[str], list[str]] | None:
-    """First and last words when the classes are exactly all pairs of them; None otherwise."""
+    """Returns the first and last words if the classes are exactly all pairs of them, else None."""
     words = [name.split(" ") for name in classes]
     if any(len(pair) != 2 for pair in words):
         return None
@@ -86,7 +75,7 @@ def _factors(classes: Sequence[str]) -> tuple[list[str], list[str]] | None:
 
 
 def _factor_map(details: dict[str, Any], first: list[str], last: list[str], beside: Html) -> Html:
-    """Accuracy per pair, and how often each word alone is right."""
+    """Returns the accuracy per pair, and how often each word alone is right."""
     classes, counts, correct = details["classes"], details["counts"], details["correct"]
     cells = []
     for i, name in enumerate(classes):
@@ -99,11 +88,8 @@ def _factor_map(details: dict[str, Any], first: list[str], last: list[str], besi
         for word in (0, 1):
             right[word] += n * (classes[truth].split(" ")[word] == classes[predicted].split(" ")[word])
     total = sum(counts) or 1
-    words = [
-        ("first word right", right[0] / total, percent(right[0] / total)),
-        ("second word right", right[1] / total, percent(right[1] / total)),
-        ("both right", sum(correct) / total, percent(sum(correct) / total)),
-    ]
+    named = {"first word right": right[0], "second word right": right[1], "both right": sum(correct)}
+    words = [(name, n / total, percent(n / total)) for name, n in named.items()]
     chances = note("Chance is {} and {}.", percent(1 / len(first)), percent(1 / len(last)))
     word_map = heat_map("Accuracy by word", first, last, cells, cell=46, margin=76, size=12, text=True)
     return grid(
