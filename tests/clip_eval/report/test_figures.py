@@ -339,6 +339,7 @@ def test_where_the_time_goes(place, page):
 def test_the_table_of_results(place, page):
     rows = [json.loads(line) for line in (place / "eval/results.jsonl").open()]
     table = part(page, "evaluation").all("table")[0]
+    assert [title.text for title in part(page, "evaluation").all("h3")] == ["things", "captions"]
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class_recall": "mean per class recall"}
     for row, found in zip(rows, cells(table), strict=True):
         value, interval = found[2], found[3]

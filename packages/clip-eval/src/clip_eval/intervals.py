@@ -23,8 +23,8 @@ def bootstrap_macro(correct: np.ndarray, counts: np.ndarray, seed: int = 0) -> t
     """Returns the percentile bootstrap of the mean of correct / counts over the classes with samples; int64 [C] each.
 
     Samples are drawn with replacement from the pooled set; a class that a draw misses is left out of that draw's mean,
-    as an empty class is left out of the metric. If each class is all right or all wrong, draws do not vary: the classes'
-    Wilson intervals are combined instead (MOVER, Zou and Donner 2008).
+    as an empty class is left out of the metric. If each class is all right or all wrong, draws do not vary: Wilson
+    intervals of the classes are combined instead (MOVER, Zou and Donner 2008).
     """
     n = int(counts.sum())
     present = counts > 0

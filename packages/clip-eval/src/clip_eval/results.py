@@ -54,8 +54,11 @@ def details_file(benchmark: str) -> str:
 
 
 def first_rows(rows: Sequence[Row]) -> dict[str, Row]:
-    """Returns the first row of each benchmark, by its name."""
-    return {row["benchmark"]: row for row in reversed(rows)}
+    """Returns the first row of each benchmark, by its name, in their order."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["benchmark"], row)
+    return first
 
 
 def write_results(store: Store, rows: Sequence[Row]) -> None:

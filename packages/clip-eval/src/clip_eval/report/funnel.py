@@ -41,14 +41,13 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]
     exist are left out. Unfinished units count as not attempted.
     """
     done = dataset.committed("acquire")
+    finished = [unit for unit in dataset.units if unit.name in done]
     codes: Counter[str] = Counter()
-    for unit in dataset.units:
-        if unit.name in done:
-            codes.update(dataset.record("acquire", unit)["counts"])
+    for unit in finished:
+        codes.update(dataset.record("acquire", unit)["counts"])
     stored = codes.pop(SUCCESS, 0)
-    attempted = sum(unit.rows for unit in dataset.units if unit.name in done)
-    planned = sum(unit.rows for unit in dataset.units)
-    late = {code: n for code, n in codes.items() if _class(code) == IMAGE_CLASS}
+    attempted, planned = (sum(unit.rows for unit in units) for units in (finished, dataset.units))
+    late = {code: n for code, n in codes.items() if code in CODES and CODES[code].error_class == IMAGE_CLASS}
     early = {code: n for code, n in codes.items() if code not in late}
     waiting = [("not_attempted", "units that are not finished yet", planned - attempted)] if planned > attempted else []
     fetched = stored + sum(late.values())
@@ -73,10 +72,6 @@ def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelSt
     )
 
 
-def _class(code: str) -> str:
-    return CODES[code].error_class if code in CODES else ""
-
-
 def meaning(code: str) -> str:
     """Returns the meaning of an error code; "" for a code of another engine."""
     return CODES[code].meaning if code in CODES else ""
@@ -98,13 +93,11 @@ def funnel(inputs: Inputs) -> Section | None:
     for step in steps:
         text = f"{count(step.kept)} · {percent(step.kept / whole)}"
         bar = bars([(foreign(step.name, 60), step.kept, text)], whole=whole)
-        lost = bars(
-            [
-                (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
-                for reason, words, rows in step.lost
-            ],
-            tone="bad",
-        )
+        losses = [
+            (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
+            for reason, words, rows in step.lost
+        ]
+        lost = bars(losses, tone="bad")
         parts.append(fill('<div class="step">{}<div class="lost">{}</div></div>', bar, lost))
         if not step.adds_up:
             numbers = (step.before, step.kept, sum(rows for _, _, rows in step.lost))
