@@ -88,7 +88,7 @@ def main() -> None:
     with stage(run, "select"):
         for selection in config.select:
             select(dataset, selection)
-    refuse_training_samples(config.evaluate.tasks, config.fit.data.sources)
+    refuse_training_samples(config.evaluate.benchmarks, config.fit.data.sources)
     with stage(run, "train"):
         fit(config.fit)
     with stage(run, "evaluate"):

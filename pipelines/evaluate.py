@@ -13,7 +13,7 @@ from clip_eval import EvalConfig, ReportConfig
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
-    """the model and the tasks"""
+    """the model and the benchmarks"""
     report: ReportConfig | None = None
     """the report; without it only the table is printed"""
 

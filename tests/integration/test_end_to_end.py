@@ -86,7 +86,7 @@ def test_results_carry_what_is_needed_to_judge_them(finished):
     rows = [json.loads(line) for line in (folder / "eval/results.jsonl").read_text().splitlines()]
     top1 = next(row for row in rows if row["metric"] == "top1")
     assert top1["chance"] == 1 / 64
-    assert {row["task"] for row in rows} == {"objects", "retrieval"}
+    assert {row["benchmark"] for row in rows} == {"objects", "retrieval"}
     for row in rows:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert row["n"] > 0

@@ -32,10 +32,10 @@ train = { steps = 4, batch_size = 16, precision = "fp32" }
 """
 EVALUATION = """
 out = "runs/mine/eval"
-[[tasks]]
+[[benchmarks]]
 name = "retrieval"
 kind = "retrieval"
-root = "s3://my-bucket/dataset"
+dataset = "s3://my-bucket/dataset"
 selection = "clean"
 overlap = "allow" # a few dozen samples: none are held out
 """
