@@ -43,11 +43,7 @@ def load_model(
 
 
 def load_pretrained(
-    spec: ModelSpec,
-    path: str | os.PathLike[str],
-    *,
-    sure_of: Collection[str] = (),
-    entry: str | None = None,
+    spec: ModelSpec, path: str | os.PathLike[str], *, sure_of: Collection[str] = (), entry: str | None = None
 ) -> CLIP:
     """Returns a float32 model of the architecture `spec` with the weights of a file in any known format, or a folder.
 

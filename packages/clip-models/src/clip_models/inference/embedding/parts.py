@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ class Part:
     """Samples of the source, embedded and rejected."""
     source: str
     """Digest of their keys and captions."""
-    rows: int
+    rows: int = 0
     """Embedded ones."""
-    truncated: int
+    truncated: int = 0
     """Captions that were longer than the model's context."""
-    rejects: tuple[tuple[str, str, str], ...]
+    rejects: tuple[tuple[str, str, str], ...] = ()
     """(key, code, reason)"""
-    files: Mapping[str, int]
-    """Size of each file."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Size of each file; none before it is written."""
 
 
 class PartFolder:
