@@ -54,15 +54,12 @@ class PartFolder:
     def _claim(self) -> None:
         with self._store.trying("write in", ""):
             (self.root / "parts").mkdir(parents=True, exist_ok=True)
-        if not self._store.exists(MANIFEST):
-            if other := [entry for entry in self._store.list() if entry != "parts"]:
-                raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
-            self.write_manifest({"complete": False})
-            return
-        found = self._store.read_json(MANIFEST)
+        found = self._store.read_json(MANIFEST) if self._store.exists(MANIFEST) else {}
+        if not found and (other := [entry for entry in self._store.list() if entry != "parts"]):
+            raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
         if found.get("fingerprint") == self.fingerprint:
             return
-        if not self._store.list("parts"):  # that run made nothing: a wrong flag, or an empty source
+        if not (found and self._store.list("parts")):  # a run that made nothing: a wrong flag, or an empty source
             self.write_manifest({"complete": False})
             return
         before = found.get("config", {})

@@ -220,8 +220,7 @@ class _Run:
     def _feed(self) -> Iterator[Iterator[Any]]:
         """Yields (key, future of `_prepare`) of each sample to be done, in order, and a Part after those of a part.
 
-        A Part without files is still to be written.
-        The number of samples in progress is bounded.
+        A Part without files is still to be written. The number of samples in progress is bounded.
         """
         ready: queue.Queue[Any] = queue.Queue(2 * self.config.batch_size + self.workers)
         stopped = threading.Event()
