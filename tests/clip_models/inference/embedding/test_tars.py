@@ -10,7 +10,7 @@ import pytest
 from clip_models import ClipModelsError
 from clip_models.inference.embedding.config import EmbedConfig
 from clip_models.inference.embedding.inputs import open_source
-from clip_models.inference.embedding.samples import CaptionError, Unused, read_caption
+from clip_models.inference.embedding.samples import SampleError, Unused, read_caption
 from tests.support.embeddings import picture_bytes
 
 FOLDER, SYMLINK, HARDLINK, PIPE = (
@@ -228,7 +228,7 @@ def test_captions_that_cannot_be_read_have_a_code(value, field, found):
     if not found.endswith("_caption"):
         assert read_caption(value, field) == found
         return
-    with pytest.raises(CaptionError) as caught:
+    with pytest.raises(SampleError) as caught:
         read_caption(value, field)
     assert caught.value.code == found
 
