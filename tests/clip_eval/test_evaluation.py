@@ -16,7 +16,7 @@ from clip_data.stream.loader import MAX_REPORTED
 from clip_eval import ClipEvalError, EvalConfig, RetrievalConfig, ZeroShotConfig, evaluate, features, format_table
 from clip_models import ClipModelsError, ClipTokenizer, load_model, preprocess_eval
 from tests.support.datasets import jpeg, make_dataset
-from tests.support.evals import COLORS, color_dataset, color_samples, picture, tiny_model
+from tests.support.evals import COLORS, color_dataset, color_samples, make_image, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_missing_class_is_counted_and_keeps_its_column(place, tmp_path):
 
 
 def test_long_captions_are_cut_and_counted(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"{i} " + "very " * 30 * (i < 3) + "red"} for i in range(8)]
+    samples = [{"image": make_image("red", i), "caption": f"{i} " + "very " * 30 * (i < 3) + "red"} for i in range(8)]
     make_dataset(tmp_path / "long", samples)
     benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "long"))
     rows = evaluate(
@@ -115,7 +115,7 @@ def test_long_captions_are_cut_and_counted(place, tmp_path):
     assert {row["truncated"] for row in rows} == {3}
 
 
-def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
+def test_corrupt_images_are_left_out_and_counted(place, tmp_path):
     samples = color_samples(12)
     samples[3]["image"] = b"\xff\xd8 no picture"
     make_dataset(tmp_path / "data", samples)
@@ -125,13 +125,13 @@ def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
     assert rows[-1]["n"] == sum(sample["image"] is not None for sample in samples) - 1
 
 
-def test_the_same_picture_and_the_same_caption_are_one_candidate(place, tmp_path):
-    image = picture("red", 0)
+def test_the_same_image_and_the_same_caption_are_one_candidate(place, tmp_path):
+    image = make_image("red", 0)
     samples = [
         {"image": image, "caption": "a red thing"},
         {"image": image, "caption": "a warm thing"},
-        {"image": picture("blue", 1), "caption": "a cold thing"},
-        {"image": picture("green", 2), "caption": "a cold thing"},
+        {"image": make_image("blue", 1), "caption": "a cold thing"},
+        {"image": make_image("green", 2), "caption": "a cold thing"},
     ]
     make_dataset(tmp_path / "data", samples)
     benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"))
@@ -223,7 +223,7 @@ def test_rows_of_other_benchmarks_stay(place, tmp_path):
 
 
 def test_corrupt_samples_are_counted_beyond_the_length_of_any_list(place, tmp_path):
-    readable = [{"image": picture("red", i), "caption": f"good {i}"} for i in range(3)]
+    readable = [{"image": make_image("red", i), "caption": f"good {i}"} for i in range(3)]
     damaged = [{"image": b"\xff\xd8 damaged", "caption": f"bad {i}"} for i in range(MAX_REPORTED + 50)]
     make_dataset(tmp_path / "data", readable + damaged, rows_per_unit=500)
     benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"), max_corrupt=1.0)
@@ -241,7 +241,7 @@ def test_corrupt_samples_are_counted_beyond_the_length_of_any_list(place, tmp_pa
 
 
 def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
+    samples = [{"image": make_image("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
     dataset = make_dataset(tmp_path / "data", samples, rows_per_unit=4)
     for unit in dataset.units[::2]:
         shard = tmp_path / "data" / shard_name(unit)
@@ -257,7 +257,7 @@ def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
 
 
 def test_the_limit_is_a_share_that_may_be_reached(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"number {i}"} for i in range(100)]
+    samples = [{"image": make_image("red", i), "caption": f"number {i}"} for i in range(100)]
     for sample in samples[:29]:
         sample["image"] = b"damaged"
     make_dataset(tmp_path / "data", samples, rows_per_unit=50)
@@ -269,7 +269,9 @@ def test_the_limit_is_a_share_that_may_be_reached(place, tmp_path):
 
 
 def test_samples_without_a_caption_are_no_text(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": caption} for i, caption in enumerate(("a", "", "b", " \n", "c"))]
+    samples = [
+        {"image": make_image("red", i), "caption": caption} for i, caption in enumerate(("a", "", "b", " \n", "c"))
+    ]
     make_dataset(tmp_path / "data", samples)
     benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"))
     wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
@@ -306,7 +308,7 @@ def test_the_limit_and_the_place_of_the_classes_do_not_change_the_protocol(place
 def test_the_best_of_several_captions_is_the_one_that_is_shown(place, tmp_path):
     captions = [[f"{word} {color} {i}" for word in ("one", "two", "three")] for i, color in enumerate(COLORS)]
     samples = [
-        {"image": picture(color, i), "caption": caption}
+        {"image": make_image(color, i), "caption": caption}
         for i, color in enumerate(COLORS)
         for caption in captions[i]
     ]  # fmt: skip

@@ -15,14 +15,14 @@ from clip_eval import ClipEvalError, EvalConfig, ZeroShotConfig, evaluate, featu
 from clip_eval.benchmarks.classification import classify_images, prompts_of
 from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
 from tests.support.datasets import make_dataset
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 CAFE = ("café", unicodedata.normalize("NFD", "café"))
 
 
 def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None) -> str:
     """A dataset of one image for each label, in units of four; its column `label` has the given type."""
-    image = picture("red", 0)
+    image = make_image("red", 0)
     samples = [{"image": image, "caption": f"number {i}", "label": label} for i, label in enumerate(labels)]
     dataset = make_dataset(folder / "data", samples, rows_per_unit=4)
     for unit in dataset.units if kind else ():
@@ -67,7 +67,7 @@ def test_string_labels_that_occur_are_the_classes_when_none_are_given(tmp_path):
 
 
 def test_only_selected_rows_are_looked_at(tmp_path):
-    image = picture("red", 0)
+    image = make_image("red", 0)
     samples = [
         {"image": image, "caption": "1", "label": "dog"},
         {"image": None, "caption": "2", "label": "Dog"},
@@ -207,7 +207,7 @@ def imagenet(tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     tiny_model(folder / "model.safetensors")
     ids = [657, 744, 836, 837, 0, 999, 657, 744]
     samples = [
-        {"image": picture(("red", "green", "blue")[i % 3], i), "caption": f"number {i}", "label": label}
+        {"image": make_image(("red", "green", "blue")[i % 3], i), "caption": f"number {i}", "label": label}
         for i, label in enumerate(ids)
     ]
     make_dataset(folder / "data", samples)

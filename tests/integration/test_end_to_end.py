@@ -63,7 +63,7 @@ def test_the_funnel_adds_up_and_the_report_names_every_reason(finished):
         assert html.escape(reason) in page, reason
 
 
-def test_tiny_pictures_and_duplicates_are_filtered_with_their_counts(finished):
+def test_tiny_images_and_duplicates_are_filtered_with_their_counts(finished):
     folder, _, _ = finished
     counts = dict(json.loads((folder / "dataset/selections/clean/selection.json").read_text())["counts"])
     kinds = [row["kind"] for row in sidecars(folder)]

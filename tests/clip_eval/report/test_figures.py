@@ -14,7 +14,7 @@ import pytest
 from clip_data.select import SelectConfig, select
 from clip_eval import EvalConfig, ReportConfig, RetrievalConfig, ZeroShotConfig, evaluate, format_table, write_report
 from tests.support.datasets import make_dataset
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 VOID = {"meta", "img", "br", "link", "input"}
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("ring", "star")]
@@ -94,7 +94,7 @@ def place(tmp_path_factory) -> Path:
         sample = {"image": None, "caption": f"number {i} is a {name}", "error": "http_404"}
         if i % 20 == 0:
             size = (24, 20 + i // 20 % 3)
-            sample |= {"image": picture(name.split()[0], i).resize(size), "label": None if i % 500 == 0 else name}
+            sample |= {"image": make_image(name.split()[0], i).resize(size), "label": None if i % 500 == 0 else name}
         elif i % 7 == 0:
             sample["error"] = "decode_error"
         samples.append(sample)

@@ -17,7 +17,7 @@ from clip_eval.report.funnel import read_funnel
 from clip_eval.report.runs import read_run
 from tests.support.datasets import make_dataset
 from tests.support.distributed import free_port
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 HOSTILE = "<script>alert('caption')</script>"
 LINKS = ("src", "href", "action", "data", "poster", "srcset", "xlink:href", "background")
@@ -48,7 +48,7 @@ def place(tmp_path_factory) -> Path:
     for i in range(40):
         color = ("red", "green", "blue")[i % 3]
         caption = f"{HOSTILE} {color} {i}" if i % 4 else f"{color} {i}"
-        samples.append({"image": picture(color, i), "caption": caption, "label": f"{color} thing"})
+        samples.append({"image": make_image(color, i), "caption": caption, "label": f"{color} thing"})
     for i, code in (
         (3, "http_404"),
         (8, "http_404"),
@@ -140,7 +140,7 @@ def test_sums_that_do_not_add_up_are_said_so(place, tmp_path):
 
 
 def test_unfinished_units_are_not_attempted(tmp_path):
-    dataset = make_dataset(tmp_path / "data", [{"image": picture("red", i), "caption": "x"} for i in range(8)], 4)
+    dataset = make_dataset(tmp_path / "data", [{"image": make_image("red", i), "caption": "x"} for i in range(8)], 4)
     (tmp_path / "data/commits/acquire/00000001.json").unlink()
     attempted, _, stored = read_funnel(dataset, ())
     assert attempted.lost == [("not_attempted", "units that are not finished yet", 4)]
@@ -193,7 +193,7 @@ def test_what_is_missing_is_left_out_and_said(place, tmp_path):
 
 
 def test_images_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"red {i}", "label": "red"} for i in range(6)]
+    samples = [{"image": make_image("red", i), "caption": f"red {i}", "label": "red"} for i in range(6)]
     samples[2]["image"] = b"damaged"
     dataset = make_dataset(tmp_path / "data", samples)
     uid = dataset.sidecar(dataset.units[0])["uid"][4].as_py()
