@@ -1,4 +1,4 @@
-"""A table of (url, caption) to a dataset folder of shards: plan units, then fetch, decode, resize and write them.
+"""Makes a dataset folder from a table of (url, caption): plans units, then fetches, decodes, resizes and writes them.
 
 uv run pipelines/build_shards.py --urls my.parquet --output s3://bucket/dataset
 """
@@ -26,7 +26,7 @@ class BuildShards:
     rows_per_unit: int = 10_000
     """rows of one shard at most"""
     acquire: AcquireConfig = field(default_factory=AcquireConfig)
-    """how pictures are fetched, checked and resized"""
+    """how images are fetched, checked and resized"""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """where the work runs"""
 

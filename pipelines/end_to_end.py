@@ -1,9 +1,9 @@
-"""A table of (url, caption) to a trained and evaluated CLIP model, with a report. Without a recipe: the quickstart.
+"""Makes a trained and evaluated CLIP model, with a report, from a table of (url, caption). Default: the quickstart.
 
     uv run pipelines/end_to_end.py [recipe.toml] [--output runs/mine] [--fit.train.steps 500]
 
-Stages: plan → acquire → score → select → train → evaluate → report. Each is one call into a package; a stage that is
-done is skipped, so a run killed anywhere goes on where it was when the same command is given again.
+Stages: plan → acquire → score → select → train → evaluate → report. Each is one call into a package. A finished stage
+is skipped: the same command continues a run that was killed.
 """
 
 import sys
@@ -34,7 +34,7 @@ class EndToEnd:
     plan: PlanConfig
     """the table of URLs, cut into units of work"""
     acquire: AcquireConfig = field(default_factory=AcquireConfig)
-    """how pictures are fetched, checked and resized"""
+    """how images are fetched, checked and resized"""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """where data work runs"""
     score: tuple[str, ...] = ("caption", "image")
@@ -73,7 +73,7 @@ def main() -> None:
     from clip_train import fit
     from clip_train.config import resolve
 
-    resolve(config.fit)  # a mistake in it is said now, not when everything is fetched
+    resolve(config.fit)  # reports a mistake now, not after all data is fetched
     run = Store(config.output)
     claim(run, config, free=("executor", "report"))
     with stage(run, "plan"):
@@ -88,7 +88,7 @@ def main() -> None:
     with stage(run, "select"):
         for selection in config.select:
             select(dataset, selection)
-    refuse_training_samples(config.evaluate.tasks, config.fit.data.sources)
+    refuse_training_samples(config.evaluate.benchmarks, config.fit.data.sources)
     with stage(run, "train"):
         fit(config.fit)
     with stage(run, "evaluate"):
@@ -99,7 +99,7 @@ def main() -> None:
 
 @contextmanager
 def stage(run: Store, name: str) -> Iterator[None]:
-    """Adds a stage's wall time to timings.json, where the runs of one command add up."""
+    """Adds a stage's wall time to timings.json, summed over all runs of the command."""
     start = time.monotonic()
     yield
     timings = run.read_json("timings.json") if run.exists("timings.json") else {}

@@ -1,4 +1,4 @@
-"""A trained model to results with intervals, and a report of its dataset, training and evaluation.
+"""Evaluates a trained model, and writes a report of its dataset, training and evaluation.
 
 uv run pipelines/evaluate.py my_evaluation.toml --evaluate.model runs/mine/train/model.safetensors
 """
@@ -13,7 +13,7 @@ from clip_eval import EvalConfig, ReportConfig
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     evaluate: EvalConfig = field(default_factory=EvalConfig)
-    """the model and the tasks"""
+    """the model and the benchmarks"""
     report: ReportConfig | None = None
     """the report; without it only the table is printed"""
 

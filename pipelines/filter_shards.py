@@ -1,4 +1,4 @@
-"""A dataset folder to a named selection: score captions and pictures, then keep what an expression and dedup leave.
+"""Makes a named selection of a dataset: scores captions and images, then applies an expression and deduplication.
 
 uv run pipelines/filter_shards.py --dataset runs/mine --name clean --where "words >= 3" --dedup sha256
 """
@@ -20,7 +20,7 @@ class FilterShards:
     where: str = ""
     """expression over columns that a kept row fulfils"""
     dedup: tuple[Literal["sha256", "phash"], ...] = ()
-    """hashes under which only the first row of equals is kept"""
+    """hashes; of rows with the same hash, the first is kept"""
     parent: str = ""
     """selection to start from"""
     score: tuple[str, ...] = ("caption", "image")

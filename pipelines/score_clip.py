@@ -1,4 +1,4 @@
-"""A dataset folder to CLIP similarities of its pictures and captions: the column clip_similarity, to select on.
+"""Adds CLIP similarities of images and captions to a dataset, as the column clip_similarity.
 
 uv run pipelines/score_clip.py --dataset runs/mine --model ViT-B-32 --pretrained laion2b_s34b_b79k
 uv run pipelines/filter_shards.py --dataset runs/mine --name similar --where "clip_similarity >= 0.28"
@@ -16,7 +16,7 @@ class ScoreClip:
     dataset: str
     """the dataset folder: a path or an fsspec URL"""
     model: str
-    """name of the architecture, or hf-hub:org/repo, or local-dir:folder, or a file that says what it is"""
+    """name of an architecture, hf-hub:org/repo, local-dir:folder, or a file that describes itself"""
     pretrained: str = ""
     """tag or file of the weights"""
     name: str = "clip"
@@ -24,9 +24,9 @@ class ScoreClip:
     precision: str = "fp32"
     """precision of the model"""
     batch_size: int = 64
-    """samples that the model takes at once"""
+    """samples in a forward pass"""
     device: str = "auto"
-    """cpu, cuda, …; auto is the accelerator where there is one"""
+    """cpu, cuda, …; auto takes an accelerator if one is available"""
     quick_gelu: bool = False
     """the weights were trained with QuickGELU"""
     embeddings: bool = False

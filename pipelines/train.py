@@ -1,4 +1,4 @@
-"""Selections of dataset folders to a trained model; the same as `clip-train fit`. Under torchrun, on several processes.
+"""Trains a model on selections of datasets, as `clip-train fit` does. Run it with torchrun for several processes.
 
 uv run pipelines/train.py my_run.toml --optim.lr 1e-3
 """

@@ -6,7 +6,7 @@
 #   then, anywhere         uv run clip-data acquire … --executor.kind ray --executor.ray-address HOST:6379
 #
 # The cluster ends when the command does (Ctrl-C, or the end of the batch job it runs in).
-# Everyone needs the same RAY_AUTH_TOKEN: who has it can run code on the cluster. Ray's ports are open on all
+# Everyone needs the same RAY_AUTH_TOKEN: it allows anyone to run code on the cluster. Ray's ports are open on all
 # interfaces, so keep the machines behind a firewall.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

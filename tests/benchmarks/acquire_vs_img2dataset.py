@@ -1,7 +1,7 @@
-"""Fetch rate of the acquire stage beside img2dataset's: the same pictures from the same loopback server, both on all
+"""Fetch rate of the acquire stage beside img2dataset's: the same images from the same loopback server, both on all
 cores of this machine, the server included.
 
-    uv run tests/benchmarks/acquire_vs_img2dataset.py [--pictures 2000] [--workers 2]
+    uv run tests/benchmarks/acquire_vs_img2dataset.py [--images 2000] [--workers 2]
 
 "whole" counts from the start of the command to its end; "steady" is what the server saw between its first and its last
 request, without anybody's start-up. CPU time is that of the engine's processes, start-up included.
@@ -31,8 +31,8 @@ SIZE = 256
 
 
 def draw(number: int) -> tuple[str, bytes]:
-    """A picture of 300 to 1200 pixels a side, textured so that it has the bytes of a photo."""
-    from tests.support.pictures import encode, noise
+    """An image of 300 to 1200 pixels a side, textured so that it has the bytes of a photo."""
+    from tests.support.images import encode, noise
 
     random = np.random.default_rng(number)
     width, height = random.integers(300, 1200, 2).tolist()
@@ -45,11 +45,11 @@ def draw(number: int) -> tuple[str, bytes]:
     return f"{number:06d}.{form}", encode(image, {"jpg": "JPEG"}.get(form, form.upper()), **options)
 
 
-def serve(pictures: list[tuple[str, bytes]], port: Synchronized, first: Synchronized, last: Synchronized) -> None:
+def serve(images: list[tuple[str, bytes]], port: Synchronized, first: Synchronized, last: Synchronized) -> None:
     from tests.support.hostile_server import HostileServer
 
     server = HostileServer()
-    for name, body in pictures:
+    for name, body in images:
         server.put(name, body)
     with server.running():
         port.value = server.port
@@ -90,7 +90,7 @@ ENGINES = {"clip-data": ours, "img2dataset": theirs}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--engine", choices=[*ENGINES, "both"], default="both")
     parser.add_argument("--paths", nargs=2, help=argparse.SUPPRESS)
@@ -99,23 +99,23 @@ def main() -> None:
         ENGINES[args.engine](Path(args.paths[0]), Path(args.paths[1]), args.workers)
         return
     with ProcessPoolExecutor() as pool:
-        pictures = list(pool.map(draw, range(args.pictures), chunksize=50))
-    megabytes = sum(len(body) for _, body in pictures) / 1e6
-    print(f"{args.pictures} pictures, {megabytes:.0f} MB; {args.workers} workers on {os.cpu_count()} cores")
+        images = list(pool.map(draw, range(args.images), chunksize=50))
+    megabytes = sum(len(body) for _, body in images) / 1e6
+    print(f"{args.images} images, {megabytes:.0f} MB; {args.workers} workers on {os.cpu_count()} cores")
     print(f"{'engine':<14}{'whole/s':>9}{'steady/s':>10}{'seconds':>9}{'CPU ms each':>13}{'peak MB of one':>16}")
     for engine in ENGINES if args.engine == "both" else [args.engine]:
         with tempfile.TemporaryDirectory() as folder:
-            measure(engine, pictures, Path(folder), args.workers)
+            measure(engine, images, Path(folder), args.workers)
 
 
-def measure(engine: str, pictures: list[tuple[str, bytes]], folder: Path, workers: int) -> None:
+def measure(engine: str, images: list[tuple[str, bytes]], folder: Path, workers: int) -> None:
     context = multiprocessing.get_context("fork")
     port, first, last = context.Value("i", 0), context.Value("d", 0), context.Value("d", 0)
-    server = context.Process(target=partial(serve, pictures, port, first, last), daemon=True)
+    server = context.Process(target=partial(serve, images, port, first, last), daemon=True)
     server.start()
     while not port.value:
         time.sleep(0.01)
-    urls = [f"http://127.0.0.1:{port.value}/body/{name}" for name, _ in pictures]
+    urls = [f"http://127.0.0.1:{port.value}/body/{name}" for name, _ in images]
     pq.write_table(pa.table({"url": urls, "caption": ["a picture"] * len(urls)}), folder / "urls.parquet")
     command = [sys.executable, __file__, "--engine", engine, "--workers", str(workers)]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
@@ -132,12 +132,12 @@ def measure(engine: str, pictures: list[tuple[str, bytes]], folder: Path, worker
         sys.exit(f"{engine} failed:\n{done.stdout}\n{done.stderr}")
     stored = sum(pq.read_table(file, columns=["status"])["status"].to_pylist().count("success")
                  for file in (folder / "out").rglob("[0-9]*.parquet"))  # fmt: skip
-    if stored != len(pictures):
-        sys.exit(f"{engine} stored {stored} of {len(pictures)} pictures")
-    cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000 / len(pictures)
-    steady = len(pictures) / (last.value - first.value)
+    if stored != len(images):
+        sys.exit(f"{engine} stored {stored} of {len(images)} images")
+    cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000 / len(images)
+    steady = len(images) / (last.value - first.value)
     peak = after.ru_maxrss / 1024
-    print(f"{engine:<14}{len(pictures) / wall:>9.0f}{steady:>10.0f}{wall:>9.1f}{cpu:>13.1f}{peak:>16.0f}")
+    print(f"{engine:<14}{len(images) / wall:>9.0f}{steady:>10.0f}{wall:>9.1f}{cpu:>13.1f}{peak:>16.0f}")
 
 
 if __name__ == "__main__":

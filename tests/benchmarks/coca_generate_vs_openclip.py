@@ -1,4 +1,4 @@
-"""Tokens per second of CoCa's generation beside OpenCLIP's: the same random weights, the same pictures, one process,
+"""Tokens per second of CoCa's generation beside OpenCLIP's: the same random weights, the same images, one process,
 rounds by turns.
 
     uv run tests/benchmarks/coca_generate_vs_openclip.py [--length 64] [--images 1 8] [--device cuda] [--dtype bfloat16]

@@ -47,7 +47,7 @@ def measure(seed: int, output: Path) -> dict:
         time.sleep(0.5)
     assert process.returncode == 0, f"the quickstart failed with exit code {process.returncode}"
     rows = [json.loads(line) for line in (output / "eval/results.jsonl").read_text().splitlines()]
-    (top1,) = [row for row in rows if row["task"] == "objects" and row["metric"] == "top1"]
+    (top1,) = [row for row in rows if row["benchmark"] == "objects" and row["metric"] == "top1"]
     return {
         "seed": seed,
         "wall_s": time.monotonic() - start,

@@ -28,7 +28,7 @@ PREPROCESS = {"size": [224, 224], "augment": {"scale": [0.9, 1.0]}}
 
 
 def build(root: str, samples: int) -> Dataset:
-    """Smooth 288 × 256 pictures with some grain: JPEGs of about 25 kB, as photographs of that size have."""
+    """Smooth 288 × 256 images with some grain: JPEGs of about 25 kB, as photographs of that size have."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(samples):

@@ -11,7 +11,7 @@ from PIL import Image, TiffImagePlugin
 
 from clip_core import ImageError, load_image, open_image, read_orientation, upright_rgb, upright_size
 from clip_core.images import TRANSPOSE, webp_size
-from tests.support.pictures import corners, encode, exif_orientation, near, noise
+from tests.support.images import corners, encode, exif_orientation, near, noise
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
@@ -261,10 +261,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_sizes_of_webp_are_read_from_every_kind_of_header():
-    pictures = [
+    bodies = [
         encode(noise(70, 33), "WEBP"),
         encode(noise(70, 33), "WEBP", lossless=True),
         encode(Image.new("RGBA", (70, 33), (1, 2, 3, 4)), "WEBP"),
     ]
-    assert [webp_size(body) for body in pictures] == [(70, 33)] * 3
+    assert [webp_size(body) for body in bodies] == [(70, 33)] * 3
     assert webp_size(b"RIFF\0\0\0\0WEBP") is None

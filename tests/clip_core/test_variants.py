@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_named(data, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--main.kind", "circel"], "draw: kind = 'circel': there is no shape 'circel'; did you mean 'circle'"),
+        (["--main.kind", "circel"], "draw: main.kind = 'circel': there is no shape 'circel'; did you mean 'circle'"),
         (["--main.radius", "2"], "draw: unknown flag --main.radius"),
         (["--others.0.kind", "circle"], r"draw: missing key others\[0\].radius"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from clip_data import cli
 from clip_data.demo.loopback import LoopbackServer
-from tests.support.datasets import jpeg, make_dataset, picture
+from tests.support.datasets import jpeg, make_dataset, make_image
 
 PROGRAM = str(Path(sys.executable).with_name("clip-data"))
 
@@ -28,12 +28,12 @@ def call(capsys, *args: str) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_the_whole_way_from_urls_to_a_selection(tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "pictures"
+    images.mkdir()
     for i in range(6):
-        (pictures / f"{i}.jpg").write_bytes(jpeg(picture(i, (40, 30))))
+        (images / f"{i}.jpg").write_bytes(jpeg(make_image(i, (40, 30))))
     root = str(tmp_path / "out")
-    with LoopbackServer(port=0, folder=pictures) as server:
+    with LoopbackServer(port=0, folder=images) as server:
         urls = [f"{server.base_url}/{i}.jpg" for i in (0, 1, 2, 3, 4, 5, 0, 99)]
         rows = pa.table({"url": urls, "text": [f"a picture of the number {i}" for i in range(8)], "label": range(8)})
         pq.write_table(rows, tmp_path / "urls.parquet")
@@ -98,7 +98,7 @@ def test_a_url_without_a_bucket_is_no_local_folder(tmp_path, monkeypatch, capsys
 
 
 def test_damage_is_one_line_each_and_exit_code_2(tmp_path, capsys):
-    make_dataset(tmp_path, [{"image": picture(1), "caption": "one"}, {"image": picture(2), "caption": "two"}], 1)
+    make_dataset(tmp_path, [{"image": make_image(1), "caption": "one"}, {"image": make_image(2), "caption": "two"}], 1)
     for name in ("00000000.tar", "00000001.parquet"):
         (tmp_path / "shards" / name).unlink()
     code, out, err = call(capsys, "verify", "--dataset", str(tmp_path))
@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     pq.write_table(pa.table({"url": ["http://h/1"], "caption": ["one"]}), "list.parquet")
     pq.write_table(pa.table({"url": pa.array([], pa.string()), "caption": pa.array([], pa.string())}), "empty.parquet")
     Path("wrong.toml").write_text('urlz = ["list.parquet"]\n')
-    make_dataset("done", [{"image": picture(1), "caption": "one"}])
+    make_dataset("done", [{"image": make_image(1), "caption": "one"}])
     code, out, err = call(capsys, *args)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -155,7 +155,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
 
 
 def test_a_corrupted_tar_ends_in_one_line_and_nothing_is_written(tmp_path, capsys):
-    dataset = make_dataset(tmp_path / "data", [{"image": picture(i), "caption": "one"} for i in range(4)])
+    dataset = make_dataset(tmp_path / "data", [{"image": make_image(i), "caption": "one"} for i in range(4)])
     tar = tmp_path / "data" / "shards" / "00000000.tar"
     tar.write_bytes(tar.read_bytes()[:700])
     code, out, err = call(capsys, "score", "--dataset", dataset.url, "--scorers", "image", "--executor.workers", "1")

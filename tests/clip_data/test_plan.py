@@ -251,7 +251,7 @@ def test_one_file_named_twice_or_columns_of_two_types_are_refused(tmp_path):
     with pytest.raises(ClipDataError, match=r"urls names .*a.parquet twice"):
         plan(str(tmp_path / "out"), PlanConfig(urls=(source, f"{tmp_path}/a.*")))
     write(tmp_path / "b.parquet", 2, n=["1", "2"])
-    with pytest.raises(ClipDataError, match=r"holds int64 in .*a.parquet but string in .*b.parquet: write it"):
+    with pytest.raises(ClipDataError, match=r"holds int64 in .*a.parquet but string in .*b.parquet: use one type"):
         plan(str(tmp_path / "out"), PlanConfig(urls=(f"{tmp_path}/*.parquet",), extra_columns=("n",)))
 
 

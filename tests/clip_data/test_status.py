@@ -10,7 +10,7 @@ from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
 from clip_data.stage import run_unit
 from clip_data.status import format_status, status
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 from tests.support.stages import Copy, planned
 
 
@@ -41,7 +41,7 @@ def test_progress_counts_and_rate_of_a_stage(tmp_path):
 
 
 def test_selections_and_takedowns(tmp_path):
-    rows = [{"image": picture(i) if i % 3 else None, "caption": f"picture {i}"} for i in range(9)]
+    rows = [{"image": make_image(i) if i % 3 else None, "caption": f"picture {i}"} for i in range(9)]
     dataset = make_dataset(tmp_path, rows)
     select(dataset, SelectConfig(name="all"))
     dataset.take_down(["00" * 16], "asked")

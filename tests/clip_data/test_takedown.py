@@ -11,7 +11,7 @@ from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
 from clip_data.stream import Source, build_manifest
 from clip_data.takedown import take_down
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 
 URLS = [f"http://Host.test:80/{i}.jpg" for i in range(7)]
 
@@ -20,7 +20,11 @@ URLS = [f"http://Host.test:80/{i}.jpg" for i in range(7)]
 def dataset(tmp_path) -> Dataset:
     """Six samples and a rejected row; the last two rows have the URL of the first and another caption."""
     rows = [
-        {"image": picture(i, (24, 16)) if i != 3 else None, "caption": f"caption {i}", "url": URLS[i if i < 5 else 0]}
+        {
+            "image": make_image(i, (24, 16)) if i != 3 else None,
+            "caption": f"caption {i}",
+            "url": URLS[i if i < 5 else 0],
+        }
         for i in range(7)
     ]
     return make_dataset(tmp_path / "data", rows, rows_per_unit=3)

@@ -242,7 +242,7 @@ def test_types_of_json_columns_keep_every_value_of_the_whole_file(tmp_path, monk
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("1 true", r"column 'n': no one type .*: integer \(first in line 1\), boolean \(first in line 2\)"),
+        ("1 true", r"column 'n': no single type .*: integer \(first in line 1\), boolean \(first in line 2\)"),
         ('1 2 "x"', r"integer \(first in line 1\), text \(first in line 3\)"),
         ("1 1e400", r"number with more digits than 64 bits keep \(first in line 2\)"),
         ("0.1234567890123456789", r"number with more digits than 64 bits keep \(first in line 1\)"),

@@ -16,7 +16,7 @@ from clip_data.score import ScoreStage
 from clip_data.select import SelectConfig, select
 from clip_data.stage import run_stage, run_unit
 from clip_data.verify import verify
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 
 UNIT = "00000001"
 AGAIN = f"delete commits/acquire/{UNIT}.json and run 'clip-data acquire' again"
@@ -25,7 +25,7 @@ AGAIN = f"delete commits/acquire/{UNIT}.json and run 'clip-data acquire' again"
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A dataset of two units with a score and a selection, and nothing wrong."""
-    rows = [{"image": picture(i, (24, 16)) if i % 4 else None, "caption": f"picture {i}"} for i in range(10)]
+    rows = [{"image": make_image(i, (24, 16)) if i % 4 else None, "caption": f"picture {i}"} for i in range(10)]
     dataset = make_dataset(tmp_path, rows, rows_per_unit=5)
     stage = ScoreStage(dataset.url, "caption")
     for unit in dataset.units:

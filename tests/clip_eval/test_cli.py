@@ -23,8 +23,8 @@ def recipe(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     color_dataset(folder / "data")
     tiny_model(folder / "model.safetensors")
-    task = f'name = "colors"\nlabel_column = "color"\nroot = "{folder / "data"}"\n'
-    (folder / "recipe.toml").write_text(f'out = "{folder / "eval"}"\n[[tasks]]\n{task}', encoding="utf-8")
+    benchmark = f'name = "colors"\nlabel_column = "color"\ndataset = "{folder / "data"}"\n'
+    (folder / "recipe.toml").write_text(f'out = "{folder / "eval"}"\n[[benchmarks]]\n{benchmark}', encoding="utf-8")
     return folder / "recipe.toml"
 
 
@@ -58,8 +58,8 @@ def test_run_prints_a_table_and_writes_rows(recipe):
     assert "mean_per_class_recall" in done.stdout
     assert "samples without a label" in done.stdout
     assert (recipe.parent / "eval/results.jsonl").is_file()
-    task = f'[{{name = "colors", label_column = "color", root = "{recipe.parent / "data"}"}}]'
-    flags = ["--model", recipe.parent / "model.safetensors", "--out", recipe.parent / "eval", "--tasks", task]
+    benchmark = f'[{{name = "colors", label_column = "color", dataset = "{recipe.parent / "data"}"}}]'
+    flags = ["--model", recipe.parent / "model.safetensors", "--out", recipe.parent / "eval", "--benchmarks", benchmark]
     assert run("run", *flags).stdout == done.stdout  # flags alone say what the recipe says
     page = recipe.parent / "report.html"
     done = run("report", "--out", page, "--evaluation", recipe.parent / "eval", "--dataset", recipe.parent / "data")
@@ -74,7 +74,7 @@ def test_run_prints_a_table_and_writes_rows(recipe):
         (["run", "RECIPE"], "no model given"),
         (["run", "RECIPE", "--model", "nothing.safetensors"], "cannot read the model 'nothing.safetensors'"),
         (["run", "missing.toml"], "cannot read the recipe missing.toml"),
-        (["run", "BAD"], "unknown key tasks"),
+        (["run", "BAD"], "unknown key benchmarks"),
         (["walk"], "clip-eval has no command 'walk'; the commands are run, report"),
         (["report", "--out", "x.html"], "nothing to report on"),
         (["report", "--out", "x.html", "--dataset", "nowhere"], "nothing to report on (dataset nowhere)"),
@@ -82,7 +82,7 @@ def test_run_prints_a_table_and_writes_rows(recipe):
 )
 def test_errors_are_one_line_and_code_2(recipe, tmp_path, args, message):
     bad = tmp_path / "bad.toml"
-    bad.write_text('out = "x"\n[[tasks]]\nname = "a"\nroot = "b"\nlabel_colum = "c"\n', encoding="utf-8")
+    bad.write_text('out = "x"\n[[benchmarks]]\nname = "a"\ndataset = "b"\nlabel_colum = "c"\n', encoding="utf-8")
     done = run(*({"RECIPE": recipe, "BAD": bad}.get(arg, arg) for arg in args))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -8,13 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_core.config import from_dict
+from clip_core.errors import ClipError
 from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.loader import MAX_REPORTED
-from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features, format_table
+from clip_eval import ClipEvalError, EvalConfig, RetrievalConfig, ZeroShotConfig, evaluate, features, format_table
 from clip_models import ClipModelsError, ClipTokenizer, load_model, preprocess_eval
 from tests.support.datasets import jpeg, make_dataset
-from tests.support.evals import COLORS, color_dataset, color_samples, picture, tiny_model
+from tests.support.evals import COLORS, color_dataset, color_samples, make_image, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,11 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def config(place: Path, out: Path, max_corrupt: float = 0.05, **task) -> EvalConfig:
-    common = {"root": str(place / "data"), "batch_size": 8, "max_corrupt": max_corrupt}
-    zero_shot = TaskConfig(**{"name": "colors", "label_column": "color", **common, **task})
-    captions = TaskConfig(name="captions", kind="retrieval", **common)
-    return EvalConfig(model=str(place / "model.safetensors"), out=str(out), tasks=(zero_shot, captions))
+def config(place: Path, out: Path, max_corrupt: float = 0.05, **benchmark) -> EvalConfig:
+    common = {"dataset": str(place / "data"), "batch_size": 8, "max_corrupt": max_corrupt}
+    zero_shot = ZeroShotConfig(**{"name": "colors", "label_column": "color", **common, **benchmark})
+    captions = RetrievalConfig(name="captions", **common)
+    return EvalConfig(model=str(place / "model.safetensors"), out=str(out), benchmarks=(zero_shot, captions))
 
 
 def reference_features(place: Path, samples: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +49,7 @@ def reference_features(place: Path, samples: list[dict]) -> tuple[np.ndarray, np
 
 
 def test_rows_against_one_sample_at_a_time(place, tmp_path):
-    rows = {(row["task"], row["metric"]): row for row in evaluate(config(place, tmp_path / "eval"))}
+    rows = {(row["benchmark"], row["metric"]): row for row in evaluate(config(place, tmp_path / "eval"))}
     stored = [sample for sample in color_samples() if sample["image"] is not None]
     images, texts = reference_features(place, stored)
     similarity = images @ texts.T
@@ -77,7 +79,7 @@ def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monk
 
     monkeypatch.setattr(features.Embedder, "_loaded", property(refuse))
     assert evaluate(config(place, tmp_path / "eval")) == rows
-    # A task with other prompts needs its own texts, but not the images again.
+    # A benchmark with other prompts needs its own texts, but not the images again.
     monkeypatch.undo()
     monkeypatch.setattr(features.Embedder, "_encode_images", refuse)
     changed = evaluate(config(place, tmp_path / "eval", templates=("one {c}.", "{}")))
@@ -104,14 +106,16 @@ def test_a_missing_class_is_counted_and_keeps_its_column(place, tmp_path):
 
 
 def test_long_captions_are_cut_and_counted(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"{i} " + "very " * 30 * (i < 3) + "red"} for i in range(8)]
+    samples = [{"image": make_image("red", i), "caption": f"{i} " + "very " * 30 * (i < 3) + "red"} for i in range(8)]
     make_dataset(tmp_path / "long", samples)
-    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "long"))
-    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "long"))
+    rows = evaluate(
+        EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
+    )
     assert {row["truncated"] for row in rows} == {3}
 
 
-def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
+def test_corrupt_images_are_left_out_and_counted(place, tmp_path):
     samples = color_samples(12)
     samples[3]["image"] = b"\xff\xd8 no picture"
     make_dataset(tmp_path / "data", samples)
@@ -121,17 +125,19 @@ def test_corrupt_pictures_are_left_out_and_counted(place, tmp_path):
     assert rows[-1]["n"] == sum(sample["image"] is not None for sample in samples) - 1
 
 
-def test_the_same_picture_and_the_same_caption_are_one_candidate(place, tmp_path):
-    image = picture("red", 0)
+def test_the_same_image_and_the_same_caption_are_one_candidate(place, tmp_path):
+    image = make_image("red", 0)
     samples = [
         {"image": image, "caption": "a red thing"},
         {"image": image, "caption": "a warm thing"},
-        {"image": picture("blue", 1), "caption": "a cold thing"},
-        {"image": picture("green", 2), "caption": "a cold thing"},
+        {"image": make_image("blue", 1), "caption": "a cold thing"},
+        {"image": make_image("green", 2), "caption": "a cold thing"},
     ]
     make_dataset(tmp_path / "data", samples)
-    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"))
-    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"))
+    rows = evaluate(
+        EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
+    )
     by_metric = {row["metric"]: row for row in rows}
     assert (rows[0]["rows"], rows[0]["images"], rows[0]["texts"]) == (4, 3, 3)
     # One image has two positives of three texts, two have one; and so the other way round.
@@ -147,17 +153,17 @@ def test_bf16_is_another_protocol_and_close(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("benchmark", "message"),
     [
         ({"label_column": "colour"}, "no column 'colour'; did you mean 'color'"),
         ({"classes": ("rot", "redd")}, "none of its 17 labelled samples belongs to one of the 2 classes"),
         ({"selection": "nowhere"}, "no selection 'nowhere'"),
-        ({"root": "/nowhere/data"}, "/nowhere/data holds no dataset"),
+        ({"dataset": "/nowhere/data"}, "/nowhere/data holds no dataset"),
     ],
 )
-def test_bad_tasks(place, tmp_path, task, message):
+def test_bad_benchmarks(place, tmp_path, benchmark, message):
     with pytest.raises((ClipEvalError, ClipDataError), match=message):
-        evaluate(config(place, tmp_path / "eval", **task))
+        evaluate(config(place, tmp_path / "eval", **benchmark))
     assert not (tmp_path / "eval/results.jsonl").exists()
 
 
@@ -165,18 +171,23 @@ def test_bad_tasks(place, tmp_path, task, message):
     ("fields", "message"),
     [
         ({"name": "a/b"}, "'a/b' must be a word"),
-        ({"root": ""}, "has no dataset"),
+        ({"dataset": ""}, "has no dataset"),
         ({"templates": ()}, "at least one template"),
         ({"templates": ("a photo",)}, "'a photo' has no {}"),
         ({"classes": ("a", "b"), "classes_file": "x.txt"}, "both classes and classes_file"),
-        ({"kind": "retrieval", "classes": ("a", "b")}, "'x' is a retrieval, which has no classes"),
         ({"max_corrupt": 1.5}, "max_corrupt 1.5 must be between 0 and 1"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
     ],
 )
-def test_tasks_are_checked_when_they_are_made(fields, message):
+def test_benchmarks_are_checked_when_they_are_made(fields, message):
     with pytest.raises(ClipEvalError, match=message):
-        TaskConfig(**{"name": "x", "root": "data", **fields})
+        ZeroShotConfig(**{"name": "x", "dataset": "data", **fields})
+
+
+def test_a_retrieval_has_no_classes():
+    table = {"name": "x", "kind": "retrieval", "dataset": "data", "classes": ["a", "b"]}
+    with pytest.raises(ClipError, match=r"unknown key benchmarks\[0\].classes"):
+        from_dict(EvalConfig, {"benchmarks": [table]})
 
 
 def test_bad_models(place, tmp_path):
@@ -187,10 +198,10 @@ def test_bad_models(place, tmp_path):
     torn.write_bytes((place / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(ClipModelsError, match="torn"):
         evaluate(replace(good, model=str(torn)))
-    with pytest.raises(ClipEvalError, match="two tasks are named 'colors'"):
-        evaluate(replace(good, tasks=(good.tasks[0], good.tasks[0])))
-    with pytest.raises(ClipEvalError, match="no task"):
-        evaluate(replace(good, tasks=()))
+    with pytest.raises(ClipEvalError, match="two benchmarks are named 'colors'"):
+        evaluate(replace(good, benchmarks=(good.benchmarks[0], good.benchmarks[0])))
+    with pytest.raises(ClipEvalError, match="no benchmark"):
+        evaluate(replace(good, benchmarks=()))
     assert not (tmp_path / "eval").exists()
 
 
@@ -203,25 +214,25 @@ def test_a_folder_belongs_to_one_model(place, tmp_path):
     assert (tmp_path / "eval/results.jsonl").read_bytes() == before
 
 
-def test_rows_of_other_tasks_stay(place, tmp_path):
+def test_rows_of_other_benchmarks_stay(place, tmp_path):
     both = evaluate(config(place, tmp_path / "eval"))
     first = config(place, tmp_path / "eval")
-    evaluate(replace(first, tasks=first.tasks[1:]))
+    evaluate(replace(first, benchmarks=first.benchmarks[1:]))
     lines = (tmp_path / "eval/results.jsonl").read_text().splitlines()
     assert sorted(lines) == sorted(json.dumps(row, ensure_ascii=False) for row in both)
 
 
 def test_corrupt_samples_are_counted_beyond_the_length_of_any_list(place, tmp_path):
-    readable = [{"image": picture("red", i), "caption": f"good {i}"} for i in range(3)]
+    readable = [{"image": make_image("red", i), "caption": f"good {i}"} for i in range(3)]
     damaged = [{"image": b"\xff\xd8 damaged", "caption": f"bad {i}"} for i in range(MAX_REPORTED + 50)]
     make_dataset(tmp_path / "data", readable + damaged, rows_per_unit=500)
-    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"), max_corrupt=1.0)
-    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,))
+    benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"), max_corrupt=1.0)
+    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
     rows = evaluate(wanted)
     assert {(row["corrupt"], row["n"]) for row in rows} == {(MAX_REPORTED + 50, 3)}
     assert f"captions: {MAX_REPORTED + 50} images that could not be read" in format_table(rows)
     # What was computed under a high limit does not pass under a low one, neither from rows nor from features.
-    low = replace(wanted, tasks=(replace(task, max_corrupt=0.5),))
+    low = replace(wanted, benchmarks=(replace(benchmark, max_corrupt=0.5),))
     with pytest.raises(ClipEvalError, match=r"1,050 of the 1,053 samples .* max_corrupt = 0\.5 allows"):
         evaluate(low)
     (tmp_path / "eval/details/captions.json").unlink()
@@ -230,7 +241,7 @@ def test_corrupt_samples_are_counted_beyond_the_length_of_any_list(place, tmp_pa
 
 
 def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
+    samples = [{"image": make_image("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
     dataset = make_dataset(tmp_path / "data", samples, rows_per_unit=4)
     for unit in dataset.units[::2]:
         shard = tmp_path / "data" / shard_name(unit)
@@ -246,25 +257,29 @@ def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
 
 
 def test_the_limit_is_a_share_that_may_be_reached(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"number {i}"} for i in range(100)]
+    samples = [{"image": make_image("red", i), "caption": f"number {i}"} for i in range(100)]
     for sample in samples[:29]:
         sample["image"] = b"damaged"
     make_dataset(tmp_path / "data", samples, rows_per_unit=50)
-    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"), max_corrupt=0.29)
-    rows = evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"), max_corrupt=0.29)
+    rows = evaluate(
+        EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
+    )
     assert rows[0]["corrupt"] == 29
 
 
 def test_samples_without_a_caption_are_no_text(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": caption} for i, caption in enumerate(("a", "", "b", " \n", "c"))]
+    samples = [
+        {"image": make_image("red", i), "caption": caption} for i, caption in enumerate(("a", "", "b", " \n", "c"))
+    ]
     make_dataset(tmp_path / "data", samples)
-    task = TaskConfig(name="captions", kind="retrieval", root=str(tmp_path / "data"))
-    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,))
+    benchmark = RetrievalConfig(name="captions", dataset=str(tmp_path / "data"))
+    wanted = EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,))
     rows = evaluate(wanted)
     assert {(row["uncaptioned"], row["n"], row["images"], row["texts"]) for row in rows} == {(2, 3, 3, 3)}
     assert "2 samples without a caption" in format_table(rows)
     make_dataset(tmp_path / "bare", samples[1::2])
-    bare = replace(wanted, tasks=(replace(task, root=str(tmp_path / "bare")),))
+    bare = replace(wanted, benchmarks=(replace(benchmark, dataset=str(tmp_path / "bare")),))
     with pytest.raises(ClipEvalError, match="none of its 2 samples has a caption"):
         evaluate(bare)
 
@@ -293,13 +308,13 @@ def test_the_limit_and_the_place_of_the_classes_do_not_change_the_protocol(place
 def test_the_best_of_several_captions_is_the_one_that_is_shown(place, tmp_path):
     captions = [[f"{word} {color} {i}" for word in ("one", "two", "three")] for i, color in enumerate(COLORS)]
     samples = [
-        {"image": picture(color, i), "caption": caption}
+        {"image": make_image(color, i), "caption": caption}
         for i, color in enumerate(COLORS)
         for caption in captions[i]
     ]  # fmt: skip
     dataset = make_dataset(tmp_path / "data", samples)
-    task = TaskConfig(name="captions", kind="retrieval", root=dataset.url)
-    evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), tasks=(task,)))
+    benchmark = RetrievalConfig(name="captions", dataset=dataset.url)
+    evaluate(EvalConfig(model=str(place / "model.safetensors"), out=str(tmp_path / "eval"), benchmarks=(benchmark,)))
     images, texts = reference_features(place, samples)
     scores = (images @ texts.T)[::3].reshape(4, 4, 3)
     wanted = {captions[i][0]: captions[i][scores[i, i].argmax()] for i in range(4)}

@@ -11,18 +11,18 @@ import pytest
 
 from clip_data.dataset import sidecar_name
 from clip_data.tables import write_table
-from clip_eval import ClipEvalError, EvalConfig, TaskConfig, evaluate, features
+from clip_eval import ClipEvalError, EvalConfig, ZeroShotConfig, evaluate, features
+from clip_eval.benchmarks.classification import classify_images, prompts_of
 from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
-from clip_eval.tasks import prompts_of, zero_shot
 from tests.support.datasets import make_dataset
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 CAFE = ("café", unicodedata.normalize("NFD", "café"))
 
 
 def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None) -> str:
     """A dataset of one image for each label, in units of four; its column `label` has the given type."""
-    image = picture("red", 0)
+    image = make_image("red", 0)
     samples = [{"image": image, "caption": f"number {i}", "label": label} for i, label in enumerate(labels)]
     dataset = make_dataset(folder / "data", samples, rows_per_unit=4)
     for unit in dataset.units if kind else ():
@@ -33,11 +33,11 @@ def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None)
     return str(folder / "data")
 
 
-def read(folder: Path, labels: list[Any], kind: pa.DataType | None = None, **task: Any) -> Labels:
+def read(folder: Path, labels: list[Any], kind: pa.DataType | None = None, **benchmark: Any) -> Labels:
     from clip_data.stream import Source, build_manifest
 
     root = dataset_of(folder, labels, kind)
-    return read_labels(TaskConfig(name="t", root=root, **task), build_manifest([Source(dataset=root)]))
+    return read_labels(ZeroShotConfig(name="t", dataset=root, **benchmark), build_manifest([Source(dataset=root)]))
 
 
 def classes_file(folder: Path, name: str, text: str) -> str:
@@ -67,7 +67,7 @@ def test_string_labels_that_occur_are_the_classes_when_none_are_given(tmp_path):
 
 
 def test_only_selected_rows_are_looked_at(tmp_path):
-    image = picture("red", 0)
+    image = make_image("red", 0)
     samples = [
         {"image": image, "caption": "1", "label": "dog"},
         {"image": None, "caption": "2", "label": "Dog"},
@@ -77,8 +77,8 @@ def test_only_selected_rows_are_looked_at(tmp_path):
     dataset.take_down([dataset.sidecar(dataset.units[0])["uid"][2].as_py().hex()], "asked for")
     from clip_data.stream import Source, build_manifest
 
-    task = TaskConfig(name="t", root=dataset.url)
-    found = read_labels(task, build_manifest([Source(dataset=dataset.url)]))
+    benchmark = ZeroShotConfig(name="t", dataset=dataset.url)
+    found = read_labels(benchmark, build_manifest([Source(dataset=dataset.url)]))
     assert list(found.of_key.values()) == [0]
 
 
@@ -128,10 +128,10 @@ BAD_LABELS = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "kind", "task", "message"), BAD_LABELS)
-def test_labels_that_would_be_scored_wrongly_are_refused(tmp_path, labels, kind, task, message):
-    with pytest.raises(ClipEvalError, match=f"task 't': .*{message}"):
-        read(tmp_path, labels, kind, **task)
+@pytest.mark.parametrize(("labels", "kind", "benchmark", "message"), BAD_LABELS)
+def test_labels_that_would_be_scored_wrongly_are_refused(tmp_path, labels, kind, benchmark, message):
+    with pytest.raises(ClipEvalError, match=f"benchmark 't': .*{message}"):
+        read(tmp_path, labels, kind, **benchmark)
 
 
 def test_units_may_not_mix_names_and_ids(tmp_path):
@@ -144,7 +144,7 @@ def test_units_may_not_mix_names_and_ids(tmp_path):
     place = table.column_names.index("label")
     write_table(dataset.store, sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
     with pytest.raises(ClipEvalError, match=r"both integers and strings: .*7 .row 0 of .*'a' .row 0 of"):
-        read_labels(TaskConfig(name="t", root=root, classes=("a", "b")), build_manifest([Source(dataset=root)]))
+        read_labels(ZeroShotConfig(name="t", dataset=root, classes=("a", "b")), build_manifest([Source(dataset=root)]))
 
 
 def test_a_text_file_of_names(tmp_path):
@@ -170,7 +170,7 @@ def test_rows_of_a_file_have_ids_and_prompts_and_their_gaps_are_other_classes(tm
         ("a.jsonl", '{"name": "dog"}\n{"nme": "cat"}\n', "line 2: unknown key nme; did you mean name"),
         ("a.jsonl", '{"name": "dog", "id": "n02"}\n', "line 1: id = 'n02' must be an integer"),
         ("a.jsonl", "[]\n", "line 1: the file must be a table"),
-        ("a.jsonl", "dog\n", "a.jsonl, line 1 is damaged: .* one class a line"),
+        ("a.jsonl", "dog\n", "a.jsonl, line 1 is damaged: .* one class per line"),
         ("a.jsonl", '{"name": "dog", "id": 1}\n{"name": "cat"}\n', "'dog' and 'cat' both have the id 1"),
         (
             "a.jsonl",
@@ -192,7 +192,9 @@ def test_nothing_is_written_for_labels_that_are_refused(tmp_path):
     root = dataset_of(tmp_path, [0, 1])
     model = str(tiny_model(tmp_path / "model.safetensors"))
     with pytest.raises(ClipEvalError, match="integers"):
-        evaluate(EvalConfig(model=model, out=str(tmp_path / "eval"), tasks=(TaskConfig(name="t", root=root),)))
+        evaluate(
+            EvalConfig(model=model, out=str(tmp_path / "eval"), benchmarks=(ZeroShotConfig(name="t", dataset=root),))
+        )
     assert not (tmp_path / "eval").exists()
 
 
@@ -205,7 +207,7 @@ def imagenet(tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     tiny_model(folder / "model.safetensors")
     ids = [657, 744, 836, 837, 0, 999, 657, 744]
     samples = [
-        {"image": picture(("red", "green", "blue")[i % 3], i), "caption": f"number {i}", "label": label}
+        {"image": make_image(("red", "green", "blue")[i % 3], i), "caption": f"number {i}", "label": label}
         for i, label in enumerate(ids)
     ]
     make_dataset(folder / "data", samples)
@@ -219,11 +221,11 @@ def test_imagenet_names_with_two_that_repeat(imagenet, tmp_path):
     assert (names[657], names[836]) == (names[744], names[837]) == ("missile", "sunglasses")
     outcomes = []
     for batch_size in (7, 1000):
-        task = TaskConfig(
-            name="imagenet", root=str(folder / "data"), classes=names, templates=("{}",), batch_size=batch_size
+        benchmark = ZeroShotConfig(
+            name="imagenet", dataset=str(folder / "data"), classes=names, templates=("{}",), batch_size=batch_size
         )
         out = tmp_path / str(batch_size)
-        rows = evaluate(EvalConfig(model=str(folder / "model.safetensors"), out=str(out), tasks=(task,)))
+        rows = evaluate(EvalConfig(model=str(folder / "model.safetensors"), out=str(out), benchmarks=(benchmark,)))
         details = json.loads((out / "details/imagenet.json").read_text(encoding="utf-8"))
         outcomes.append([(row["metric"], row["value"], row["n"], row["same_prompts"]) for row in rows] + [details])
         assert rows[0]["same_prompts"] == 2
@@ -246,13 +248,13 @@ def outcome_of(file: str, truth: list[int]) -> list[tuple[int, int]]:
     from clip_eval.labels import read_classes
     from clip_eval.metrics import classify
 
-    task = TaskConfig(name="t", root="unused", classes_file=file)
-    labels = Labels(classes=read_classes(task), of_key={str(i): index for i, index in enumerate(truth)})
+    benchmark = ZeroShotConfig(name="t", dataset="unused", classes_file=file)
+    labels = Labels(classes=read_classes(benchmark), of_key={str(i): index for i, index in enumerate(truth)})
     unit = np.repeat(np.array([[1.0, 0, 0]], np.float32), len(truth), axis=0)
     strings = {name: [str(i) for i in range(len(truth))] for name in ("uid", "key")}
     images = features.ImageFeatures(features=unit, strings=strings, corrupt=0)
-    outcome = zero_shot(task, images, Fixed(), labels)
-    prompts = [[t.replace("{}", row.name) for t in row.prompts or task.templates] for row in labels.classes]
+    outcome = classify_images(benchmark, images, Fixed(), labels)
+    prompts = [[t.replace("{}", row.name) for t in row.prompts or benchmark.templates] for row in labels.classes]
     classifier = np.array([[float("bird" in texts[0]), float("bird" not in texts[0]), 0] for texts in prompts])
     result = classify(unit, classifier.astype(np.float32), np.asarray(truth))
     assert outcome.metrics[0].value == (result.predicted == truth).mean()

@@ -8,7 +8,7 @@ import pytest
 
 from clip_data.errors import ClipDataError
 from clip_data.select import SelectConfig, select
-from clip_eval import EvalConfig, TaskConfig, evaluate
+from clip_eval import EvalConfig, RetrievalConfig, evaluate
 from clip_models import create_model, save_model
 from tests.support.evals import SPEC, color_dataset, tiny_model
 
@@ -31,14 +31,14 @@ def place(tmp_path):
 
 
 def config(place, selection: str, model: str = "run/model.safetensors") -> EvalConfig:
-    task = TaskConfig(name="captions", kind="retrieval", root=str(place / "data"), selection=selection, batch_size=8)
-    return EvalConfig(model=str(place / model), out=str(place / "eval"), tasks=(task,))
+    benchmark = RetrievalConfig(name="captions", dataset=str(place / "data"), selection=selection, batch_size=8)
+    return EvalConfig(model=str(place / model), out=str(place / "eval"), benchmarks=(benchmark,))
 
 
 @pytest.mark.parametrize("model", ["run/model.safetensors", "run/checkpoints/step-00000004/model.safetensors"])
 def test_training_samples_are_counted(place, model):
     with pytest.raises(
-        ClipDataError, match=rf"11 of the {KEPT} samples of task 'captions' are .* its overlap = 'allow'"
+        ClipDataError, match=rf"11 of the {KEPT} samples of benchmark 'captions' are .* its overlap = 'allow'"
     ):
         evaluate(config(place, "", model))
     assert not (place / "eval").exists()
@@ -50,7 +50,7 @@ def test_held_out_samples_are_evaluated(place):
 
 def test_training_samples_can_be_allowed(place):
     whole = config(place, "")
-    allowed = replace(whole, tasks=(replace(whole.tasks[0], overlap="allow"),))
+    allowed = replace(whole, benchmarks=(replace(whole.benchmarks[0], overlap="allow"),))
     assert evaluate(allowed)[0]["n"] == KEPT
     with pytest.raises(ClipDataError, match="training samples"):  # also where the numbers are there already
         evaluate(whole)
@@ -59,9 +59,9 @@ def test_training_samples_can_be_allowed(place):
 def test_training_samples_that_are_gone_are_a_warning(place, capsys):
     (place / "data").rename(place / "moved")
     moved = config(place, "")
-    moved = replace(moved, tasks=(replace(moved.tasks[0], root=str(place / "moved")),))
+    moved = replace(moved, benchmarks=(replace(moved.benchmarks[0], dataset=str(place / "moved")),))
     assert evaluate(moved)
-    assert "warning: cannot check whether the model was trained on the tasks' samples" in capsys.readouterr().err
+    assert "warning: cannot check whether the model was trained on the benchmarks' samples" in capsys.readouterr().err
 
 
 def test_a_source_that_is_gone_does_not_hide_another(place, capsys):
@@ -111,7 +111,7 @@ def test_the_samples_of_the_run_before_count_too(place):
     (place / "tuned").mkdir()
     (place / "tuned/config.json").write_text(json.dumps(written))
     shutil.copy(place / "run/model.safetensors", place / "tuned")
-    with pytest.raises(ClipDataError, match=r"^11 of the 11 samples of task 'captions'"):
+    with pytest.raises(ClipDataError, match=r"^11 of the 11 samples of benchmark 'captions'"):
         evaluate(config(place, "first", "tuned/model.safetensors"))
 
 

@@ -3,13 +3,13 @@ from pathlib import Path
 
 from clip_data.select import SelectConfig, select
 from tests.support.datasets import make_dataset
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 README = Path(__file__).parents[2] / "packages/clip-eval/README.md"
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    samples = [{"image": picture("red", i), "caption": f"red {i}", "label": f"thing {i % 2}"} for i in range(8)]
+    samples = [{"image": make_image("red", i), "caption": f"red {i}", "label": f"thing {i % 2}"} for i in range(8)]
     select(make_dataset(tmp_path / "data", samples), SelectConfig(name="heldout"))
     (tmp_path / "run").mkdir()
     tiny_model(tmp_path / "run/model.safetensors")

@@ -44,7 +44,7 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def recipe(datasets) -> FitConfig:
-    """Ten steps of eight pictures: two epochs, three checkpoints, two validations."""
+    """Ten steps of eight images: two epochs, three checkpoints, two validations."""
     return FitConfig(
         run="",
         model=ModelConfig(name="ViT-Ti-4-24"),

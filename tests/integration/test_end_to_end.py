@@ -40,7 +40,7 @@ def test_every_row_has_the_outcome_of_its_kind(finished):
     folder, _, _ = finished
     rows = sidecars(folder)
     assert len(rows) == 200
-    outcome = {"picture": "success", "tiny": "success", "opted_out": "rejected", "rejected": "rejected"}
+    outcome = {"image": "success", "tiny": "success", "opted_out": "rejected", "rejected": "rejected"}
     wrong = [(row["kind"], row["error"]) for row in rows if row["status"] != outcome[KINDS[row["kind"]].outcome]]
     assert wrong == []
     assert {row["error"] for row in rows if KINDS[row["kind"]].outcome == "opted_out"} == {"opt_out"}
@@ -63,7 +63,7 @@ def test_the_funnel_adds_up_and_the_report_names_every_reason(finished):
         assert html.escape(reason) in page, reason
 
 
-def test_tiny_pictures_and_duplicates_are_filtered_with_their_counts(finished):
+def test_tiny_images_and_duplicates_are_filtered_with_their_counts(finished):
     folder, _, _ = finished
     counts = dict(json.loads((folder / "dataset/selections/clean/selection.json").read_text())["counts"])
     kinds = [row["kind"] for row in sidecars(folder)]
@@ -86,7 +86,7 @@ def test_results_carry_what_is_needed_to_judge_them(finished):
     rows = [json.loads(line) for line in (folder / "eval/results.jsonl").read_text().splitlines()]
     top1 = next(row for row in rows if row["metric"] == "top1")
     assert top1["chance"] == 1 / 64
-    assert {row["task"] for row in rows} == {"objects", "retrieval"}
+    assert {row["benchmark"] for row in rows} == {"objects", "retrieval"}
     for row in rows:
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
         assert row["n"] > 0

@@ -1,4 +1,4 @@
-"""The README's commands, as printed, against a real S3 server, a real Ray cluster and a real picture server."""
+"""The README's commands, as printed, against a real S3 server, a real Ray cluster and a real image server."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from tests.support.pipeline import ROOT, free_port
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
 BIN = Path(sys.executable).parent
-# What the printed commands cannot know: the pictures of this test are on loopback, and some of them stall.
+# What the printed commands cannot know: the images of this test are on loopback, and some of them stall.
 LOOPBACK = ("--allow-private", "True", "--first-byte-timeout", "2", "--total-timeout", "3", "--per-host", "64")
 RUN = """
 run = "runs/mine"
@@ -32,10 +32,10 @@ train = { steps = 4, batch_size = 16, precision = "fp32" }
 """
 EVALUATION = """
 out = "runs/mine/eval"
-[[tasks]]
+[[benchmarks]]
 name = "retrieval"
 kind = "retrieval"
-root = "s3://my-bucket/dataset"
+dataset = "s3://my-bucket/dataset"
 selection = "clean"
 overlap = "allow" # a few dozen samples: none are held out
 """
@@ -89,8 +89,8 @@ def place(tmp_path_factory):
 
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("my-bucket")
-        with LoopbackServer(port=0) as pictures:
-            write_table(folder / "my.parquet", rows=200, base_url=pictures.base_url)
+        with LoopbackServer(port=0) as images:
+            write_table(folder / "my.parquet", rows=200, base_url=images.base_url)
             build = [*printed("uv run pipelines/build_shards.py"), "--rows-per-unit", "100"]
             flags = [word.replace("--", "--acquire.") if word.startswith("--") else word for word in LOOPBACK]
             said = run([*build, *flags], folder, environment)

@@ -16,7 +16,7 @@ from clip_data.stream.preprocess import parse_preprocess
 from clip_models.cli import main
 from clip_models.inference.encoder import Encoder
 from tests.support import embeddings
-from tests.support.pictures import encode, exif_orientation, noise
+from tests.support.images import encode, exif_orientation, noise
 
 SIZE = (60, 44)
 LEVELS = np.asarray(noise(*SIZE, seed=3).convert("L"))

@@ -7,13 +7,13 @@ import pytest
 from clip_data.select import SelectConfig, select
 from clip_data.tables import read_table
 from tests.support import embeddings
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 from tests.support.pipeline import digests, run
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    samples = [{"caption": f"picture {row}", "image": picture(row)} for row in range(12)]
+    samples = [{"caption": f"picture {row}", "image": make_image(row)} for row in range(12)]
     return make_dataset(tmp_path / "d", samples, rows_per_unit=4)
 
 

@@ -81,7 +81,7 @@ def reference_of(spec: ModelSpec, folder: Path) -> torch.nn.Module:
 
 def inputs(spec: ModelSpec) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    colour = 3 * torch.randn(2, 3, 1, 1, generator=generator)  # noise alone is the same to what averages over a picture
+    colour = 3 * torch.randn(2, 3, 1, 1, generator=generator)  # noise alone is the same to what averages over an image
     image = colour + torch.randn(2, 3, *spec.preprocess.size, generator=generator)
     text = torch.randint(3, VOCABULARY - 1, (2, min(spec.text.context_length, 24)), generator=generator)
     if not isinstance(spec.text, HFTextConfig):
@@ -114,7 +114,7 @@ def test_features_logits_and_gradients_in_both_directions(name, tmp_path, monkey
             logits = scale * image_features @ text_features.T + sum(bias)
             torch.nn.functional.cross_entropy(logits, torch.arange(2)).backward()
             outputs.append((image_features, text_features, logits))
-        assert (outputs[1][2][0] - outputs[1][2][1]).abs().max() > 1e-4  # the pictures are told apart
+        assert (outputs[1][2][0] - outputs[1][2][1]).abs().max() > 1e-4  # the images are told apart
         for mine, theirs in zip(*outputs, strict=True):
             assert (mine - theirs).abs().max() < 1e-5
         for key, parameter in ours.named_parameters():

@@ -96,7 +96,7 @@ def build_pair(spec: ModelSpec, seed: int = 3) -> tuple[CLIP, torch.nn.Module]:
 
 
 def inputs(spec: ModelSpec, batch: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures, and captions of different lengths whose end token is the highest of a row, and END once."""
+    """Images, and captions of different lengths whose end token is the highest of a row, and END once."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch, 3, *spec.preprocess.size, generator=generator)
     length = spec.text.context_length

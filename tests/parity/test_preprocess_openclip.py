@@ -1,6 +1,6 @@
 """Preprocessing against OpenCLIP's image_transform: the same tensors, bit for bit.
 
-Pictures in RGB and grey are the same in both image modes; what OpenCLIP makes of others is the mode openclip.
+Images in RGB and grey are the same in both image modes; what OpenCLIP makes of others is the mode openclip.
 """
 
 import io
@@ -44,39 +44,39 @@ SIZES = [(97, 61), (61, 97), (64, 64), (20, 33), (65, 64), (300, 40), (3, 3)]
 EXTREME = [(1, 1), (400, 10), (10, 400), (1, 50), (50, 1), (2, 300)]
 
 
-def make_picture(mode: str, width: int, height: int) -> Image.Image:
+def make_image(mode: str, width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(width * 1000 + height)
     coarse = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 4), dtype=np.uint8)
-    picture = Image.fromarray(coarse, "RGBA").resize((width, height), Image.Resampling.BICUBIC)
+    original = Image.fromarray(coarse, "RGBA").resize((width, height), Image.Resampling.BICUBIC)
     if mode in ("RGBA", "RGBa"):
-        return picture.convert(mode)
+        return original.convert(mode)
     if mode in ("P", "P+alpha", "PA"):
-        palette = picture.convert("RGB").quantize(32)
+        palette = original.convert("RGB").quantize(32)
         if mode == "P+alpha":
             palette.info["transparency"] = 5
         return palette.convert("PA") if mode == "PA" else palette
     if mode in ("I;16", "I", "F"):
-        deep = np.asarray(picture.convert("L")).astype(np.float32) * 257 - (0 if mode == "I;16" else 500)
+        deep = np.asarray(original.convert("L")).astype(np.float32) * 257 - (0 if mode == "I;16" else 500)
         return Image.fromarray(deep.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
     if mode == "LAB":
         from PIL import ImageCms
 
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        return ImageCms.profileToProfile(picture.convert("RGB"), *profiles, outputMode="LAB")
-    return picture.convert(mode) if mode in ("L", "LA", "1") else picture.convert("RGB").convert(mode)
+        return ImageCms.profileToProfile(original.convert("RGB"), *profiles, outputMode="LAB")
+    return original.convert(mode) if mode in ("L", "LA", "1") else original.convert("RGB").convert(mode)
 
 
-def outcome(transform, picture):
-    """What the transform gives, or None where it cannot handle the picture."""
+def outcome(transform, original):
+    """What the transform gives, or None where it cannot handle the image."""
     try:
-        return transform(picture)
+        return transform(original)
     except (ValueError, OSError, RuntimeError):
         return None
 
 
-def assert_same(ours, reference, picture, hint):
-    expected = outcome(reference, picture.copy())
-    result = outcome(ours, picture.copy())
+def assert_same(ours, reference, original, hint):
+    expected = outcome(reference, original.copy())
+    result = outcome(ours, original.copy())
     if expected is None:  # Pillow cannot resize or convert the mode: neither can we
         return False
     assert result is not None, hint
@@ -94,19 +94,19 @@ def test_eval_is_identical(mode, resize_mode, interpolation):
     transforms = [preprocess_eval(config, "openclip")] + [preprocess_eval(config)] * (mode in PLAIN)
     compared = 0
     for width, height in [*SIZES, *EXTREME]:
-        picture = make_picture(mode, width, height)
-        assert picture.mode == mode.partition("+")[0]
-        compared += all(assert_same(ours, reference, picture, (width, height)) for ours in transforms)
+        original = make_image(mode, width, height)
+        assert original.mode == mode.partition("+")[0]
+        compared += all(assert_same(ours, reference, original, (width, height)) for ours in transforms)
     assert compared >= len(SIZES)
 
 
 @pytest.mark.parametrize("size", [(1, 9_001), (9_000, 1), (28_011, 3)])
 def test_a_line_of_pixels_is_identical_too(size):
-    """It is cut before it is resized, where OpenCLIP makes a picture of 40 million pixels from it."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    """It is cut before it is resized, where OpenCLIP makes an image of 40 million pixels from it."""
+    original = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     reference = open_clip.image_transform(64, is_train=False)
     ours = preprocess_eval(PreprocessConfig(size=(64, 64)))
-    assert torch.equal(ours(picture), reference(picture))
+    assert torch.equal(ours(original), reference(original))
 
 
 @pytest.mark.parametrize("size", [(48, 80), (80, 48), (33, 7)])
@@ -117,11 +117,11 @@ def test_eval_is_identical_for_a_target_that_is_not_square(resize_mode, size):
     ours = image_transform(size, is_train=False, image_mode="openclip", **options)
     for mode in ("RGB", "P", "LA", "I;16"):
         for width, height in SIZES:
-            assert assert_same(ours, reference, make_picture(mode, width, height), (mode, width, height))
+            assert assert_same(ours, reference, make_image(mode, width, height), (mode, width, height))
 
 
 def test_arguments_mean_what_they_mean_there():
-    picture = make_picture("RGB", 97, 61)
+    original = make_image("RGB", 97, 61)
     for arguments in (
         {"image_size": 32},
         {"image_size": (32, 48), "resize_mode": "squash"},
@@ -130,11 +130,11 @@ def test_arguments_mean_what_they_mean_there():
         {"image_size": 32, "resize_mode": "longest", "fill_color": 200},
     ):
         reference = open_clip.image_transform(is_train=False, **arguments)
-        assert torch.equal(image_transform(is_train=False, **arguments)(picture), reference(picture)), arguments
+        assert torch.equal(image_transform(is_train=False, **arguments)(original), reference(original)), arguments
     config = {"size": 32, "interpolation": "bilinear", "resize_mode": "longest", "fill_color": 3}
     theirs = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
     ours = image_transform_v2(PreprocessConfig(**{**config, "size": (32, 32)}), is_train=False)
-    assert torch.equal(ours(picture), theirs(picture))
+    assert torch.equal(ours(original), theirs(original))
 
 
 FILES = {
@@ -155,15 +155,15 @@ FILES = {
 def test_files_are_read_as_pillow_reads_them_there(name, tmp_path):
     options = dict(FILES[name])
     form, mode, frames = options.pop("form"), options.pop("mode", "RGB"), options.pop("frames", 1)
-    pictures = [make_picture(mode, 90 + frame, 70).resize((90, 70)) for frame in range(frames)]
+    images = [make_image(mode, 90 + frame, 70).resize((90, 70)) for frame in range(frames)]
     if frames > 1:
-        options |= {"save_all": True, "append_images": pictures[1:]}
+        options |= {"save_all": True, "append_images": images[1:]}
     if options.pop("exif", False):
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 6
     buffer = io.BytesIO()
-    pictures[0].save(buffer, form, **options)
-    path = tmp_path / f"picture.{form.lower()}"
+    images[0].save(buffer, form, **options)
+    path = tmp_path / f"original.{form.lower()}"
     path.write_bytes(buffer.getvalue())
     for resize_mode in ("shortest", "longest"):
         reference = open_clip.image_transform(48, is_train=False, resize_mode=resize_mode)
@@ -173,10 +173,10 @@ def test_files_are_read_as_pillow_reads_them_there(name, tmp_path):
         assert torch.equal(ours(load_image(buffer.getvalue(), image_mode="openclip")), expected)
 
 
-def seeded(seed, transform, picture):
+def seeded(seed, transform, original):
     torch.manual_seed(seed)
     random.seed(seed)
-    return transform(picture.copy())
+    return transform(original.copy())
 
 
 AUGMENTATIONS = {
@@ -199,8 +199,8 @@ def test_training_is_identical_for_a_seed(mode, name):
     image_mode = "standard" if mode in PLAIN else "openclip"
     ours = image_transform((48, 64), is_train=True, aug_cfg=AUGMENTATIONS[name], image_mode=image_mode)
     for seed, (width, height) in enumerate([*SIZES, (400, 10), (10, 400), *SIZES]):
-        picture = make_picture(mode, width, height)
-        assert torch.equal(seeded(seed, ours, picture), seeded(seed, reference, picture)), (width, height)
+        original = make_image(mode, width, height)
+        assert torch.equal(seeded(seed, ours, original), seeded(seed, reference, original)), (width, height)
 
 
 @pytest.mark.parametrize(
@@ -220,18 +220,18 @@ def test_the_timm_branch_is_identical_for_a_seed(options, interpolation):
     reference = open_clip.image_transform((48, 64), **arguments)
     ours = image_transform((48, 64), **arguments)
     for seed, (width, height) in enumerate([*SIZES, (400, 10), *SIZES]):
-        picture = make_picture("RGB", width, height)
-        assert torch.equal(seeded(seed, ours, picture), seeded(seed, reference, picture)), (width, height)
+        original = make_image("RGB", width, height)
+        assert torch.equal(seeded(seed, ours, original), seeded(seed, reference, original)), (width, height)
 
 
 def test_interpolation_in_training_is_the_configured_one():
     """The one thing where OpenCLIP does otherwise: its crops are bicubic whatever the configuration says."""
-    picture, options = make_picture("RGB", 97, 61), {"size": (48, 48), "interpolation": "bilinear"}
+    original, options = make_image("RGB", 97, 61), {"size": (48, 48), "interpolation": "bilinear"}
     reference = open_clip.image_transform(48, is_train=True, interpolation="bilinear")
     as_there = preprocess_train(PreprocessConfig(**options), {"interpolation": "bicubic"})
-    assert torch.equal(seeded(0, as_there, picture), seeded(0, reference, picture))
+    assert torch.equal(seeded(0, as_there, original), seeded(0, reference, original))
     assert not torch.equal(
-        seeded(0, preprocess_train(PreprocessConfig(**options)), picture), seeded(0, reference, picture)
+        seeded(0, preprocess_train(PreprocessConfig(**options)), original), seeded(0, reference, original)
     )
 
 
@@ -239,6 +239,6 @@ def test_the_transforms_of_a_model_are_the_same():
     ours = clip_models.create_model_and_transforms("ViT-Ti-4-24", seed=0)[1:]
     size = clip_models.get_model_spec("ViT-Ti-4-24").preprocess.size
     theirs = [open_clip.image_transform(size, is_train=is_train) for is_train in (True, False)]
-    picture = make_picture("RGB", 97, 61)
+    original = make_image("RGB", 97, 61)
     for mine, reference in zip(ours, theirs, strict=True):
-        assert torch.equal(seeded(1, mine, picture), seeded(1, reference, picture))
+        assert torch.equal(seeded(1, mine, original), seeded(1, reference, original))

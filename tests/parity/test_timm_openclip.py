@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 
 VIT = {"depth": 2, "embed_dim": 128, "num_heads": 2}
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 128)}
-# name, what makes it small, side of the picture, pool, proj, embed_dim
+# name, what makes it small, side of the image, pool, proj, embed_dim
 CASES = {
     "convnext": ("convnext_base", CONVNEXT, 64, "", "linear", 24),
     "convnext mlp": ("convnext_large", CONVNEXT, 64, "", "mlp", 24),

@@ -43,7 +43,7 @@ def random_coca(spec: ModelSpec, seed: int = 0, gain: float = 1.0) -> CoCa:
 
 
 def inputs(spec: ModelSpec, seed: int = 0, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures, and captions of which one is padded and one has a padding in the middle."""
+    """Images, and captions of which one is padded and one has a padding in the middle."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(count, 3, *spec.preprocess.size, generator=generator)
     text = torch.randint(1, spec.text.vocab_size, (count, spec.text.context_length), generator=generator)

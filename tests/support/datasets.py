@@ -1,4 +1,4 @@
-"""Builds small dataset folders straight from pictures and captions: no URL is fetched, no stage is run."""
+"""Builds small dataset folders straight from images and captions: no URL is fetched, no stage is run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EXTENSIONS = {"image": "jpg", "text": "txt", "json": "json"}
 ACQUIRE = {"made_by": "tests.support.datasets"}
 
 
-def picture(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """A smooth coloured picture: a 6 × 6 random grid, enlarged."""
+def make_image(seed: int, size: tuple[int, int] = (96, 64)) -> Image.Image:
+    """A smooth coloured image: a 6 × 6 random grid, enlarged."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
 
 def jpeg(image: Image.Image, quality: int = 95) -> bytes:
-    """The picture as JPEG bytes."""
+    """The image as JPEG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
@@ -39,7 +39,7 @@ def jpeg(image: Image.Image, quality: int = 95) -> bytes:
 def make_dataset(root: Any, samples: Sequence[Mapping[str, Any]], rows_per_unit: int = 8) -> Dataset:
     """A dataset whose acquire stage is finished, one row per sample.
 
-    A sample has `image` (a PIL image, stored as JPEG; bytes, stored as they are, so that damaged pictures can be
+    A sample has `image` (a PIL image, stored as JPEG; bytes, stored as they are, so that damaged images can be
     planted; None for a rejected row), `caption`, and optionally `url`, `error` (the code of a rejected row, "http_404"
     by default). Its other keys become extra columns of the sidecar; a key that names a sidecar column overrides it.
     """

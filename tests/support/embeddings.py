@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_models import create_model, save_model
-from tests.support.pictures import encode, noise
+from tests.support.images import encode, noise
 
 MODEL = "ViT-Ti-4-24"
 CAPTIONS = ["a red circle", "two blue squares above a star", "green", "nothing at all"]
@@ -25,8 +25,8 @@ def model_file(folder: Path, seed: int = 0) -> Path:
     return path
 
 
-def picture_bytes(number: int) -> bytes:
-    """One of many small pictures, all different."""
+def image_bytes(number: int) -> bytes:
+    """One of many small images, all different."""
     return encode(noise(40 + number % 7, 30 + number % 5, seed=number), "PNG" if number % 3 else "JPEG")
 
 
@@ -35,21 +35,21 @@ def caption(number: int) -> str:
 
 
 def folder(root: Path, count: int, captions: bool = False) -> Path:
-    """Pictures in nested folders."""
+    """Images in nested folders."""
     for number in range(count):
         path = root / f"{number // 4:02}" / f"{number:04}.{'png' if number % 3 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(number))
+        path.write_bytes(image_bytes(number))
         if captions:
             path.with_suffix(".txt").write_text(caption(number))
     return root
 
 
 def tar(path: Path, numbers: Sequence[int], mode: str = "w") -> Path:
-    """webdataset's layout, with pictures and captions."""
+    """webdataset's layout, with images and captions."""
     with tarfile.open(path, mode) as archive:
         for number in numbers:
-            image = picture_bytes(number)
+            image = image_bytes(number)
             members = {"jpg" if image[:2] == b"\xff\xd8" else "png": image, "txt": caption(number).encode()}
             for extension, data in {**members, "json": b"{}"}.items():
                 info = tarfile.TarInfo(f"{number:06}.{extension}")
@@ -59,10 +59,10 @@ def tar(path: Path, numbers: Sequence[int], mode: str = "w") -> Path:
 
 
 def table(path: Path, numbers: Sequence[int], rows_per_group: int = 5) -> Path:
-    """A parquet table with keys, pictures as bytes, and captions."""
+    """A parquet table with keys, images as bytes, and captions."""
     columns = {
         "key": [f"{number:06}" for number in numbers],
-        "image": [picture_bytes(number) for number in numbers],
+        "image": [image_bytes(number) for number in numbers],
         "caption": [caption(number) for number in numbers],
     }
     pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)

@@ -23,7 +23,7 @@ SPEC = ModelSpec.from_dict(
 )
 
 
-def picture(color: str, seed: int) -> Image.Image:
+def make_image(color: str, seed: int) -> Image.Image:
     """24 × 20 pixels of one colour with some noise."""
     noise = np.random.default_rng(seed).integers(-20, 20, (20, 24, 3))
     return Image.fromarray(np.clip(np.array(COLORS[color]) + noise, 0, 255).astype(np.uint8))
@@ -35,7 +35,7 @@ def color_samples(count: int = 24) -> list[dict[str, Any]]:
     for i in range(count):
         color = list(COLORS)[i % 3]  # grey never occurs
         label = None if i % 6 == 5 else color
-        image = None if i % 7 == 6 else picture(color, i)
+        image = None if i % 7 == 6 else make_image(color, i)
         samples.append({"image": image, "caption": f"number {i} is {color}", "color": label})
     return samples
 

@@ -19,8 +19,8 @@ TRAIN = {**EVAL, "augment": {"scale": [0.3, 1.0], "hflip": 0.5}}
 GARBAGE = b"not a picture at all"
 
 
-def picture(seed: int) -> Image.Image:
-    """A 24 × 20 picture of its own."""
+def make_image(seed: int) -> Image.Image:
+    """A 24 × 20 image of its own."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((24, 20), Image.Resampling.BICUBIC)
 
@@ -28,14 +28,14 @@ def picture(seed: int) -> Image.Image:
 def stream_dataset(
     root: Any, samples: int = 90, rows_per_unit: int = 8, corrupt: Collection[int] = (), seed: int = 0
 ) -> Dataset:
-    """A dataset of numbered captions; every eleventh row was rejected, rows in `corrupt` hold damaged pictures.
+    """A dataset of numbered captions; every eleventh row was rejected, rows in `corrupt` hold damaged images.
 
     Damage changes neither uids nor the number of samples. Column `number` is the row's own number.
     """
     damage = [lambda data: GARBAGE, lambda data: data[: len(data) // 2], lambda data: b""]
     rows = []
     for number in range(samples):
-        image: Any = picture(1000 * seed + number)
+        image: Any = make_image(1000 * seed + number)
         if number in corrupt:
             image = damage[number % len(damage)](jpeg(image))
         if number % 11 == 5:

@@ -14,7 +14,7 @@ from clip_data.acquire import AcquireConfig, AcquireStage, Code, guard
 from clip_data.plan import PlanConfig, plan
 from clip_data.stage import run_unit
 from tests.support.hostile_server import HostileServer, closed_port, deaf_port
-from tests.support.pictures import encode, noise
+from tests.support.images import encode, noise
 
 CONFIG = AcquireConfig(
     resize_mode="no",
@@ -32,18 +32,18 @@ NAMES = {"no-such-name.example": socket.EAI_NONAME, "no-answer.example": socket.
 
 
 def cases(server: HostileServer, deaf: int) -> dict[Code, str | None]:
-    picture = encode(noise(40, 30))
-    pictures = {
+    image = encode(noise(40, 30))
+    images = {
         Code.NOT_AN_IMAGE: b"<!doctype html><title>404</title>",
         Code.FORMAT_NOT_ALLOWED: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-        Code.DECODE_ERROR: picture[: len(picture) // 2],
+        Code.DECODE_ERROR: image[: len(image) // 2],
         Code.PIXEL_CAP: encode(Image.new("L", (600, 600)), "PNG"),
         Code.PIXEL_FORMAT: encode(Image.new("F", (30, 30), -1), "TIFF"),
         Code.TOO_SMALL: encode(noise(1, 1)),
         Code.ASPECT_RATIO: encode(Image.new("L", (90_000, 2)), "PNG"),
         Code.SIDE_CAP: encode(Image.new("L", (70_000, 2)), "PNG"),
     }
-    opted_out = server.put("noai", picture, X_Robots_Tag="noai")
+    opted_out = server.put("noai", image, X_Robots_Tag="noai")
     return {
         Code.MISSING_URL: None,
         Code.MALFORMED_URL: "http://[::1/a.jpg",
@@ -74,7 +74,7 @@ def cases(server: HostileServer, deaf: int) -> dict[Code, str | None]:
         Code.BYTE_CAP: server.url("endless"),
         Code.TRUNCATED_BODY: server.url("cut"),
         Code.CONTENT_ENCODING: server.url("brotli"),
-        **{code: server.put(code.value, body) for code, body in pictures.items()},
+        **{code: server.put(code.value, body) for code, body in images.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Sizes of stored pictures: img2dataset's resize modes."""
+"""Sizes of stored images: img2dataset's resize modes."""
 
 import io
 import itertools
@@ -8,7 +8,7 @@ import pytest
 
 from clip_data.acquire import AcquireConfig, Code, Rejected, prepare_image
 from clip_data.acquire.geometry import plan_geometry
-from tests.support.pictures import decode, encode, near, noise
+from tests.support.images import decode, encode, near, noise
 
 MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 PNG = {"encode_format": "png", "encode_quality": 1}
@@ -78,9 +78,9 @@ def test_sizes_agree_with_img2dataset():
         for size, body in bodies.items():
             data, width, height, *_, error = theirs(io.BytesIO(body))
             assert error is None
-            picture = prepare_image(body, config)
-            assert (mode, size, picture.width, picture.height) == (mode, size, width, height)
-            if size != (1, 50):  # both pictures show the same, up to the filters
-                ours, other = decode(picture.data), decode(data)
+            image = prepare_image(body, config)
+            assert (mode, size, image.width, image.height) == (mode, size, width, height)
+            if size != (1, 50):  # both images show the same, up to the filters
+                ours, other = decode(image.data), decode(data)
                 error = sum((a - b) ** 2 for a, b in zip(ours.tobytes(), other.tobytes(), strict=True))
                 assert error / len(ours.tobytes()) < 60, (mode, size)

@@ -1,4 +1,4 @@
-"""Decoding, turning, resizing and encoding of pictures of every kind."""
+"""Decoding, turning, resizing and encoding of images of every kind."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from clip_data.acquire import AcquireConfig, Code, prepare_image
 from clip_data.acquire.image import own_pixel_limit
 from clip_data.acquire.sniff import sniff
-from tests.support.pictures import corners, decode, encode, exif_orientation, near, noise
+from tests.support.images import corners, decode, encode, exif_orientation, near, noise
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 PLAIN = AcquireConfig(resize_mode="no", encode_format="png", encode_quality=1)
@@ -22,27 +22,27 @@ FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def stored(body, config=PLAIN):
-    picture = prepare_image(body, config)
-    assert picture.code is None
-    image = decode(picture.data)
-    assert (image.mode, image.size) == ("RGB", (picture.width, picture.height))
+    prepared = prepare_image(body, config)
+    assert prepared.code is None
+    image = decode(prepared.data)
+    assert (image.mode, image.size) == ("RGB", (prepared.width, prepared.height))
     return image
 
 
 def refusal(body, config=PLAIN):
-    picture = prepare_image(body, config)
-    assert (picture.data, picture.extension, picture.width, picture.height) == (None, None, None, None)
-    return picture.code
+    prepared = prepare_image(body, config)
+    assert (prepared.data, prepared.extension, prepared.width, prepared.height) == (None, None, None, None)
+    return prepared.code
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_allowed_format_is_decoded_and_cut_off_ones_are_refused(form):
     body = encode(noise(60, 40), form)
-    picture = prepare_image(body, PLAIN)
-    assert (picture.original_format, picture.original_width, picture.original_height) == (form.lower(), 60, 40)
-    assert (picture.extension, picture.width, picture.height, picture.exif_orientation) == ("png", 60, 40, 1)
+    prepared = prepare_image(body, PLAIN)
+    assert (prepared.original_format, prepared.original_width, prepared.original_height) == (form.lower(), 60, 40)
+    assert (prepared.extension, prepared.width, prepared.height, prepared.exif_orientation) == ("png", 60, 40, 1)
     wanted = np.asarray(decode(body).convert("RGB")).astype(int)
-    assert np.abs(np.asarray(decode(picture.data)) - wanted).max() == 0
+    assert np.abs(np.asarray(decode(prepared.data)) - wanted).max() == 0
     assert refusal(body[: len(body) * 2 // 3]) == Code.DECODE_ERROR
 
 
@@ -69,7 +69,7 @@ def test_every_allowed_format_is_decoded_and_cut_off_ones_are_refused(form):
         (b"BM" + bytes(12) + struct.pack("<I", 40) + bytes(8), Code.DECODE_ERROR),
     ],
 )
-def test_what_is_no_picture(body, code):
+def test_what_is_no_image(body, code):
     assert refusal(body) == code
 
 
@@ -83,13 +83,13 @@ def test_damaged_bytes_never_raise(form):
             body[place] = random.integers(0, 256)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = prepare_image(bytes(body), AcquireConfig(image_size=16, max_pixels=1_000_000))
-        assert (picture.code is None) == (picture.data is not None)
+            prepared = prepare_image(bytes(body), AcquireConfig(image_size=16, max_pixels=1_000_000))
+        assert (prepared.code is None) == (prepared.data is not None)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_pictures_are_turned_upright(form, orientation):
+def test_images_are_turned_upright(form, orientation):
     """The file holds what a camera held at this orientation stores of the same upright scene."""
     upright = corners(64, 32)
     undo = {2: 0, 3: 1, 4: 4, 5: 5, 6: 2, 7: 6, 8: 3}  # orientation → the transpose that the viewer's one takes back
@@ -100,10 +100,10 @@ def test_pictures_are_turned_upright(form, orientation):
     exif[0x0112] = orientation
     body = encode(lying, form, exif=exif)
     for config in (PLAIN, AcquireConfig(image_size=16), AcquireConfig(image_size=16, resize_mode="center_crop")):
-        picture = prepare_image(body, config)
-        assert (picture.original_width, picture.original_height) == (64, 32)
-        assert picture.exif_orientation == orientation
-        image = decode(picture.data)
+        prepared = prepare_image(body, config)
+        assert (prepared.original_width, prepared.original_height) == (64, 32)
+        assert prepared.exif_orientation == orientation
+        image = decode(prepared.data)
         assert image.size == {"no": (64, 32), "keep_ratio": (32, 16), "center_crop": (16, 16)}[config.resize_mode]
         w, h = image.size
         places = [(w // 4, h // 4), (w * 3 // 4, h // 4), (w // 4, h * 3 // 4), (w * 3 // 4, h * 3 // 4)]
@@ -127,7 +127,7 @@ def png_with(header: bytes, chunks: dict[bytes, bytes], rows: bytes) -> bytes:
     )
 
 
-def test_pictures_of_every_mode_become_rgb_on_white():
+def test_images_of_every_mode_become_rgb_on_white():
     grey = Image.new("L", (8, 8), 100)
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([0, 0, 0, 255, 0, 0])
@@ -184,9 +184,9 @@ def test_samples_without_an_8_bit_form_are_refused(value):
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_an_orientation_that_is_none_is_stored_as_1(form, kind, value):
-    picture = prepare_image(encode(corners(64, 32), form, exif=exif_orientation(kind, value)), PLAIN)
-    assert (picture.code, picture.width, picture.height) == (None, 64, 32)
-    assert (picture.exif_orientation, type(picture.exif_orientation)) == (1, int)
+    prepared = prepare_image(encode(corners(64, 32), form, exif=exif_orientation(kind, value)), PLAIN)
+    assert (prepared.code, prepared.width, prepared.height) == (None, 64, 32)
+    assert (prepared.exif_orientation, type(prepared.exif_orientation)) == (1, int)
     turned = prepare_image(encode(corners(64, 32), form, exif=exif_orientation(3, b"\0\6")), PLAIN)
     assert (turned.width, turned.height, turned.exif_orientation) == (32, 64, 6)
 
@@ -195,8 +195,8 @@ def test_a_tiff_that_is_turned_by_its_xmp_keeps_its_shape():
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[700] = b'<rdf:Description tiff:Orientation="6"/>'
     tags.tagtype[700] = 7
-    picture = prepare_image(encode(corners(64, 32), "TIFF", tiffinfo=tags), AcquireConfig(image_size=16))
-    assert (picture.original_width, picture.original_height, picture.width, picture.height) == (32, 64, 16, 32)
+    prepared = prepare_image(encode(corners(64, 32), "TIFF", tiffinfo=tags), AcquireConfig(image_size=16))
+    assert (prepared.original_width, prepared.original_height, prepared.width, prepared.height) == (32, 64, 16, 32)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -206,7 +206,7 @@ def test_of_an_animation_the_first_frame_is_kept(form):
     assert near(stored(body), (4, 4), RED, 6)
 
 
-def test_the_first_picture_of_a_multi_picture_jpeg_is_kept():
+def test_the_first_image_of_a_multi_image_jpeg_is_kept():
     body = encode(corners(64, 32), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 32))])
     assert near(stored(body), (10, 5), RED)
     skip = AcquireConfig(resize_mode="no", skip_reencode=True)
@@ -215,7 +215,7 @@ def test_the_first_picture_of_a_multi_picture_jpeg_is_kept():
 
 def bombs():
     """Files of a few bytes that announce very many pixels."""
-    from tests.support.pictures import encode, noise
+    from tests.support.images import encode, noise
 
     size = struct.pack(">II", 60_000, 60_000)
     png = bytearray(encode(noise(8, 8), "PNG"))
@@ -318,7 +318,7 @@ def test_what_needs_no_change_can_be_kept_as_it_is(form):
 
 
 @pytest.mark.parametrize("encoding", ["jpg", "png", "webp"])
-def test_stored_pictures_carry_no_metadata(encoding):
+def test_stored_images_carry_no_metadata(encoding):
     exif = Image.Exif()
     exif[0x010E] = "SECRET"
     text = PngImagePlugin.PngInfo()

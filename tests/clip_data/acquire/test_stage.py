@@ -27,7 +27,7 @@ from clip_data.select import SelectConfig, select
 from clip_data.stage import run_unit
 from clip_data.uid import uid
 from tests.support.hostile_server import HostileServer
-from tests.support.pictures import decode, encode, noise
+from tests.support.images import decode, encode, noise
 
 CONFIG = AcquireConfig(
     image_size=64, allow_private=True, min_image_size=8, first_byte_timeout=0.3, total_timeout=0.5, retry_backoff=0
@@ -56,7 +56,7 @@ def files(dataset, unit):
 
 
 def mixed_rows(server, count):
-    """Good pictures that arrive in any order, between rows that fail in many ways."""
+    """Good images that arrive in any order, between rows that fail in many ways."""
     rows = []
     for number in range(count):
         body = encode(noise(80 + number, 70, number), ("JPEG", "PNG", "WEBP")[number % 3])
@@ -176,7 +176,7 @@ def test_the_same_bytes_come_from_any_concurrency(tmp_path, server):
     assert sum(record["counts"]["success"] for record in records) == 20 - 2 + 1 + 1
 
 
-def test_a_unit_without_a_single_picture_is_complete(tmp_path, server):
+def test_a_unit_without_a_single_image_is_complete(tmp_path, server):
     dataset = make(tmp_path, [{"url": server.url("status?code=404"), "caption": "a"}, {"url": "", "caption": "b"}])
     [record] = acquire(dataset)
     [unit] = dataset.units
@@ -347,7 +347,7 @@ def test_slow_rows_do_not_hold_up_the_others(tmp_path, server):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_unit(tmp_path, server):
-    """1,000 stored pictures of 120 kB would be 120 MB."""
+    """1,000 stored images of 120 kB would be 120 MB."""
     url = server.put("a.png", encode(noise(200, 200), "PNG", compress_level=0))
     config = AcquireConfig(
         allow_private=True, resize_mode="no", skip_reencode=True, encode_format="png", encode_quality=0, per_host=64

@@ -205,16 +205,16 @@ def test_exif_rotated_is_upright_once_turned(server, index):
 )
 def test_unusual_formats_show_the_scene(server, kind, mode, frames):
     _, data = get(server, f"/{kind}/0/3.bin")
-    picture = Image.open(io.BytesIO(data))
-    assert (picture.mode, getattr(picture, "n_frames", 1)) == (mode, frames)
+    image = Image.open(io.BytesIO(data))
+    assert (image.mode, getattr(image, "n_frames", 1)) == (mode, frames)
     assert difference(data, render(scene(0, 3))) < 14
 
 
 def test_every_served_kind_is_known_and_others_are_not_found(server):
     unserved = {"scheme_ftp", "scheme_file", "scheme_data", "malformed_url", "empty_url", "null_url"}
     slow = {name for name, kind in KINDS.items() if kind.slow} | {"oversized_chunked", "oversized_declared"}
-    pictures = {name for name, kind in KINDS.items() if kind.outcome != "rejected"} - {"duplicate_row"}
-    for kind in sorted(pictures - unserved - slow - {"redirect", "redirect_chain", "unavailable_once"}):
+    images = {name for name, kind in KINDS.items() if kind.outcome != "rejected"} - {"duplicate_row"}
+    for kind in sorted(images - unserved - slow - {"redirect", "redirect_chain", "unavailable_once"}):
         assert get(server, f"/{kind}/0/5")[0].status == 200, kind
     for path in ("/nonsense/0/5", "/ok/0", "/ok/0/x.jpg", "/ok/0/5.jpg/more", "/ok/-1/5", f"/ok/0/{10**30}"):
         assert get(server, path)[0].status == 404, path

@@ -104,7 +104,7 @@ def listening(answer: bytes) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no Ray node"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not a Ray node"),
         (b"", "timed out"),
         ("refused", "refused"),
     ],

@@ -1,4 +1,4 @@
-"""clip_data.score.image and phash: plain definitions, planted pictures, the bits of imagehash."""
+"""clip_data.score.image and phash: plain definitions, planted images, the bits of imagehash."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from clip_data.score import Batch, ImageScorer
 from clip_data.score.phash import BASIS, SIDE, phash
-from tests.support.datasets import jpeg, picture
+from tests.support.datasets import jpeg, make_image
 
 
 def score(*images):
@@ -20,7 +20,7 @@ def noise(seed, size=(70, 50)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("image", [noise(0), noise(1, (3, 9)), picture(2), picture(3, (512, 384))])
+@pytest.mark.parametrize("image", [noise(0), noise(1, (3, 9)), make_image(2), make_image(3, (512, 384))])
 def test_statistics_are_their_textbook_definitions(image):
     (row,) = score(image)
     grey = np.asarray(image.convert("L"), dtype=np.float64)
@@ -42,7 +42,7 @@ def test_statistics_are_their_textbook_definitions(image):
     assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_flat_picture_has_no_contrast_and_the_hash_of_all_flat_pictures():
+def test_a_flat_image_has_no_contrast_and_the_hash_of_all_flat_images():
     grey, red, black = score(*(Image.new("RGB", (40, 30), color) for color in ("#777777", "#ff0000", "#000000")))
     assert grey["contrast"] == grey["entropy"] == grey["sharpness"] == grey["colorfulness"] == 0
     assert red["colorfulness"] > 80
@@ -50,7 +50,7 @@ def test_a_flat_picture_has_no_contrast_and_the_hash_of_all_flat_pictures():
     assert black["phash"] == 0
 
 
-def test_a_picture_too_small_for_the_laplacian_is_scored():
+def test_an_image_too_small_for_the_laplacian_is_scored():
     (row,) = score(noise(0, (2, 1)))
     assert row["sharpness"] == 0
     assert row["aspect_ratio"] == 2
@@ -62,7 +62,7 @@ def test_blur_lowers_the_sharpness():
     assert second["sharpness"] < first["sharpness"] / 4
 
 
-def test_phash_of_a_symmetric_picture_is_free_of_rounding_noise():
+def test_phash_of_a_symmetric_image_is_free_of_rounding_noise():
     image = Image.new("L", (64, 64), 20)
     ImageDraw.Draw(image).ellipse((16, 16, 47, 47), fill=200)
     turned = image.transpose(Image.Transpose.ROTATE_90)
@@ -73,7 +73,7 @@ def test_phash_of_a_symmetric_picture_is_free_of_rounding_noise():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("make", [noise, picture])
+@pytest.mark.parametrize("make", [noise, make_image])
 def test_phash_has_the_bits_of_imagehash(make):
     import imagehash
 
@@ -83,7 +83,7 @@ def test_phash_has_the_bits_of_imagehash(make):
 
 
 def test_phash_is_the_sign_of_the_low_frequencies_against_their_median():
-    grey = picture(5).convert("L")
+    grey = make_image(5).convert("L")
     pixels = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)
     low = BASIS @ pixels @ BASIS.T
     bits = [f"{phash(grey):064b}"[place] == "1" for place in range(64)]
@@ -91,10 +91,10 @@ def test_phash_is_the_sign_of_the_low_frequencies_against_their_median():
     assert sum(bits) == 32
 
 
-def test_a_near_duplicate_keeps_its_phash_and_another_picture_does_not():
-    image = picture(7, (256, 192))
+def test_a_near_duplicate_keeps_its_phash_and_another_image_does_not():
+    image = make_image(7, (256, 192))
     again = Image.open(io.BytesIO(jpeg(image, quality=60)))
     smaller = image.resize((128, 96), Image.Resampling.LANCZOS)
-    first, same, shrunk, other = (row["phash"] for row in score(image, again, smaller, picture(8, (256, 192))))
+    first, same, shrunk, other = (row["phash"] for row in score(image, again, smaller, make_image(8, (256, 192))))
     assert first == same == shrunk
     assert (first ^ other).bit_count() > 8

@@ -19,10 +19,10 @@ from clip_data.errors import ClipDataError
 from clip_data.score import SCORERS, ScoreStage
 from clip_data.stage import run_unit
 from clip_data.tables import read_table
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 
 SAMPLES = [
-    {"caption": f"picture number {row}", "image": None if row in (1, 4, 5) else picture(row)} for row in range(11)
+    {"caption": f"picture number {row}", "image": None if row in (1, 4, 5) else make_image(row)} for row in range(11)
 ]
 
 
@@ -88,7 +88,7 @@ def test_a_scorer_of_one_s_own_is_named_by_its_module(tmp_path, monkeypatch):
         ScoreStage(dataset.url, "my_scorers:Thrice")
 
 
-def test_rows_are_those_of_their_own_pictures(tmp_path):
+def test_rows_are_those_of_their_own_images(tmp_path):
     dataset = make_dataset(tmp_path / "d", SAMPLES, rows_per_unit=6)
     stage = ScoreStage(dataset.url, MeanScorer(2.0))
     for unit in dataset.units:
@@ -102,8 +102,8 @@ def test_rows_are_those_of_their_own_pictures(tmp_path):
                 assert mean == pytest.approx(2 * np.asarray(image).mean(), abs=2)  # JPEG
 
 
-def test_more_pictures_than_a_batch(tmp_path):
-    samples = [{"caption": "x", "image": picture(row, (16 + row, 16))} for row in range(150)]
+def test_more_images_than_a_batch(tmp_path):
+    samples = [{"caption": "x", "image": make_image(row, (16 + row, 16))} for row in range(150)]
     dataset = make_dataset(tmp_path / "d", samples, rows_per_unit=150)
     run_unit(dataset.url, ScoreStage(dataset.url, "image"), dataset.units[0])
     ratios = read_table(dataset.store, "columns/image/00000000.parquet")["aspect_ratio"].to_pylist()
@@ -134,7 +134,7 @@ def test_a_unit_without_any_success_has_columns_of_nulls(tmp_path):
         assert read_table(dataset.store, f"columns/{name}/00000000.parquet").num_rows == 3
 
 
-def test_a_stored_picture_that_does_not_decode_is_counted(tmp_path):
+def test_a_stored_image_that_does_not_decode_is_counted(tmp_path):
     samples = [*SAMPLES[:4], {"caption": "bad", "image": b"\xff\xd8\xff\xe0 no more than a JPEG's first bytes"}]
     dataset = make_dataset(tmp_path / "d", samples)
     counts = run_unit(dataset.url, ScoreStage(dataset.url, "image"), dataset.units[0])["counts"]

@@ -17,19 +17,19 @@ from clip_data.select import SelectConfig, load_selection, select
 from clip_data.select.columns import uid_fraction
 from clip_data.stage import run_unit
 from clip_data.tables import read_table, write_table
-from tests.support.datasets import jpeg, make_dataset, picture
+from tests.support.datasets import jpeg, make_dataset, make_image
 
-PICTURE = picture(0)
+IMAGE = make_image(0)
 SAMPLES = [
-    {"caption": "a red cube on a table", "image": PICTURE, "label": 0},  # 0
+    {"caption": "a red cube on a table", "image": IMAGE, "label": 0},  # 0
     {"caption": "gone", "image": None, "label": 1},  # 1: rejected
-    {"caption": "two blue balls", "image": picture(1), "label": 2},  # 2
-    {"caption": "word", "image": picture(2), "label": 3},  # 3: one word
-    {"caption": "same bytes as the first", "image": PICTURE, "label": 4},  # 4: sha256 of 0
-    {"caption": "same look as the first", "image": jpeg(PICTURE, quality=70), "label": 5},  # 5: phash of 0
-    {"caption": "see www.shop.test for more", "image": picture(3), "label": 6},  # 6: url
-    {"caption": "to be taken down", "image": picture(4), "label": 7},  # 7
-    {"caption": "no label but three words", "image": picture(5)},  # 8: null label
+    {"caption": "two blue balls", "image": make_image(1), "label": 2},  # 2
+    {"caption": "word", "image": make_image(2), "label": 3},  # 3: one word
+    {"caption": "same bytes as the first", "image": IMAGE, "label": 4},  # 4: sha256 of 0
+    {"caption": "same look as the first", "image": jpeg(IMAGE, quality=70), "label": 5},  # 5: phash of 0
+    {"caption": "see www.shop.test for more", "image": make_image(3), "label": 6},  # 6: url
+    {"caption": "to be taken down", "image": make_image(4), "label": 7},  # 7
+    {"caption": "no label but three words", "image": make_image(5)},  # 8: null label
     {"caption": "a damaged picture here", "image": b"\xff\xd8\xff", "label": 9},  # 9: no phash
     {"caption": "another damaged picture here", "image": b"\xff\xd8\xff\xe0", "label": 10},  # 10: no phash
 ]
@@ -97,9 +97,9 @@ def test_duplicates_are_dropped_only_for_rows_that_are_still_there(dataset):
 
 def test_the_cut_into_units_does_not_change_what_is_kept(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = [picture(seed, (16, 16)) for seed in range(12)]
+    images = [make_image(seed, (16, 16)) for seed in range(12)]
     samples = [
-        {"caption": f"{row}", "image": pictures[rng.integers(12)] if row % 5 else None, "row": row} for row in range(60)
+        {"caption": f"{row}", "image": images[rng.integers(12)] if row % 5 else None, "row": row} for row in range(60)
     ]
     found = set()
     for rows_per_unit in (60, 7, 4):
@@ -155,7 +155,7 @@ def test_a_kill_before_the_last_file_is_repaired_by_the_next_run(dataset, tmp_pa
 
 def test_a_name_holds_one_selection(dataset):
     select(dataset, FULL)
-    with pytest.raises(ClipDataError, match=r"'clean' .* exists with dedup = \['sha256', 'phash'\], now it is \[\]"):
+    with pytest.raises(ClipDataError, match=r"'clean' .* exists .*: dedup is \['sha256', 'phash'\] there and \[\] now"):
         select(dataset, SelectConfig(name="clean", where=FULL.where))
     record = dataset.record("acquire", dataset.units[0])
     record["files"]["shards/00000000.tar"]["sha256"] = "0" * 64

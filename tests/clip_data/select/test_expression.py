@@ -240,7 +240,7 @@ def test_names_resolve_to_their_set():
         ("-'x' == s", "has a sign but is not a number"),
         ("a in 3", "'3' must be a list of literals"),
         ("a in [b]", "'b' in a list is not a literal"),
-        ("a in ['x']", "in a list is a string, but 'a' a number"),
+        ("a in ['x']", "in a list is a string, but 'a' is a number"),
         ("a in [1] == t", "goes on after its list"),
         ("contains(s, s)", "must be a string literal"),
         ("contains(s)", "gives contains 1 arguments instead of 2"),

@@ -10,7 +10,7 @@ from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
 from clip_data.stream.preprocess import parse_preprocess
 from tests.support.datasets import jpeg
-from tests.support.streams import EVAL, TRAIN, content, letters, picture, stream_dataset
+from tests.support.streams import EVAL, TRAIN, content, letters, make_image, stream_dataset
 
 BATCH = 12  # with 4 canonical streams
 
@@ -71,7 +71,7 @@ def test_batches_are_as_promised(manifest):
     np.testing.assert_array_equal(letters(words), batch["text"])
     plain = batches(manifest, 1, preprocess=EVAL)[0]
     number = int(words[5].removeprefix("picture number "))
-    expected = parse_preprocess(EVAL).decode(jpeg(picture(number)))
+    expected = parse_preprocess(EVAL).decode(jpeg(make_image(number)))
     np.testing.assert_array_equal(plain["image"][5], expected.transpose(2, 0, 1))
 
 
@@ -155,24 +155,24 @@ def test_sources_are_mixed_by_their_weights(manifest, root, tmp_path):
         )
         for uid in batch["uid"]
     }
-    # The two datasets share captions and URLs, and therefore uids: pictures tell them apart.
+    # The two datasets share captions and URLs, and therefore uids: images tell them apart.
     found = batches(mixed, 40, preprocess=EVAL)
     assert small <= {uid for batch in found for uid in batch["uid"]}
-    pictures = {
-        picture_bytes(batch, index): name
+    images = {
+        image_bytes(batch, index): name
         for name, source in (("large", root), ("small", str(tmp_path / "small")))
         for batch in read_once(build_manifest([Source(dataset=source)]), preprocess=EVAL, tokenizer=None)
         for index in range(len(batch["uid"]))
     }
-    per_batch = [Counter(pictures[picture_bytes(batch, index)] for index in range(BATCH))["small"] for batch in found]
+    per_batch = [Counter(images[image_bytes(batch, index)] for index in range(BATCH))["small"] for batch in found]
     assert per_batch == [BATCH // 4] * 40
     assert content(global_batches(mixed, 8, world=4, preprocess=EVAL)) == content(found[:8])
-    drawn = Counter(picture_bytes(batch, index) for batch in found for index in range(BATCH))
-    times = [count for key, count in drawn.items() if pictures[key] == "small"]
+    drawn = Counter(image_bytes(batch, index) for batch in found for index in range(BATCH))
+    times = [count for key, count in drawn.items() if images[key] == "small"]
     assert max(times) - min(times) <= 1  # 120 draws of 18 samples, without replacement
 
 
-def picture_bytes(batch, index):
+def image_bytes(batch, index):
     return batch["image"][index].tobytes()
 
 
@@ -247,7 +247,7 @@ def half(captions):
         ({"tokenizer": half}, r"integer ndarray of shape \[n, context\], not ndarray int64 \(0, 24\)"),
         ({"tokenizer": lambda texts: [[1]] * len(texts)}, "not list"),
         ({"tokenizer": lambda texts: letters(texts) / 2}, "not ndarray float64"),
-        ({"tokenizer": lambda texts: letters(texts), "workers": 1}, "cannot travel to worker processes"),
+        ({"tokenizer": lambda texts: letters(texts), "workers": 1}, "cannot be sent to worker processes"),
     ],
 )
 def test_bad_values_are_refused(manifest, change, message):

@@ -10,7 +10,7 @@ from clip_core.config import ConfigError
 from clip_data.stream import preprocess
 from clip_data.stream.preprocess import Augment, CorruptSample, crop_box, parse_preprocess
 from tests.support.datasets import jpeg
-from tests.support.streams import picture
+from tests.support.streams import make_image
 
 MODES = {"RGB": "PNG", "L": "PNG", "P": "PNG", "RGBA": "PNG", "LA": "PNG", "CMYK": "JPEG"}
 
@@ -87,9 +87,9 @@ def test_a_crop_that_never_fits_falls_back_to_the_centre():
 def test_sizes_are_height_by_width():
     for mode in ("shortest", "longest", "squash"):
         preprocess = parse_preprocess({"size": [12, 20], "resize_mode": mode})
-        assert preprocess.decode(jpeg(picture(1))).shape == (12, 20, 3)
+        assert preprocess.decode(jpeg(make_image(1))).shape == (12, 20, 3)
     preprocess = parse_preprocess({"size": [12, 20], "augment": {}})
-    assert preprocess.decode(jpeg(picture(1)), 0).shape == (12, 20, 3)
+    assert preprocess.decode(jpeg(make_image(1)), 0).shape == (12, 20, 3)
 
 
 def test_longest_pads_with_the_fill_colour():
@@ -151,7 +151,7 @@ def test_what_does_not_decode_is_a_corrupt_sample(payload, reason):
         parse_preprocess({"size": [8, 8]}).decode(payload)
 
 
-def test_an_absurdly_large_picture_is_refused_before_it_is_decoded(monkeypatch):
+def test_an_absurdly_large_image_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr("clip_data.stream.preprocess.MAX_PIXELS", 99)
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(CorruptSample, match="10 × 10 pixels; images over 99 are refused"):

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clip_data.select import SelectConfig, select
-from clip_eval import EvalConfig, ReportConfig, TaskConfig, evaluate, format_table, write_report
+from clip_eval import EvalConfig, ReportConfig, RetrievalConfig, ZeroShotConfig, evaluate, format_table, write_report
 from tests.support.datasets import make_dataset
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 VOID = {"meta", "img", "br", "link", "input"}
 CLASSES = [f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("ring", "star")]
@@ -86,7 +86,7 @@ def write_log(folder: Path, steps: list[int], *, resumed_at: int, done: bool) ->
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """3,000 rows of which most failed, 1 in a way of its own; two selections, two runs, two tasks."""
+    """3,000 rows of which most failed, 1 in a way of its own; two selections, two runs, two benchmarks."""
     folder = tmp_path_factory.mktemp("figures")
     samples = []
     for i in range(ROWS):
@@ -94,7 +94,7 @@ def place(tmp_path_factory) -> Path:
         sample = {"image": None, "caption": f"number {i} is a {name}", "error": "http_404"}
         if i % 20 == 0:
             size = (24, 20 + i // 20 % 3)
-            sample |= {"image": picture(name.split()[0], i).resize(size), "label": None if i % 500 == 0 else name}
+            sample |= {"image": make_image(name.split()[0], i).resize(size), "label": None if i % 500 == 0 else name}
         elif i % 7 == 0:
             sample["error"] = "decode_error"
         samples.append(sample)
@@ -103,12 +103,14 @@ def place(tmp_path_factory) -> Path:
     dataset = make_dataset(folder / "data", samples, rows_per_unit=UNIT)
     select(dataset, SelectConfig(name="clean", where="height >= 21"))
     select(dataset, SelectConfig(name="heldout", where="uid_fraction < 0.3", parent="clean"))
-    shared = {"root": str(folder / "data"), "max_corrupt": 0.2}
-    tasks = (
-        TaskConfig(name="things", classes=tuple(CLASSES), **shared),
-        TaskConfig(name="captions", kind="retrieval", **shared),
+    shared = {"dataset": str(folder / "data"), "max_corrupt": 0.2}
+    benchmarks = (
+        ZeroShotConfig(name="things", classes=tuple(CLASSES), **shared),
+        RetrievalConfig(name="captions", **shared),
     )
-    evaluate(EvalConfig(model=str(tiny_model(folder / "model.safetensors")), out=str(folder / "eval"), tasks=tasks))
+    evaluate(
+        EvalConfig(model=str(tiny_model(folder / "model.safetensors")), out=str(folder / "eval"), benchmarks=benchmarks)
+    )
     write_log(folder / "short", [1, *range(10, 91, 10), 96], resumed_at=40, done=True)
     write_log(folder / "long", [1, *range(2, 602)], resumed_at=-1, done=False)
     timings = {"plan": 0.02, "acquire": 3599.7, "train": 59.97, "other": 0.0}
@@ -201,7 +203,7 @@ def test_the_funnel(place, page):
 
 def test_the_cards(place, page):
     rows = sidecar_rows(place)
-    results = {(row["task"], row["metric"]): row for row in map(json.loads, (place / "eval/results.jsonl").open())}
+    results = {(row["benchmark"], row["metric"]): row for row in map(json.loads, (place / "eval/results.jsonl").open())}
     cards = [
         (card.all("b")[0].text, card.all("span")[0].text, card.all("small")[0].text)
         for card in page.all("header")[0].all("div", "figure")
@@ -217,12 +219,12 @@ def test_the_cards(place, page):
         steps, validations = records(place, run)
         held_out = f"held out {validations[-1]['val_loss']:.3f} after {validations[-1]['step']} steps"
         expected.append((f"{steps[-1]['loss']:.3f}", f"{place / run}: loss after {steps[-1]['step']} steps", held_out))
-    for task, metric, name in (
+    for benchmark, metric, name in (
         ("things", "top1", "things: top-1"),
         ("captions", "image_to_text_recall@1", "captions: image → text recall@1"),
         ("captions", "text_to_image_recall@1", "captions: text → image recall@1"),
     ):
-        row = results[task, metric]
+        row = results[benchmark, metric]
         expected.append((shown(row["value"], 1), name, f"chance {shown(row['chance'], 1)}"))
     assert cards == expected
 
@@ -337,10 +339,11 @@ def test_where_the_time_goes(place, page):
 def test_the_table_of_results(place, page):
     rows = [json.loads(line) for line in (place / "eval/results.jsonl").open()]
     table = part(page, "evaluation").all("table")[0]
+    assert [title.text for title in part(page, "evaluation").all("h3")] == ["things", "captions"]
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class_recall": "mean per class recall"}
     for row, found in zip(rows, cells(table), strict=True):
         value, interval = found[2], found[3]
-        assert found[0] == row["task"]
+        assert found[0] == row["benchmark"]
         assert found[1] == names.get(row["metric"], row["metric"].replace("_to_", " → ").replace("_", " "))
         assert value == shown(row["value"], 2)
         ends = [shown(row[end], 2).removesuffix(" %") for end in ("low", "high")]
@@ -351,7 +354,7 @@ def test_the_table_of_results(place, page):
         line = next(
             line
             for line in format_table(rows).splitlines()
-            if line.startswith(f"{row['task']}  ") and row["metric"] in line
+            if line.startswith(f"{row['benchmark']}  ") and row["metric"] in line
         )
         assert re.split(r"\s{2,}", line)[2:] == [value, interval, shown(row["chance"], 2), str(row["n"])]
     stored = [row for row in sidecar_rows(place) if row["height"] is not None]

@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from clip_eval.report.html import Html, bars, duration, escape, fill, foreign, join, percent, table
+from clip_eval.report.html import Html, bars, duration, fill, foreign, join, percent, table
 
 
 class Texts(HTMLParser):
@@ -29,7 +29,7 @@ HOSTILE = '<script>alert("1")</script>&amp;\'" onload=x {0} {name}'
 
 def test_every_inserted_string_is_text():
     for markup in (
-        escape(HOSTILE),
+        Html.escape(HOSTILE),
         fill("{}", HOSTILE),
         join([HOSTILE]),
         foreign(HOSTILE),
@@ -51,8 +51,8 @@ def test_markup_is_inserted_as_it_is_once():
 
 
 def test_characters_that_no_page_should_hold_are_replaced():
-    assert escape("a\x00b\ud800c\x1b[31m\u009f") == "a\ufffdb\ufffdc\ufffd[31m\ufffd"
-    assert escape("Grüße 日本 🙂\n\t") == "Grüße 日本 🙂\n\t"
+    assert Html.escape("a\x00b\ud800c\x1b[31m\u009f") == "a\ufffdb\ufffdc\ufffd[31m\ufffd"
+    assert Html.escape("Grüße 日本 🙂\n\t") == "Grüße 日本 🙂\n\t"
 
 
 def test_long_text_is_cut_and_kept_in_the_title():

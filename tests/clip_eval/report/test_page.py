@@ -12,12 +12,12 @@ import pytest
 from clip_core.store import Store
 from clip_data.dataset import Dataset
 from clip_data.select import SelectConfig, select
-from clip_eval import ClipEvalError, EvalConfig, ReportConfig, TaskConfig, evaluate, write_report
+from clip_eval import ClipEvalError, EvalConfig, ReportConfig, RetrievalConfig, ZeroShotConfig, evaluate, write_report
 from clip_eval.report.funnel import read_funnel
-from clip_eval.report.training import read_run, time_section
+from clip_eval.report.runs import read_run
 from tests.support.datasets import make_dataset
 from tests.support.distributed import free_port
-from tests.support.evals import picture, tiny_model
+from tests.support.evals import make_image, tiny_model
 
 HOSTILE = "<script>alert('caption')</script>"
 LINKS = ("src", "href", "action", "data", "poster", "srcset", "xlink:href", "background")
@@ -48,7 +48,7 @@ def place(tmp_path_factory) -> Path:
     for i in range(40):
         color = ("red", "green", "blue")[i % 3]
         caption = f"{HOSTILE} {color} {i}" if i % 4 else f"{color} {i}"
-        samples.append({"image": picture(color, i), "caption": caption, "label": f"{color} thing"})
+        samples.append({"image": make_image(color, i), "caption": caption, "label": f"{color} thing"})
     for i, code in (
         (3, "http_404"),
         (8, "http_404"),
@@ -65,11 +65,11 @@ def place(tmp_path_factory) -> Path:
     select(dataset, SelectConfig(name="heldout", where="uid_fraction < 0.4", parent="clean"))
     select(dataset, SelectConfig(name="train", where="uid_fraction >= 0.4", parent="clean"))
     model = tiny_model(folder / "model.safetensors")
-    tasks = (
-        TaskConfig(name=f"things {HOSTILE.replace('/', '')}", root=str(folder / "data"), selection="clean"),
-        TaskConfig(name="captions", kind="retrieval", root=str(folder / "data"), selection="clean"),
+    benchmarks = (
+        ZeroShotConfig(name=f"things {HOSTILE.replace('/', '')}", dataset=str(folder / "data"), selection="clean"),
+        RetrievalConfig(name="captions", dataset=str(folder / "data"), selection="clean"),
     )
-    evaluate(EvalConfig(model=str(model), out=str(folder / "eval"), tasks=tasks))
+    evaluate(EvalConfig(model=str(model), out=str(folder / "eval"), benchmarks=benchmarks))
     (folder / "run").mkdir()
     log = [{"step": 0, "event": "start", "ranks": 1}]
     log += [
@@ -103,25 +103,25 @@ def page(place) -> Page:
 
 
 def test_every_loss_has_its_reason_and_the_sums_add_up(place, page):
-    stages = read_funnel(Dataset.open(str(place / "data")), ("clean", "train", "heldout"))
-    assert [(stage.name, stage.before, stage.kept) for stage in stages[:3]] == [
+    steps = read_funnel(Dataset.open(str(place / "data")), ("clean", "train", "heldout"))
+    assert [(step.name, step.before, step.kept) for step in steps[:3]] == [
         ("attempted", 40, 40),
         ("fetched", 40, 36),
         ("decoded and stored", 36, 35),
     ]
-    assert dict((reason, n) for reason, _, n in stages[1].lost) == {
+    assert dict((reason, n) for reason, _, n in steps[1].lost) == {
         "http_404": 2,
         "timeout_total": 1,
         "from_elsewhere": 1,
     }
-    assert dict((reason, n) for reason, _, n in stages[2].lost) == {"decode_error": 1}
-    clean, train, heldout = stages[3:]
+    assert dict((reason, n) for reason, _, n in steps[2].lost) == {"decode_error": 1}
+    clean, train, heldout = steps[3:]
     assert [n for _, _, n in clean.lost] == [1, 1]
     assert clean.kept == 33 == train.before == heldout.before == train.kept + heldout.kept
-    assert all(stage.adds_up for stage in stages)
-    for stage in stages:
-        assert stage.name in page.text
-        assert all(reason in page.text for reason, _, _ in stage.lost)
+    assert all(step.adds_up for step in steps)
+    for step in steps:
+        assert step.name in page.text
+        assert all(reason in page.text for reason, _, _ in step.lost)
     assert "Every row is accounted for" in page.text
 
 
@@ -140,7 +140,7 @@ def test_sums_that_do_not_add_up_are_said_so(place, tmp_path):
 
 
 def test_unfinished_units_are_not_attempted(tmp_path):
-    dataset = make_dataset(tmp_path / "data", [{"image": picture("red", i), "caption": "x"} for i in range(8)], 4)
+    dataset = make_dataset(tmp_path / "data", [{"image": make_image("red", i), "caption": "x"} for i in range(8)], 4)
     (tmp_path / "data/commits/acquire/00000001.json").unlink()
     attempted, _, stored = read_funnel(dataset, ())
     assert attempted.lost == [("not_attempted", "units that are not finished yet", 4)]
@@ -170,8 +170,10 @@ def test_the_page_needs_nothing_but_itself(place, page):
 def test_every_section_is_there_and_linked(page):
     for name in ("funnel", "columns", "samples", "training", "time", "evaluation"):
         assert f"#{name}" in page.links
-    expected = "Kept by clean|Dropped by clean|duplicate sha256|held out|Where the time goes|1 min 30 s|top-1|Confusion"
-    for words in (*expected.split("|"), "From a picture to its captions", "From a caption to its pictures"):
+    expected = (
+        "Kept by clean|Left out by clean|duplicate sha256|held out|Where the time goes|1 min 30 s|top-1|Confusion"
+    )
+    for words in (*expected.split("|"), "top-1", "From an image to its captions", "From a caption to its images"):
         assert words in page.text, words
     assert page.tags.count("img") > 60
 
@@ -190,8 +192,8 @@ def test_what_is_missing_is_left_out_and_said(place, tmp_path):
     assert not (tmp_path / "y.html").exists()
 
 
-def test_pictures_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_path):
-    samples = [{"image": picture("red", i), "caption": f"red {i}", "label": "red"} for i in range(6)]
+def test_images_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_path):
+    samples = [{"image": make_image("red", i), "caption": f"red {i}", "label": "red"} for i in range(6)]
     samples[2]["image"] = b"damaged"
     dataset = make_dataset(tmp_path / "data", samples)
     uid = dataset.sidecar(dataset.units[0])["uid"][4].as_py()
@@ -200,7 +202,7 @@ def test_pictures_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_p
     out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url, selections=("clean",)))
     page = Page(Path(out).read_text(encoding="utf-8"))
     assert page.tags.count("img") == 4
-    assert "no picture" in page.text
+    assert "no image" in page.text
     assert "taken_down" in page.text
     assert "red 4" not in page.text
     out = write_report(ReportConfig(out=str(tmp_path / "x.html"), dataset=dataset.url))
@@ -285,8 +287,10 @@ def test_the_same_input_gives_the_same_page(place, tmp_path):
     assert Path(pages[0]).read_bytes() == Path(pages[1]).read_bytes()
 
 
-def test_stages_stand_in_the_order_of_the_pipeline():
-    text = Page(time_section({"acquire": 1.0, "else": 1.0, "plan": 2.0, "train": 4.0}, ())).text
+def test_stages_are_in_the_order_of_the_pipeline(tmp_path):
+    (tmp_path / "timings.json").write_text('{"acquire": 1.0, "else": 1.0, "plan": 2.0, "train": 4.0}')
+    out = write_report(ReportConfig(out=str(tmp_path / "x.html"), timings=str(tmp_path / "timings.json")))
+    text = Page(Path(out).read_text(encoding="utf-8")).text.partition("Where the time goes")[2]
     assert [text.index(name) for name in ("plan", "acquire", "train", "else")] == sorted(
         text.index(name) for name in ("plan", "acquire", "train", "else")
     )

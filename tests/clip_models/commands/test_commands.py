@@ -11,7 +11,7 @@ from clip_models.cli import main
 from clip_models.inference.embedding.parts import read_embeddings
 from tests.support import embeddings
 from tests.support.embeddings import MODEL
-from tests.support.pictures import encode, noise
+from tests.support.images import encode, noise
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,21 @@ def test_classify(tmp_path, call, weights):
 
 def test_what_classify_cannot_do_is_one_line(tmp_path, call, weights, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    picture, broken = tmp_path / "a.png", tmp_path / "b.png"
-    picture.write_bytes(encode(noise(30, 40), "PNG"))
+    image, broken = tmp_path / "a.png", tmp_path / "b.png"
+    image.write_bytes(encode(noise(30, 40), "PNG"))
     broken.write_bytes(b"x")
     labels = ("--labels", "a", "b")
     for flags, message in (
-        ((picture, *labels, "--model", MODEL), "random weights; name a file as pretrained"),
-        ((picture, *labels, "--model", "ViT-B-32"), "random weights; name a tag (openai"),
-        ((picture, *labels, "--pretrained", weights), "needs --model"),
-        ((picture, *labels, "--model", "ViT-B-33", "--pretrained", "openai"), "unknown model 'ViT-B-33'; did you mean"),
+        ((image, *labels, "--model", MODEL), "random weights; name a file as pretrained"),
+        ((image, *labels, "--model", "ViT-B-32"), "random weights; name a tag (openai"),
+        ((image, *labels, "--pretrained", weights), "needs --model"),
+        ((image, *labels, "--model", "ViT-B-33", "--pretrained", "openai"), "unknown model 'ViT-B-33'; did you mean"),
         ((broken, *labels, "--model", MODEL, "--pretrained", weights), "b.png does not decode as an image"),
         ((tmp_path / "c.png", *labels, "--model", MODEL, "--pretrained", weights), "c.png cannot be read"),
-        ((picture, "--labels", "a", "a", "--model", MODEL, "--pretrained", weights), "label 'a' is given twice"),
+        ((image, "--labels", "a", "a", "--model", MODEL, "--pretrained", weights), "label 'a' is given twice"),
         ((labels), "needs at least one image"),
         (
-            (picture, *labels, "--model", MODEL, "--pretrained", weights, "--device", "warp"),
+            (image, *labels, "--model", MODEL, "--pretrained", weights, "--device", "warp"),
             "device 'warp' cannot be used",
         ),
     ):

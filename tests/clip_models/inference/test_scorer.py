@@ -18,7 +18,7 @@ from clip_data.tables import read_table
 from clip_models import ClipModelsError
 from clip_models.inference.scorer import ClipScorer
 from tests.support import embeddings
-from tests.support.datasets import make_dataset, picture
+from tests.support.datasets import make_dataset, make_image
 from tests.support.embeddings import CAPTIONS, MODEL
 
 
@@ -34,14 +34,16 @@ def weights(tmp_path_factory):
 
 
 def batch(captions):
-    return Samples(pa.table({"caption": pa.array(captions, pa.string())}), [picture(n) for n in range(len(captions))])
+    return Samples(
+        pa.table({"caption": pa.array(captions, pa.string())}), [make_image(n) for n in range(len(captions))]
+    )
 
 
 def test_the_similarity_is_the_cosine_of_the_features(weights):
     model = clip_models.create_model(MODEL, pretrained=weights).eval()
     transform, tokenizer = clip_models.preprocess_eval(model.spec.preprocess), clip_models.get_tokenizer(model.spec)
     with torch.inference_mode():
-        image = model.encode_image(torch.stack([transform(picture(n)) for n in range(4)]), normalize=True)
+        image = model.encode_image(torch.stack([transform(make_image(n)) for n in range(4)]), normalize=True)
         text = model.encode_text(tokenizer(CAPTIONS), normalize=True)
     for batch_size in (64, 3):
         scorer = ClipScorer(model=MODEL, pretrained=weights, batch_size=batch_size, embeddings=True, device="cpu")
@@ -63,7 +65,7 @@ def test_an_empty_caption_has_no_similarity(weights):
 @pytest.mark.slow
 def test_scores_of_a_dataset(tmp_path, weights):
     samples = [
-        {"caption": CAPTIONS[row % 4] if row != 3 else " ", "image": None if row == 1 else picture(row)}
+        {"caption": CAPTIONS[row % 4] if row != 3 else " ", "image": None if row == 1 else make_image(row)}
         for row in range(7)
     ]
     dataset = make_dataset(tmp_path / "d", samples, rows_per_unit=4)
@@ -79,7 +81,7 @@ def test_scores_of_a_dataset(tmp_path, weights):
     assert [row for row, value in enumerate(found) if value is None] == [1, 3]
     kept = [row for row in range(7) if row not in (1, 3)]
     direct = scorer.score(
-        Samples(pa.table({"caption": [CAPTIONS[row % 4] for row in kept]}), [picture(row) for row in kept])
+        Samples(pa.table({"caption": [CAPTIONS[row % 4] for row in kept]}), [make_image(row) for row in kept])
     )
     # The dataset holds JPEG.
     np.testing.assert_allclose([found[row] for row in kept], direct["clip_similarity"].to_pylist(), atol=0.03)

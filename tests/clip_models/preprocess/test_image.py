@@ -32,9 +32,9 @@ def test_normalisation():
 
 
 def test_shortest_crops_the_centre():
-    picture = Image.new("RGB", (90, 30), "green")
-    picture.paste(Image.new("RGB", (30, 30), "red"), (30, 0))
-    result = preprocess_eval(PreprocessConfig(size=(30, 30), **PLAIN))(picture)
+    original = Image.new("RGB", (90, 30), "green")
+    original.paste(Image.new("RGB", (30, 30), "red"), (30, 0))
+    result = preprocess_eval(PreprocessConfig(size=(30, 30), **PLAIN))(original)
     assert (result[0] == 1).all()
     assert (result[1:] == 0).all()
 
@@ -54,9 +54,9 @@ def test_squash_keeps_everything():
 
 
 def test_interpolations_differ():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    original = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     results = [
-        preprocess_eval(PreprocessConfig(size=(16, 16), interpolation=i))(picture) for i in ("bicubic", "bilinear")
+        preprocess_eval(PreprocessConfig(size=(16, 16), interpolation=i))(original) for i in ("bicubic", "bilinear")
     ]
     assert (results[0] - results[1]).abs().max() > 0.05
 
@@ -83,41 +83,41 @@ def test_training_crops_vary_within_the_scale():
 
 
 def test_mirroring_is_as_frequent_as_asked():
-    picture = make_halves(32, 32)
+    original = make_halves(32, 32)
     torch.manual_seed(0)
     for probability, low, high in ((0.0, 0, 0), (0.5, 25, 75), (1.0, 100, 100)):
         transform = preprocess_train(PreprocessConfig(size=(32, 32), **PLAIN), {"scale": [1, 1], "hflip": probability})
-        mirrored = sum(transform(picture)[2, 0, 0].item() == 1 for _ in range(100))
+        mirrored = sum(transform(original)[2, 0, 0].item() == 1 for _ in range(100))
         assert low <= mirrored <= high
 
 
 def test_extreme_images_fall_back_to_the_centre():
-    picture = Image.new("RGB", (1000, 10), "green")
-    picture.paste(Image.new("RGB", (40, 10), "red"), (480, 0))
-    result = preprocess_train(PreprocessConfig(size=(16, 16), **PLAIN))(picture)
+    original = Image.new("RGB", (1000, 10), "green")
+    original.paste(Image.new("RGB", (40, 10), "red"), (480, 0))
+    result = preprocess_train(PreprocessConfig(size=(16, 16), **PLAIN))(original)
     assert (result[0] == 1).all()
 
 
 def test_transforms_pickle():
-    picture = make_halves(40, 30)
+    original = make_halves(40, 30)
     for build in (preprocess_eval, preprocess_train):
         transform = pickle.loads(pickle.dumps(build(PreprocessConfig(size=(16, 16)))))
         torch.manual_seed(0)
-        first = transform(picture)
+        first = transform(original)
         torch.manual_seed(0)
-        assert (build(PreprocessConfig(size=(16, 16)))(picture) == first).all()
+        assert (build(PreprocessConfig(size=(16, 16)))(original) == first).all()
 
 
 def test_grey_and_erased_are_as_frequent_as_asked():
-    picture, random_state = make_halves(32, 32), random.getstate()
+    original, random_state = make_halves(32, 32), random.getstate()
     random.seed(0)
     try:
         for probability, low, high in ((0.0, 0, 0), (0.5, 25, 75), (1.0, 100, 100)):
             grey = preprocess_train(PreprocessConfig(size=(8, 8), **PLAIN), {"gray_scale_prob": probability})
-            results = [grey(picture) for _ in range(100)]
+            results = [grey(original) for _ in range(100)]
             assert low <= sum(torch.equal(result[0], result[2]) for result in results) <= high
             erase = preprocess_train(PreprocessConfig(size=(8, 8), **PLAIN), {"re_prob": probability, "re_count": 2})
-            results = [erase(picture) for _ in range(100)]
+            results = [erase(original) for _ in range(100)]
             assert low <= sum((result < 0).any().item() for result in results) <= high  # noise, where pixels are >= 0
     finally:
         random.setstate(random_state)

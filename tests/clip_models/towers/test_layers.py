@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from clip_models import ClipModelsError
+from clip_models import ClipModelsError, CLIPTextConfig
 from clip_models.towers.layers import Block, LayerNorm, Transformer, attend, take_indices
 
 
-def draw_block(**options):
+def draw_block(causal=False, **options):
     torch.manual_seed(0)
-    block = Block(width=64, heads=4, **options)
+    block = Block(CLIPTextConfig(width=64, heads=4, **options), quick_gelu=False, causal=causal)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,7 +48,10 @@ def test_layer_norm_keeps_the_dtype_and_computes_in_float32(dtype):
 @pytest.mark.parametrize("pooled", [False, True])
 def test_checkpointing_changes_no_gradient_and_keeps_less(options, pooled):
     torch.manual_seed(0)
-    stack, x = Transformer(Block(64, 4, **options) for _ in range(3)), torch.randn(2, 9, 64)
+    config = {key: value for key, value in options.items() if key not in ("causal", "quick_gelu")}
+    switches = {"quick_gelu": options.get("quick_gelu", False), "causal": options.get("causal", False)}
+    stack = Transformer(CLIPTextConfig(width=64, heads=4, layers=3, **config), **switches)
+    x = torch.randn(2, 9, 64)
     pool = torch.tensor([3, 8]) if pooled else None
     gradients, kept = [], []
     for enable in (False, True):

@@ -33,8 +33,7 @@ def run_commands(
     """Runs the sub-command that `args` (or sys.argv) names, and exits.
 
     `commands` maps each module of `<package>.commands` to a line of help. Such a module has a dataclass `Config`, which
-    the flags fill and `adjust` may change, and `run(config)`, which returns the exit code. `about` is printed between
-    the usage and the list of the commands; see `run_cli` for `quiet`.
+    the flags fill and `adjust` may change, and `run(config)`, which returns the exit code. See `run_cli` for `quiet`.
     """
     prog = package.replace("_", "-")
 
@@ -62,7 +61,7 @@ def run_cli(main: Callable[[], int | None], quiet: Callable[[ClipError], bool] =
 
     `quiet` returns whether another process prints an error.
     """
-    code: int | str | None
+    code: int | str | None = 0
     try:
         code = main()
     except ClipError as error:
@@ -86,8 +85,7 @@ def run_cli(main: Callable[[], int | None], quiet: Callable[[ClipError], bool] =
 def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
     """Builds `cls` from `[recipe.toml|recipe.json] [--dotted.flags …]`; a flag sets one field of the recipe.
 
-    A resolved `config.json` of an earlier run is accepted like a recipe. A command with a positional field takes its
-    values in place of a recipe. Raises ConfigError, of one line, for a key, flag or value that does not fit.
+    A command with a positional field takes its values in place of a recipe. Raises ConfigError, of one line.
     """
     words, place = list(args), positional(cls)
     recipe = words.pop(0) if not place and words and not words[0].startswith("-") else None
@@ -97,7 +95,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
     try:
         put_flags(cls, data, words)
         missing = missing_keys(cls, data) if recipe is None else []
-    except ConfigError as error:
+    except ValueError as error:
         raise ConfigError(f"{prog}: {error} ('{prog} --help' lists the flags)") from error
     if missing:
         flags = " ".join(name.upper() if name == place else f"--{name.replace('_', '-')}" for name in missing)

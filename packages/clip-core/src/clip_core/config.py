@@ -111,10 +111,7 @@ def to_dict(config: Any) -> Any:
 
 
 def fingerprint(value: Any) -> str:
-    """Returns 32 hex digits that name a config or any JSON value: BLAKE2b-128 of its canonical JSON.
-
-    Equal values have equal fingerprints: 1 in Python equals 1.0 from a file.
-    """
+    """Returns BLAKE2b-128 of the canonical JSON of a config or a JSON value, as hex; 1 and 1.0 are equal."""
 
     def number(digits: str) -> float:
         return int(whole) if (whole := float(digits)).is_integer() else whole
@@ -125,7 +122,7 @@ def fingerprint(value: Any) -> str:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Returns what an output folder keeps of its config: every value, and the fingerprint."""
+    """Returns the content of an output folder's config.json: every value, and the fingerprint."""
     return {**to_dict(config), "fingerprint": fingerprint(config)}
 
 
@@ -151,33 +148,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "…"
 
 
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config", key: str = "") -> T:
+def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
     """Builds the dataclass `cls`, strictly: every key known, every value of the field's type.
 
-    Raises ConfigError, which names `where` (a file or a command) and the full key; `key` is that of the table itself.
+    Raises ConfigError, which names `where` (a file or a command) and the full key.
     """
+    try:
+        return _build(cls, data, "")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _build(cls: Any, data: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: {key or 'the file'} must be a table, not {data!r}")
+        raise ConfigError(f"{key or 'the file'} must be a table, not {data!r}")
     if is_variant(cls):
-        try:
-            cls, data = choose(cls, data), {name: value for name, value in data.items() if name != "kind"}
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {prefix}{error}") from error
-    hints = {f.name: hint for f, hint in _fields(cls)}
+        cls, data = choose(cls, data, prefix), {name: value for name, value in data.items() if name != "kind"}
+    hints = {field.name: hint for field, hint in _fields(cls)}
     for name in data:
         if name not in hints:
             hint = did_you_mean(name, hints, f"valid keys: {', '.join(hints)}", cutoff=0.5, spell=prefix.__add__)
-            raise ConfigError(f"{where}: unknown key {prefix}{name}; {hint}")
-    values = {name: convert(hints[name], value, where, prefix + name) for name, value in data.items()}
+            raise ConfigError(f"unknown key {prefix}{name}; {hint}")
+    values = {name: convert(hints[name], value, prefix + name) for name, value in data.items()}
     if missing := missing_keys(cls, data, prefix):
-        raise ConfigError(f"{where}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    try:
-        return cls(**values)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    return cls(**values)
 
 
 def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
@@ -190,22 +186,22 @@ def is_variant(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Variant) and "KINDS" in vars(hint)
 
 
-def choose(base: Any, table: Mapping[str, Any]) -> Any:
+def choose(base: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
     """Returns the config class that the `kind` of a table names. Raises ConfigError if there is none."""
     kind = table.get("kind", base.DEFAULT)
     try:
         found = base.KINDS.get(kind) if isinstance(kind, str) else None
     except ClipError as error:
-        raise ConfigError(f"kind = {kind!r}: {error}") from error
+        raise ConfigError(f"{prefix}kind = {kind!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"kind = {kind!r} must name a config class that extends {base.__name__}")
+        raise ConfigError(f"{prefix}kind = {kind!r} must name a config class that extends {base.__name__}")
     return found
 
 
 def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Returns the required fields that the data lack; for a table that is absent, its own required fields."""
     found = []
-    for field, hint in _fields(choose(cls, data) if is_variant(cls) else cls):
+    for field, hint in _fields(choose(cls, data, prefix) if is_variant(cls) else cls):
         name, absent = prefix + field.name, field.name not in data
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         value = data.get(field.name, {} if required else None)
@@ -216,38 +212,38 @@ def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[st
     return found
 
 
-def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+def convert(hint: Any, value: Any, key: str) -> Any:
     """Returns a JSON or TOML value as the type of a field. Raises ConfigError when it does not fit."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where, key)  # type: ignore[arg-type]
+        return _build(hint, value, key)
     if origin in (Union, types.UnionType):
+        options = [arg for arg in args if arg is not type(None)]
         if value is None and type(None) in args:
             return None
-        options = [arg for arg in args if arg is not type(None)]
         if len(options) == 1:
-            return convert(options[0], value, where, key)
+            return convert(options[0], value, key)
         for option in options:
-            with suppress(ConfigError):
-                return convert(option, value, where, key)
-        raise ConfigError(f"{where}: {key} = {value!r} must be {' or '.join(map(_describe, options))}")
+            with suppress(ValueError):
+                return convert(option, value, key)
+        raise ConfigError(f"{key} = {value!r} must be {' or '.join(map(_describe, options))}")
     if origin is Literal:
         if value in args:
             return value
-        raise ConfigError(f"{where}: {key} = {value!r} must be one of {', '.join(map(repr, args))}")
+        raise ConfigError(f"{key} = {value!r} must be one of {', '.join(map(repr, args))}")
     if origin is tuple and isinstance(value, (list, tuple)):
         each = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(each) == len(value):
-            return tuple(convert(arg, value[i], where, f"{key}[{i}]") for i, arg in enumerate(each))
+            return tuple(convert(arg, value[i], f"{key}[{i}]") for i, arg in enumerate(each))
     if origin is dict and isinstance(value, Mapping):
-        return {str(name): convert(args[1], item, where, f"{key}.{name}") for name, item in value.items()}
+        return {str(name): convert(args[1], item, f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise ConfigError(f"{where}: {key} = {value!r} must be {_describe(hint)}")
+    raise ConfigError(f"{key} = {value!r} must be {_describe(hint)}")
 
 
 def _describe(hint: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from difflib import get_close_matches
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from clip_core.config import ConfigError, choose, convert, is_variant
-from clip_core.suggest import nearest
+
+_NAMED = {"true": True, "false": False, "none": None, "null": None}
 
 
 def positional(cls: type) -> str:
@@ -21,12 +23,17 @@ def positional(cls: type) -> str:
 
 def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
     """Sets the values of the flags among `words` in `data`, a recipe's content for `cls`. Raises ConfigError."""
-    place = positional(cls)
-    first, *flags = _flags(words)
-    flags.sort(key=lambda flag: not flag[0].endswith("kind"))  # the kind of a table decides which flags it has
-    free, given = first[1], dict[str, str]()
+    flags: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        if re.match("--[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            flags.append((flag, [value] if equals else []))
+        else:
+            flags[-1][1].append(word)
+    place, free, given = positional(cls), flags.pop(0)[1], dict[str, str]()
     if free and not place:
         raise ConfigError(f"{free[0]!r} is not a flag: flags begin with two dashes and a letter")
+    flags.sort(key=lambda flag: not flag[0].endswith("kind"))  # the kind of a table decides which flags it has
     for flag, values in flags:
         name = flag.removeprefix("--").replace("-", "_")
         if name in given:
@@ -45,43 +52,24 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
         _put(cls, data, place, place.upper(), free)
 
 
-def _flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Returns each flag as written with the words up to the next; the first item, "", has the words before any flag."""
-    found: list[tuple[str, list[str]]] = [("", [])]
-    for word in words:
-        if re.match("--[A-Za-z]", word):
-            flag, equals, value = word.partition("=")
-            found.append((flag, [value] if equals else []))
-        else:
-            found[-1][1].append(word)
-    return found
-
-
-def _put(cls: type, data: dict[str, Any], name: str, flag: str, words: Sequence[str]) -> None:
+def _put(cls: type, data: Any, name: str, flag: str, words: Sequence[str]) -> None:
     """Sets the field with the dotted `name`; `tasks.0.root` is the field root of the first of the tables `tasks`."""
     leaves = _leaves(cls, data)
-    item = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
-    leaf = item[1] if item else name
-    if leaf not in leaves or (item and _item(leaves[leaf]) is None):
-        raise ConfigError(f"unknown flag {flag}; {_advice(leaf, leaves, flag[: -len(name)])}")
-    *tables, key = leaf.split(".")
-    for table in tables:
-        if data.get(table) is None:
-            data[table] = {}
-        data = data[table]
-        if not isinstance(data, dict):
-            raise ConfigError(f"{flag}: the recipe has {table} = {data!r}, which must be a table")
-    if item is None:
-        data[key] = _value(leaves[leaf], words, flag)
-        return
-    rows, index = data.setdefault(key, []), int(item[2])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{flag}: the recipe has {leaf} = {rows!r}, which must be a list of tables")
-    if index > len(rows):
-        raise ConfigError(f"{flag}: there are {len(rows)} {leaf}, the next one is --{leaf}.{len(rows)}")
-    if index == len(rows):
-        rows.append({})
-    _put(_item(leaves[leaf]), rows[index], item[3], flag, words)  # type: ignore[arg-type]
+    if name not in leaves:
+        raise ConfigError(f"unknown flag {flag}; {_advice(name, leaves, flag[: -len(name)])}")
+    path = name.split(".")
+    for table, inside in itertools.pairwise(path):
+        kind, wanted = (list, "a list of tables") if inside.isdigit() else (dict, "a table")
+        if isinstance(data, list):
+            data.extend([{}] if int(table) == len(data) else [])
+            data = data[int(table)]
+        else:
+            if data.get(table) is None:
+                data[table] = kind()
+            data = data[table]
+        if not isinstance(data, kind):
+            raise ConfigError(f"{flag}: the recipe has {table} = {data!r}, which must be {wanted}")
+    data[path[-1]] = _value(leaves[name], words, flag)
 
 
 def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
@@ -105,47 +93,46 @@ def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
         recipe = "; a recipe comes before the flags" if flag.startswith("--") else ""
         found = f"not {', '.join(map(repr, words))}{recipe}" if words else "and has none"
         raise ConfigError(f"{flag} takes one value, {found}")
-    try:
-        convert(hint, value, "", flag)
-    except ConfigError as error:
-        raise ConfigError(str(error).removeprefix(": ")) from error
+    convert(hint, value, flag)
     return value
 
 
 def _scalar(hint: Any, word: str) -> Any:
-    """Returns the word as the first type of the hint that it fits; unchanged when it fits none."""
-    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
-        if option is type(None) and word.lower() in ("none", "null"):
-            return None
-        if option is bool and word.lower() in ("true", "false"):
-            return word.lower() == "true"
-        if option in (int, float):
-            with suppress(ValueError):
-                return option(word)
-        if get_origin(option) is Literal and word in map(str, get_args(option)):
-            return next(choice for choice in get_args(option) if str(choice) == word)
+    """Returns the first reading of the word that fits the hint; the word itself when none does."""
+    readings = (float,) if hint is float else (int, float, lambda text: _NAMED[text.lower()])
+    for read in readings:
+        with suppress(ValueError, KeyError):
+            value = read(word)
+            convert(hint, value, "")
+            return value
     return word
 
 
 def _leaves(cls: Any, data: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns dotted name → type of all fields that are not tables; `data` holds the kinds of tables with several."""
+    """Returns dotted name → type of all fields that are not tables, in lists of tables with one more than there are.
+
+    `data` holds the lists, and the kinds of tables that come in several.
+    """
     found: dict[str, Any] = {}
     data = data if isinstance(data, Mapping) else {}
     if is_variant(cls):
-        cls, found[f"{prefix}kind"] = choose(cls, data), str
+        cls, found[f"{prefix}kind"] = choose(cls, data, prefix), str
     for name, hint in get_type_hints(cls).items():
         table = next((option for option in (hint, *get_args(hint)) if dataclasses.is_dataclass(option)), None)
         if table is not None and get_origin(hint) is not tuple:
             found |= _leaves(table, data.get(name), f"{prefix}{name}.")
         elif get_origin(hint) is not ClassVar:
             found[prefix + name] = hint
+            rows = data.get(name)
+            for index, row in enumerate([*rows, None] if isinstance(rows, list) else [None]) if table else ():
+                found |= _leaves(table, row, f"{prefix}{name}.{index}.")
     return found
 
 
-def _item(hint: Any) -> type | None:
-    """Returns the dataclass of a field that holds a list of tables."""
+def _item(hint: Any) -> Any:
+    """Returns the dataclass of a field that holds a list of tables, else None."""
     item = get_args(hint)[0] if get_origin(hint) is tuple else None
-    return item if dataclasses.is_dataclass(item) and isinstance(item, type) else None
+    return item if dataclasses.is_dataclass(item) else None
 
 
 def is_toml(hint: Any) -> bool:
@@ -163,10 +150,10 @@ def example(hint: Any) -> str:
 
 def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
     """Returns advice for an unknown flag."""
-    spelled = {leaf: prefix + leaf.replace("_", "-") for leaf in leaves}
-    inside = [spelled[leaf] for leaf in leaves if leaf.startswith(f"{name}.")]
-    if inside:
-        return f"{name} is a table, whose fields are {', '.join(inside)}"
+    inside = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
     last = name.rpartition(".")[2]
-    close = [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or nearest(name, leaves)
-    return f"did you mean {' or '.join(spelled[leaf] for leaf in close)}?" if close else "look for it in the help"
+    close = inside or [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or get_close_matches(name, leaves, 1)
+    spelled = [prefix + leaf.replace("_", "-") for leaf in close]
+    if inside:
+        return f"{name} is a table, whose fields are {', '.join(spelled)}"
+    return f"did you mean {' or '.join(spelled)}?" if close else "look for it in the help"

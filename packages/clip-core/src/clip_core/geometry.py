@@ -50,7 +50,7 @@ def _resized_size(size: tuple[int, int], target: tuple[int, int], resize_mode: s
 def _middle(source: int, resized: int, target: int) -> tuple[tuple[int, int], tuple[float, float]]:
     """Returns the part of `source` pixels that the middle `target` of `resized` come from, and their place within it.
 
-    The part includes the reach of the filters. Places are relative to it, since Pillow keeps them in 32 bits.
+    The part includes the reach of the filters.
     """
     start = round((resized - target) / 2)
     low, high = start * source / resized, (start + target) * source / resized

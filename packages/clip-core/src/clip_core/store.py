@@ -28,8 +28,7 @@ TEMPORARY = ".tmp-"  # prefix of files under construction, which are never liste
 class Store:
     """A folder addressed by an fsspec URL (`/data/run`, `s3://bucket/run`, `memory://x`); names are relative to it.
 
-    Writes are atomic: a local file is renamed into place, an object appears when its upload is complete. Errors of the
-    disk or the object store become a ClipError of one line.
+    Writes are atomic. Errors of the disk or the object store become a ClipError of one line.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -82,7 +81,7 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Returns whether there is a file or a folder of this name."""
-        if self.local:
+        if self.local:  # fsspec counts a link to a missing file as one that exists
             return os.path.exists(self.full(name))
         with self.trying("read", name):
             return self.fs.exists(self.full(name))
@@ -129,16 +128,13 @@ class Store:
 
         Folders that killed processes of this machine have left there are removed.
         """
-        parent, mine = None, f"{TEMPORARY}{socket.gethostname()}-"
-        place = self if self.local else Store(tempfile.gettempdir())
+        mine, place = f"{TEMPORARY}{socket.gethostname()}-", self if self.local else Store(tempfile.gettempdir())
         with place.trying("write in", ""):
-            if self.local:
-                parent = self.path
-                os.makedirs(parent, exist_ok=True)
-                for left in Path(parent).glob(f"{glob.escape(mine)}*"):
-                    if not _runs(left.name.removeprefix(mine).partition("-")[0]):
-                        shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent) as folder:
+            os.makedirs(place.path, exist_ok=True)
+            for left in Path(place.path).glob(f"{glob.escape(mine)}*") if self.local else ():
+                if _ended(left.name.removeprefix(mine).partition("-")[0]):
+                    shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=place.path) as folder:
                 yield Path(folder)
 
     def publish(self, file: str | os.PathLike[str], name: str) -> None:
@@ -169,7 +165,7 @@ class Store:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.trying("write", name):
-            if not self.local:
+            if not self.local:  # needs no local disk
                 self.fs.pipe_file(self.full(name), data)
                 return
             with self.writing(name) as file:
@@ -204,21 +200,20 @@ def is_claimed(
     `free` names top-level keys that may differ, `own` the entries that a new folder may have. Raises ConfigError when
     the folder belongs to another `what`, or holds files of something else.
     """
-    if store.exists(name):
-        found, wanted = store.read_json(name), to_dict(config)
-        if not isinstance(found, dict):
-            raise ConfigError(f"{store.url}/{name} is damaged: it holds no table; choose another output folder")
-        kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, wanted))
-        if kept != asked:
-            raise ConfigError(
-                f"{store.url} holds another {what}: {difference(kept, asked)}; "
-                "choose another output folder, or remove this one"
-            )
-        return True
-    if other := [entry for entry in store.list() if entry not in own]:
-        found = f"it has {other[0]!r}, no {name}"
-        raise ConfigError(f"{store.url} is not empty and holds no {what} ({found}): choose another output folder")
-    return False
+    advice = "choose another output folder"
+    if not store.exists(name):
+        if other := [entry for entry in store.list() if entry not in own]:
+            found = f"it has {other[0]!r}, no {name}"
+            raise ConfigError(f"{store.url} is not empty and holds no {what} ({found}): {advice}")
+        return False
+    found = store.read_json(name)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{store.url}/{name} is damaged: it holds no table; {advice}")
+    kept, asked = ({k: v for k, v in c.items() if k not in (*free, "fingerprint")} for c in (found, to_dict(config)))
+    if kept != asked:
+        found = difference(kept, asked)
+        raise ConfigError(f"{store.url} holds another {what}: {found}; {advice}, or remove this one")
+    return True
 
 
 def _is_s3_error(error: Exception) -> bool:
@@ -233,12 +228,10 @@ def way_out(error: Exception) -> str:
     return ADVICE["local"].get(errno.errorcode.get(getattr(error, "errno", None) or 0, kind), "")
 
 
-def _runs(pid: str) -> bool:
-    """Returns whether a process of this machine has the id. A text that is not an id counts as a running process."""
+def _ended(pid: str) -> bool:
+    """Returns whether `pid` is the id of no process of this machine; False where it is not an id at all."""
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):
-        return True
-    return True
+    except (ValueError, OSError) as error:
+        return isinstance(error, ProcessLookupError)
+    return False

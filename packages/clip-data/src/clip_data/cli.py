@@ -1,4 +1,4 @@
-"""The command `clip-data`. Each sub-command is a module of clip_data.commands, loaded when it is asked for."""
+"""The command `clip-data`. Each sub-command is a module of clip_data.commands, imported on use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ COMMANDS = {
     "acquire": "fetch, decode, resize and shard the images",
     "score": "add columns computed from captions and images",
     "select": "choose rows by an expression over columns, and drop duplicates",
-    "takedown": "exclude samples for good, by uid, URL or key",
+    "takedown": "exclude samples permanently, by uid, URL or key",
     "status": "show progress and rejections, from any terminal",
     "verify": "check files against the commit records",
 }
 ABOUT = """\
 From tables of URLs to shards, scores and selections. A command that is run again continues.
-Exit code 0 means done; 2, after one line that says why, a mistake or an outcome without a single row."""
+Exit code 0 means done; 2 means a mistake or a result without rows, and one line gives the reason."""
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """The entry point; exits with 0, or with 2 after one line that says what is wrong."""
+    """Runs the command; exits with 0, or with 2 after an error of one line."""
     run_commands("clip_data", COMMANDS, ABOUT, args, adjust=_make_absolute)
 
 

@@ -1,17 +1,19 @@
-"""The dataset folder: names of files, sample keys, the schema of sidecars, commit records, selections, tombstones.
+"""The dataset folder: file names, sample keys, the schema of sidecars, commit records, selections, tombstones.
 
-Every package reads and writes datasets through this module, and no other module knows a file name of the folder. The
-layout is described in the package's README.
+Every package reads and writes datasets through this module; no other module contains the names of its files. The
+README of the package describes the layout.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config import difference, fingerprint
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SUCCESS = "success"
-UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected already
+UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected
 ACQUIRE = "acquire"  # the stage that writes shards and sidecars
 MAX_ROWS_PER_UNIT = 100_000  # a row's index in its unit has 5 digits in the key
 RECORD_READERS = 16  # threads that read commit records: on an object store each is one round trip
@@ -32,40 +34,14 @@ RECORD_READERS = 16  # threads that read commit records: on an object store each
 DESCRIPTION, UNITS = "dataset.json", "units.parquet"
 SOURCES, COMMITS, COLUMNS, SELECTIONS, TOMBSTONES = "sources", "commits", "columns", "selections", "tombstones"
 
-SIDECAR_COLUMNS: Mapping[str, str | int] = {
-    "uid": 16,
-    "key": "string",
-    "url": "string",
-    "caption": "string",
-    "status": "string",
-    "error_class": "string",
-    "error": "string",
-    "http_status": "int16",
-    "optout": "string",
-    "redirects": "int8",
-    "content_type": "string",
-    "bytes": "int64",
-    "sha256": 32,
-    "original_format": "string",
-    "original_width": "int32",
-    "original_height": "int32",
-    "exif_orientation": "int8",
-    "width": "int32",
-    "height": "int32",
-    "image_ext": "string",
-    "image_offset": "int64",
-    "image_length": "int64",
-    "text_offset": "int64",
-    "text_length": "int64",
-    "json_offset": "int64",
-    "json_length": "int64",
-}
+_SIDECAR = (resources.files("clip_data") / "sidecar.toml").read_text(encoding="ascii")
+SIDECAR_COLUMNS: Mapping[str, str | int] = tomllib.loads(_SIDECAR)
 """The sidecar's own columns: their Arrow types, or the bytes of a fixed-size binary. Extra columns follow them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A piece of work: some rows of one row group of one source file. Its ordinal names its files."""
+    """Rows of one row group of one source file, which are processed together. The ordinal names the files."""
 
     ordinal: int
     source: str
@@ -84,7 +60,7 @@ class Unit:
 
 
 def parse_key(key: str) -> tuple[int, int] | None:
-    """Returns the ordinal of the unit and the row of a sample key; None if it is not such a key."""
+    """Returns the ordinal of the unit and the row of a sample key; None for any other text."""
     return (int(key[:8]), int(key[8:])) if re.fullmatch("[0-9]{13}", key) else None
 
 
@@ -119,7 +95,7 @@ def selection_folder(selection: str) -> str:
 
 
 def selection_description(selection: str) -> str:
-    """Returns the name of the file that describes a selection, and is written last."""
+    """Returns the name of the file that describes a selection; it is written last."""
     return f"{selection_folder(selection)}/selection.json"
 
 
@@ -151,11 +127,8 @@ class Dataset:
 
     def __init__(self, store: Store, description: Mapping[str, Any]) -> None:
         self.store = store
+        self.url = store.url
         self.description = dict(description)
-
-    @property
-    def url(self) -> str:
-        return self.store.url
 
     @classmethod
     def open(cls, url: str) -> Dataset:
@@ -170,7 +143,7 @@ class Dataset:
 
     @classmethod
     def create(cls, url: str, units: Sequence[Unit], description: Mapping[str, Any]) -> Dataset:
-        """Writes the plan of a new dataset, or opens the dataset that is there if its plan is the same.
+        """Writes the plan of a new dataset, or opens an existing dataset that has the same plan.
 
         `description` (sources with fingerprints, options of the plan) is kept in dataset.json. Raises ConfigError for a
         folder with another description.
@@ -183,7 +156,7 @@ class Dataset:
         if is_planned(store, wanted):
             return cls.open(url)
         write_table(store, UNITS, pa.Table.from_pylist([dataclasses.asdict(unit) for unit in units]))
-        store.write_json(DESCRIPTION, wanted)  # last: the folder is a dataset from here on
+        store.write_json(DESCRIPTION, wanted)  # written last: it makes the folder a dataset
         return cls(store, wanted)
 
     @cached_property
@@ -194,11 +167,11 @@ class Dataset:
     # -- the ledger ------------------------------------------------------------------------------------------------
 
     def commit(self, stage: str, unit: Unit, record: Mapping[str, Any]) -> None:
-        """Writes the commit record, the last file of a unit's stage: from here on the unit is done."""
+        """Writes the commit record, which is the last file of a stage for a unit: the unit is done."""
         self.store.write_json(record_name(stage, unit.name), record)
 
     def drop_scores(self, unit: Unit) -> None:
-        """Removes the commit records of a unit's scores, because its shard is about to be replaced."""
+        """Removes the commit records of a unit's scores, before its shard is replaced."""
         for stage in self.stages():
             if stage.startswith(score_stage("")):
                 self.store.remove(record_name(stage, unit.name))
@@ -279,8 +252,8 @@ class Dataset:
     def take_down(self, uids: Iterable[str], reason: str) -> str:
         """Adds a tombstone file for samples (uids of 32 hex digits) and returns its name. No shard is changed.
 
-        The name follows from the content: two takedowns at the same time write two files, and the same takedown twice
-        writes one.
+        The name depends on the content: concurrent takedowns write different files, and a repeated one writes the same
+        file.
         """
         import pyarrow as pa
 
@@ -306,6 +279,6 @@ def is_dataset(store: Store) -> bool:
 
 
 def is_planned(store: Store, description: Mapping[str, Any]) -> bool:
-    """Returns whether a folder holds this very dataset. Raises ConfigError if it holds something else."""
-    # A plan that was killed has left some of its own files.
+    """Returns whether a folder holds exactly this dataset. Raises ConfigError if it holds something else."""
+    # A plan that was killed leaves some of these files.
     return is_claimed(store, description, DESCRIPTION, what="dataset", own=(UNITS, SOURCES))

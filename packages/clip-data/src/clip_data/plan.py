@@ -1,4 +1,4 @@
-"""Planning: from tables of URLs to units of work, by the tables' own metadata and nothing else."""
+"""Plans a dataset: divides tables of URLs into units of work, by the metadata of the tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clip_data.text_tables import convert
 if TYPE_CHECKING:
     import pyarrow as pa
 
-READ_ROWS = 8192  # rows decoded at a time on the way to a unit in the middle of a large row group
+READ_ROWS = 8192  # rows decoded at a time to reach a unit inside a large row group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class PlanConfig:
     urls: tuple[str, ...]
     """tables of URLs: paths, fsspec URLs or globs of .parquet, .csv, .tsv or .jsonl files (text also .gz)"""
     url_column: str = "url"
-    """column with the address of the image"""
+    """column with the URL of the image"""
     caption_column: str = "caption"
     """column with the caption"""
     extra_columns: tuple[str, ...] = ()
-    """further columns to carry along into the sidecars, with their types"""
+    """further columns to copy to the sidecars, with their types"""
     rows_per_unit: int = 10_000
-    """largest number of rows in a unit, that is in a shard"""
+    """maximum number of rows in a unit, which becomes a shard"""
 
     def __post_init__(self) -> None:
         if not self.urls:
@@ -58,27 +58,26 @@ class PlanConfig:
 
 
 def plan(url: str, config: PlanConfig) -> Dataset:
-    """Plans the dataset at an fsspec URL, or opens it if it holds this very plan already.
+    """Plans the dataset at an fsspec URL, or opens it if it has the same plan.
 
-    Parquet sources stay where they are: only their footers are read. Text sources are converted once, to
-    `sources/<n>.parquet` in it. Raises ClipError for sources that do not fit, and for a folder with another plan.
+    Parquet sources are not copied: only their footers are read. Text sources are converted once, to
+    `sources/<n>.parquet` in the dataset. Raises ClipError for invalid sources, and for a folder with another plan.
     """
     urls = [found for pattern in config.urls for found in sources.find(pattern)]
-    twice = next((found for found in urls if urls.count(found) > 1), None) if len(set(urls)) < len(urls) else None
-    if twice:
-        raise ClipDataError(f"urls names {twice} twice")
+    if len(set(urls)) < len(urls):
+        raise ClipDataError(f"urls names {next(found for found in urls if urls.count(found) > 1)} twice")
     store = Store(url)
-    with ThreadPoolExecutor(16) as pool:  # remote files: latency, not work
+    with ThreadPoolExecutor(16) as pool:  # remote files: the time is latency
         entries = list(pool.map(lambda source: {"url": source, **sources.identity(source)}, urls))
     columns = {"url": config.url_column, "caption": config.caption_column, "extra": list(config.extra_columns)}
     description = {"sources": entries, "columns": columns, "config": to_dict(config)}
     if is_dataset(store):
         planned = Dataset.open(url).description
         description["sources"] = planned.get("sources")
-        dataset = Dataset.create(url, [], description)  # refuses another config
+        dataset = Dataset.create(url, [], description)  # raises for another config
         _check_same_sources(url, planned["sources"], entries)
         return dataset
-    is_planned(store, description)  # it is not; files of something else are refused before conversions are written
+    is_planned(store, description)  # raises for a folder with other files, before conversions are written
     for number, entry in enumerate(entries):
         if sources.table_format(entry["url"]) != "parquet":
             name = source_name(number)
@@ -89,16 +88,16 @@ def plan(url: str, config: PlanConfig) -> Dataset:
         footers = list(pool.map(lambda entry: _footer(store, entry, config), entries))
     units: list[Unit] = []
     types: dict[str, tuple[Any, str]] = {}
-    for entry, footer in zip(entries, footers, strict=True):
-        entry["rows"] = sum(footer.groups)
-        for name, kind in footer.extra_types.items():
+    for entry, (groups, extra_types) in zip(entries, footers, strict=True):
+        entry["rows"] = sum(groups)
+        for name, kind in extra_types.items():
             first, where = types.setdefault(name, (kind, entry["url"]))
             if kind != first:
                 raise ClipDataError(
                     f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}: "
-                    "write it in one way, or plan each file into a folder of its own"
+                    "use one type, or plan each file into a separate folder"
                 )
-        for group, rows in enumerate(footer.groups):
+        for group, rows in enumerate(groups):
             for start in range(0, rows, config.rows_per_unit):
                 size = min(config.rows_per_unit, rows - start)
                 unit = Unit(ordinal=len(units), source=_source(entry), row_group=group, row_start=start, rows=size)
@@ -109,10 +108,10 @@ def plan(url: str, config: PlanConfig) -> Dataset:
 
 
 def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
-    """The unit's rows of its source: columns url and caption (strings), then the extra columns; `unit.rows` rows.
+    """Returns the unit's rows of its source: columns url and caption (strings), then the extra columns.
 
-    Raises ClipDataError when the source is missing, damaged, or no longer the file that was planned, and when a string
-    is not UTF-8.
+    Raises ClipDataError if the source is missing, damaged, or has changed since it was planned, and if a string is not
+    UTF-8.
     """
     import pyarrow as pa
 
@@ -146,27 +145,21 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
     return pa.table(result)
 
 
-@dataclass(frozen=True)
-class _Footer:
-    groups: list[int]
-    """rows of each row group"""
-    extra_types: dict[str, Any]
-
-
-def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> _Footer:
+def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> tuple[list[int], dict[str, Any]]:
+    """Returns the rows of each row group, and the types of the extra columns."""
     with sources.parquet_file(_location(store, entry)) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if metadata.num_rows == 0:
-            return _Footer([], {})  # without rows, writers tend to leave the types open
+            return [], {}  # without rows, many writers leave the types undefined
         texts = (config.url_column, config.caption_column)
         sources.check_columns(entry["url"], schema.names, texts, config.extra_columns)
         sources.check_strings(entry["url"], schema, texts)
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        return _Footer(groups, {name: schema.field(name).type for name in config.extra_columns})
+        return groups, {name: schema.field(name).type for name in config.extra_columns}
 
 
 def _source(entry: Mapping[str, Any]) -> str:
-    """What units call the source: its URL, or the name of its conversion, which moves with the folder."""
+    """Returns the source of units: its URL, or the name of its conversion relative to the dataset."""
     return entry["table"]["name"] if "table" in entry else entry["url"]
 
 

@@ -1,4 +1,4 @@
-"""The tables of URLs a dataset is planned from: finding them, knowing them again, opening them, their columns."""
+"""Source tables of a dataset: finds, identifies and opens them, and checks their columns."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import io
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import IO, TYPE_CHECKING, Any
 
 from clip_core import ClipError
 from clip_core.store import Store
-from clip_core.suggest import nearest
 from clip_data.errors import ClipDataError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ READ_BUFFER = 1 << 20  # bytes of a column chunk in memory while its pages are d
 
 
 def find(pattern: str) -> list[str]:
-    """The files of an fsspec URL or glob, sorted; local ones as absolute paths. ClipDataError when there are none."""
+    """Lists the files of an fsspec URL or glob, sorted, local ones as absolute paths. Raises ClipDataError if none."""
     import fsspec
 
     try:
@@ -51,7 +51,7 @@ def find(pattern: str) -> list[str]:
 
 
 def table_format(url: str) -> str:
-    """One of FORMATS, by the file's suffix (a trailing .gz counts for text only)."""
+    """Returns one of FORMATS, by the file's suffix (.gz is allowed for text)."""
     name = url.split("?")[0].lower()
     text = name.removesuffix(".gz").rsplit(".", 1)[-1]
     if text not in FORMATS or (text == "parquet" and name.endswith(".gz")):
@@ -60,9 +60,9 @@ def table_format(url: str) -> str:
 
 
 def identity(url: str) -> dict[str, Any]:
-    """What tells a file from a changed one without reading it all: its size, and a hash of size, head and tail.
+    """Returns the size of a file and a fingerprint of its size, head and tail, which detects changes at low cost.
 
-    The tail of a parquet file is its footer, with the sizes and statistics of every column chunk.
+    The tail of a parquet file is its footer, with the sizes and statistics of all column chunks.
     """
     with opened(url) as file:
         size = file.seek(0, io.SEEK_END)
@@ -75,7 +75,7 @@ def identity(url: str) -> dict[str, Any]:
 
 @contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
-    """The file, seekable, as bytes; whatever goes wrong while opening it is a ClipDataError."""
+    """Opens a file for reading bytes; it is seekable. Raises ClipDataError if it cannot be opened."""
     import fsspec
 
     try:
@@ -89,16 +89,14 @@ def opened(url: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def parquet_file(url: str) -> Iterator[pq.ParquetFile]:
-    """An opened parquet file, to be read with use_threads=False; ClipDataError when it is none, or turns out damaged
-    while it is read.
-
-    Arrow's own threads must not hold a Python file: one that drops it last, when the interpreter ends, aborts.
+    """Opens a parquet file, which must be read with use_threads=False (see tables.py). Raises ClipDataError if it is
+    not a parquet file, and in the block if it is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with opened(url) as file:
-        try:  # with a buffer: else a whole column chunk is read at a time
+        try:  # without a buffer, whole column chunks are read at a time
             yield pq.ParquetFile(file, buffer_size=READ_BUFFER, pre_buffer=False)
         except ClipError:
             raise
@@ -108,13 +106,13 @@ def parquet_file(url: str) -> Iterator[pq.ParquetFile]:
 
 @functools.lru_cache(maxsize=4096)  # once per process and source
 def check_unchanged(url: str, fingerprint: str) -> None:
-    """ClipDataError when the file is no longer the one that was planned."""
+    """Raises ClipDataError if the file has changed since it was planned."""
     if identity(url)["fingerprint"] != fingerprint:
         raise ClipDataError(f"{url} has changed since it was planned: restore it, or plan it into a new folder")
 
 
 def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: Sequence[str]) -> None:
-    """ClipDataError when one of the wanted columns is missing or there twice; `texts` are those of URL and caption."""
+    """Raises ClipDataError if a column is missing or occurs twice; `texts` are those of URL and caption."""
     flags = ("--url-column", "--caption-column", *("--extra-columns" for _ in extras))
     wanted = list(zip(flags, (*texts, *extras), (*SYNONYMS, *(() for _ in extras)), strict=True))
     missing = [(flag, name, usual) for flag, name, usual in wanted if name not in names]
@@ -122,7 +120,7 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
         free = {name.casefold(): name for name in reversed(names) if name not in (*texts, *extras)}
         hints: dict[str, str] = {}
         for flag, name, usual in missing:
-            close = nearest(name.casefold(), free, cutoff=0.75)
+            close = get_close_matches(name.casefold(), free, 1, 0.75)
             found = next((free.pop(key) for key in (name.casefold(), *close, *usual) if key in free), None)
             if found is not None:
                 hints[flag] = f"{hints.get(flag, flag)} {shlex.quote(found)}"
@@ -138,7 +136,7 @@ def check_columns(url: str, names: Sequence[str], texts: Sequence[str], extras: 
 
 
 def check_strings(url: str, schema: pa.Schema, texts: Sequence[str]) -> None:
-    """ClipDataError when one of the columns does not hold strings (or nothing but nulls)."""
+    """Raises ClipDataError if one of the columns does not hold strings (or only nulls)."""
     import pyarrow.types as kinds
 
     for name in texts:
@@ -150,7 +148,7 @@ def check_strings(url: str, schema: pa.Schema, texts: Sequence[str]) -> None:
 
 
 def check_utf8(url: str, name: str, column: pa.ChunkedArray, first: int) -> None:
-    """ClipDataError when a string of the column is not UTF-8, which Arrow does not check; `first` is its first row."""
+    """Raises ClipDataError if a string of the column is not UTF-8, which Arrow accepts; `first` is its first row."""
     import pyarrow as pa
 
     try:
@@ -158,7 +156,7 @@ def check_utf8(url: str, name: str, column: pa.ChunkedArray, first: int) -> None
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise ClipDataError(f"{url}: column {name!r} is damaged: {one_line(error)}") from error
-        for row, value in enumerate(column):  # there may be none: Arrow also checks what a slice leaves out
+        for row, value in enumerate(column):  # there may be none: Arrow also checks the rows outside of a slice
             try:
                 value.as_py()
             except UnicodeDecodeError:
@@ -167,6 +165,6 @@ def check_utf8(url: str, name: str, column: pa.ChunkedArray, first: int) -> None
 
 
 def one_line(error: object) -> str:
-    """What an error or a text says, without line breaks and control characters, cut to a readable length."""
+    """Returns a text without line breaks and control characters, cut to a readable length."""
     text = " ".join(str(error).split())
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:300])

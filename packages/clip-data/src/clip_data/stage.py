@@ -20,12 +20,12 @@ TOP_REASONS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class UnitResult:
-    """What a stage has done with a unit."""
+    """The result of a stage for one unit."""
 
     counts: Mapping[str, int]
     """rows by outcome: "success", or the code of a rejection; the sum is the number of rows of the unit"""
     files: Mapping[str, Mapping[str, Any]]
-    """of each written file, by its name in the dataset: its `bytes` and its `sha256` in hex"""
+    """`bytes` and `sha256` (hex) of each written file, by its name in the dataset"""
 
 
 class Stage(Protocol):
@@ -37,15 +37,15 @@ class Stage(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What the files depend on, in JSON types."""
+        """Everything the files depend on, in JSON types."""
 
     def __call__(self, unit: Unit) -> UnitResult:
-        """Writes the files of a unit. May be called more than once for a unit, also at the same time."""
+        """Writes the files of a unit. It may be called several times for a unit, even at the same time."""
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What an executor runs for each unit: the stage, and then the commit record."""
+    """The task of an executor: runs the stage on a unit and writes its commit record."""
 
     dataset: str
     stage: Stage
@@ -125,7 +125,7 @@ def run_stage(
 
 
 def low_success(stage: str, counts: Mapping[str, int]) -> str:
-    """Returns a warning of one line if hardly any row of a stage has succeeded, or none; else an empty string."""
+    """Returns a warning of one line if few rows of a stage have succeeded, or none; else an empty string."""
     rows = sum(counts.values())
     if counts[SUCCESS] and counts[SUCCESS] >= LOW_SUCCESS * (rows - counts.get(UPSTREAM, 0)):
         return ""

@@ -1,4 +1,4 @@
-"""What a dataset folder says about itself: progress, rejections, selections. It only reads."""
+"""Progress, rejections and selections of a dataset folder, which is only read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RATE_WINDOW = 32  # latest commit records that the rate is estimated from
 def status(url: str) -> dict[str, Any]:
     """Returns the state of the dataset at a URL, in JSON types. Raises ClipDataError if there is none.
 
-    stages: for each, units and rows done and in all, the share of successes, the most frequent rejections, and the
-    recent rate in samples per second (None before the second unit) with the seconds left at that rate. selections: for
+    stages: for each, units and rows done and in total, the share of successes, the most frequent rejections, the
+    recent rate in samples per second (None before the second unit) and the seconds left at that rate. selections: for
     each, the rows attempted and kept, and the counts of the others by reason.
     """
     dataset = Dataset.open(url)
@@ -56,7 +56,7 @@ def _selection(dataset: Dataset, name: str) -> dict[str, Any]:
 
 
 def _rate(dataset: Dataset, stage: str, units: Sequence[Unit]) -> float | None:
-    """Samples per second between the first and the last of the latest commits, by their times in the store."""
+    """Returns the samples per second of the latest commits, by their times in the store."""
     fs, full = dataset.store.fs, dataset.store.full
     times: list[tuple[datetime, int]] = sorted(
         (fs.modified(full(record_name(stage, unit.name))), unit.rows) for unit in units[-RATE_WINDOW:]
@@ -68,7 +68,7 @@ def _rate(dataset: Dataset, stage: str, units: Sequence[Unit]) -> float | None:
 
 
 def format_status(state: Mapping[str, Any]) -> str:
-    """The state as a small table for people."""
+    """Returns the state as a table of text."""
     lines = [f"{state['dataset']}: {state['rows']:,} rows of {state['sources']} source(s) in {state['units']:,} units"]
     if state["stages"]:
         lines.append(f"{'stage':<16}{'units':>13}{'rows':>15}{'success':>9}{'samples/s':>11}{'left':>9}  rejections")

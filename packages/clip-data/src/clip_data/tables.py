@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A parquet file, or some of its columns. Raises ClipDataError when damaged or when a column is missing."""
+    """Returns a parquet file, or some of its columns. Raises ClipDataError if it is damaged or lacks a column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with store.open(name) as file, store.trying("read", name):
         try:
-            # Arrow's own threads must not hold a Python file: one that drops it last, when the interpreter ends,
+            # Arrow's threads must not hold a Python file: a thread that releases it last, when the interpreter ends,
             # aborts ("terminate called without an active exception").
             parquet = pq.ParquetFile(file, pre_buffer=False)
             missing = [column for column in columns or () if column not in parquet.schema_arrow.names]
@@ -29,7 +29,7 @@ def read_table(store: Store, name: str, columns: Sequence[str] | None = None) ->
                 raise ClipDataError(f"{store.url}/{name} has no column {missing[0]!r}; it has {known}")
             return parquet.read(columns=list(columns) if columns is not None else None, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None):  # the disk's or the network's, not the file's
+            if getattr(error, "errno", None):  # an error of the disk or the network, not of the file
                 raise
             raise ClipDataError(f"{store.url}/{name} is damaged: not a parquet file ({error})") from error
 
@@ -39,7 +39,7 @@ def write_table(store: Store, name: str, table: pa.Table) -> None:
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """The table as a parquet file; the same table always gives the same bytes."""
+    """Returns the table as a parquet file; the same table always gives the same bytes."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()

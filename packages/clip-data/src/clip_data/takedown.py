@@ -1,4 +1,4 @@
-"""Takedown: from the names that people have for a sample (a uid, a key, a URL) to tombstones."""
+"""Takedown: writes tombstones for samples given by uid, key or URL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Takedown:
-    """What was taken down."""
+    """The result of a takedown."""
 
     uids: int
     rows: int
@@ -34,11 +34,11 @@ class Takedown:
 
 
 def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_missing: bool = False) -> Takedown:
-    """Writes a tombstone for every sample that one of `samples` names: a uid, a sample key, or a URL.
+    """Writes a tombstone for every sample that `samples` names: by uid, sample key or URL.
 
-    A URL stands for all rows whose canonical form of the address is the same. Reads the uids and URLs of all acquired
-    units. Raises ClipDataError, and writes nothing, if a name has another form, or matches no row. With
-    `allow_missing` a name may match no row; its uid is recorded all the same, for rows that are acquired later.
+    A URL names all rows with the same canonical URL. Reads the uids and URLs of all acquired units. Raises
+    ClipDataError, and writes nothing, if a name has another form or matches no row. With `allow_missing` a name may
+    match no row; a uid is recorded even then, for rows that are acquired later.
     """
     if not samples:
         raise ClipDataError("a takedown needs at least one uid, key or URL")
@@ -66,7 +66,7 @@ def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_mi
         rows = [row for matches in progress for row in matches]
     known = {name for row in rows for name in (row["uid"].hex(), row["key"], canonical_url(row["url"] or ""))}
     missing = [name for name in dict.fromkeys(samples) if urls.get(name, name) not in known]
-    # A key or a URL names a row, but the uid is what streams and selections exclude.
+    # Keys and URLs name rows; streams and selections exclude uids.
     found = {row["uid"].hex() for row in rows} | (uids if allow_missing else set())
     if missing and not (allow_missing and found):
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""

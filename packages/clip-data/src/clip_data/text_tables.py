@@ -1,4 +1,4 @@
-"""Text tables of URLs (csv, tsv, jsonl, also .gz): their rows, exactly as written, and their conversion to parquet."""
+"""Converts text tables of URLs (csv, tsv, jsonl, also .gz) to parquet, with their texts exactly as written."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from clip_data.value_types import ColumnType, json_kind, json_number, parse_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 512  # rows decoded at a time: few enough to stay in the processor's cache, a third faster than thousands
+BATCH = 512  # rows decoded at a time: they fit the processor's cache, which is a third faster than thousands
 BUFFER = 1 << 20  # bytes of a file read at a time
-LONGEST = 1 << 24  # characters of a csv field: what an open quote takes in before it is noticed
+LONGEST = 1 << 24  # characters of a csv field, so that an open quote is found
 
 Row = tuple[int, Sequence[Any]]  # the line it begins in, and the values of the wanted columns
 
@@ -33,9 +33,9 @@ Row = tuple[int, Sequence[Any]]  # the line it begins in, and the values of the 
 def convert(url: str, target: Store, name: str, texts: Sequence[str], extras: Sequence[str], group_rows: int) -> None:
     """Writes the wanted columns of a text table as parquet with row groups of `group_rows`, in a streaming pass.
 
-    The same file always gives the same bytes. `texts` become strings exactly as they are written. The types of the
-    extra columns keep every value of the whole file, which one more pass finds out. Raises ClipDataError, which names
-    the line, when a row does not fit.
+    The same file always gives the same bytes. `texts` become strings exactly as written. The types of the extra columns
+    keep every value of the whole file; they take one more pass. Raises ClipDataError that names the line of an invalid
+    row.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -61,7 +61,7 @@ def _empty(url: str) -> ClipDataError:
 
 
 def _infer(url: str, texts: Sequence[str], wanted: Sequence[str]) -> pa.Schema:
-    """The schema that keeps every value of the file."""
+    """Returns the schema that keeps every value of the file."""
     import pyarrow as pa
 
     kind = json_kind if table_format(url) == "jsonl" else text_kind
@@ -106,7 +106,7 @@ def _check_value(where: str, value: Any, kind: pa.DataType) -> None:
 
 
 def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of exactly `rows`, but for the last: row groups do not depend on the reader's blocks."""
+    """Yields the rows in tables of exactly `rows`, except the last, so that row groups do not depend on batches."""
     import pyarrow as pa
 
     held: list[pa.Table] = []
@@ -125,7 +125,7 @@ def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
 def _batches(
     url: str, texts: Sequence[str], wanted: Sequence[str]
 ) -> Iterator[tuple[Sequence[int], list[Sequence[Any]]]]:
-    """The rows of the file, some hundred at a time: the lines they begin in, and the values of each wanted column."""
+    """Yields batches of rows: the lines in which they begin, and the values of each wanted column."""
     with opened(url) as raw:
         rows = _READERS[table_format(url)](_lines(raw, url), url, texts, wanted)
         while batch := list(itertools.islice(rows, BATCH)):
@@ -134,7 +134,7 @@ def _batches(
 
 
 def _lines(raw: IO[bytes], url: str) -> Iterator[str]:
-    """The lines with their ends. Bytes that are not UTF-8 become surrogates, which no Arrow array takes."""
+    """Yields lines with their ends. Bytes that are not UTF-8 become surrogates, which Arrow rejects."""
     file: Any = gzip.GzipFile(fileobj=raw) if url.lower().endswith(".gz") else raw
     buffered = io.BufferedReader(file, BUFFER)
     try:
@@ -149,7 +149,7 @@ def _lines(raw: IO[bytes], url: str) -> Iterator[str]:
 
 
 def _tsv_rows(lines: Iterator[str], url: str, texts: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
-    """Fields between tabs. There is no quoting, so a quote is a character like any other."""
+    """Yields rows of fields between tabs. There is no quoting: a quote is an ordinary character."""
     header = next(lines, "").removesuffix("\n").removesuffix("\r").split("\t")
     pick = _picker(url, header, texts, wanted)
     for number, line in enumerate(lines, start=2):
@@ -162,7 +162,7 @@ def _tsv_rows(lines: Iterator[str], url: str, texts: Sequence[str], wanted: Sequ
 
 
 def _csv_rows(lines: Iterator[str], url: str, texts: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
-    """Fields by RFC 4180. A quote within an unquoted field, which it does not allow, stands for itself."""
+    """Yields rows of fields by RFC 4180. A quote inside an unquoted field, which it forbids, is kept."""
     csv.field_size_limit(LONGEST)
     records = csv.reader(lines, strict=True)
     number = 0  # of the last line of the record before
@@ -194,7 +194,7 @@ _CSV_ERRORS = {
     "expected after": 'text follows a closing quote: write a " inside of a quoted field twice, and close the field',
     "unexpected end": "a quoted field is not closed by the end of the file",
     "field limit": f"a field is longer than {LONGEST:,} characters: is its quote closed?",
-    "new-line": "a lone carriage return stands outside of quotes: end lines with a line feed",
+    "new-line": "a lone carriage return is outside of quotes: end lines with a line feed",
 }
 
 
@@ -210,8 +210,8 @@ def _uneven(url: str, number: int, fields: list[str], header: list[str], advice:
 
 
 def _check_record(url: str, number: int, fields: list[str], width: int, place: int) -> None:
-    """ClipDataError when a quoted field has swallowed records: a line that is not the one with the record's own URL is
-    a record of its own, with `width` fields and a URL at `place`. No caption looks like that but by design.
+    """Raises ClipDataError if a quoted field contains records: a line, other than that of the record's own URL, that
+    has `width` fields and a URL at `place`. Real captions do not look like that.
     """
     mark = "://" if place >= len(fields) or "://" in fields[place] else ""
     fields = ['"' + field.replace('"', '""') + '"' if "\n" in field or "," in field else field for field in fields]
@@ -225,7 +225,7 @@ def _check_record(url: str, number: int, fields: list[str], width: int, place: i
     if any(alone(line) for index, line in enumerate(lines) if index != own):
         raise ClipDataError(
             f"{url}, line {number}: a quoted field goes on to line {number + len(lines) - 1} and takes in other rows: "
-            "close its quote, or write it twice where it is meant (RFC 4180); .jsonl can hold such a text"
+            "close its quote, or double each quote inside of it (RFC 4180); .jsonl can hold such a text"
         )
 
 

@@ -9,10 +9,10 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def canonical_url(url: str) -> str:
-    """One spelling for URLs that name the same resource (RFC 3986 §6.2.2–6.2.3, without percent-decoding).
+    """Returns one spelling for URLs that name the same resource (RFC 3986 §6.2.2–6.2.3, without percent-decoding).
 
     Scheme and host in lower case, no default port, no fragment, "/" for an empty path. A URL that cannot be split is
-    returned stripped: it still has an id, and the fetch will reject it with a reason.
+    returned stripped: it has an id, and the fetch rejects it with a reason.
     """
     text = url.strip()
     try:
@@ -32,6 +32,6 @@ def canonical_url(url: str) -> str:
 
 
 def uid(url: str | None, caption: str | None) -> bytes:
-    """The 16-byte id of a sample. A missing URL or caption counts as an empty string."""
+    """Returns the 16-byte id of a sample. A missing URL or caption counts as an empty string."""
     text = f"{canonical_url(url or '')}\0{caption or ''}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""The Arrow type of a text table's column: the narrowest one that keeps every value of the whole file."""
+"""The Arrow type of a text table's column: the narrowest type that keeps every value of the file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EXACT = 2**53  # up to here every integer is a 64-bit float as well
+EXACT = 2**53  # up to this, every integer is a 64-bit float
 SHORT = 15  # decimal digits that every 64-bit float keeps
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")
 NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?|nan|NaN|-?inf")
 BOOLEANS = {"true": True, "false": False, "True": True, "False": False, "TRUE": True, "FALSE": False}
 
-TYPES = (  # the first one that holds all kinds of a column
+TYPES = (  # a column has the first type that holds all its kinds
     ("bool_", {"boolean"}),
     ("int64", {"negative integer", "integer", "integer beyond 2^53", "integer below -2^53"}),
     ("uint64", {"integer", "integer beyond 2^53", "integer beyond 2^63"}),
@@ -26,11 +26,11 @@ TYPES = (  # the first one that holds all kinds of a column
 
 
 class Inexact(float):
-    """A number of which a 64-bit float does not keep all digits."""
+    """A number with more digits than a 64-bit float keeps."""
 
 
 def keeps(text: str, value: float) -> bool:
-    """Whether a 64-bit float keeps what a number says: at as many digits as it is written with, it reads the same."""
+    """Returns whether a 64-bit float keeps a number: with the digits of the text it reads the same."""
     if repr(value) == text or (len(text) <= SHORT and "e" not in text and "E" not in text):
         return True
     exact = Decimal(text)
@@ -44,7 +44,7 @@ def json_number(text: str) -> float:
 
 
 def json_kind(value: Any) -> str:
-    """The kind of a value of a JSON table; "" for null."""
+    """Returns the kind of a value of a JSON table; "" for null."""
     return _integer_kind(value) if type(value) is int else _JSON_KINDS[type(value)]
 
 
@@ -60,7 +60,7 @@ _JSON_KINDS = {
 
 
 def text_kind(text: str) -> str:
-    """The kind of a field of a csv or tsv file; "" for an empty one. Leading zeros, for example, make it a text."""
+    """Returns the kind of a field of a csv or tsv file; "" for an empty one. Leading zeros, for example, make text."""
     if INTEGER.fullmatch(text):
         return _integer_kind(int(text))
     if NUMBER.fullmatch(text) and keeps(text, float(text)):
@@ -79,7 +79,7 @@ def _integer_kind(value: int) -> str:
 
 
 class ColumnType:
-    """What the values of a column have been so far."""
+    """The kinds of the values of a column so far."""
 
     def __init__(self, kind: Callable[[Any], str]) -> None:
         self.kind = kind
@@ -92,7 +92,7 @@ class ColumnType:
 
     def add(self, values: Sequence[Any], lines: Sequence[int]) -> None:
         if self.kind is text_kind and "text" in self.first:
-            return  # the rest is kept as it is written, too
+            return  # all values are kept as written
         kinds = list(map(self.kind, values))
         for kind in dict.fromkeys(kinds):
             if kind:
@@ -108,9 +108,9 @@ class ColumnType:
                 column.add([value.get(key) for value, _ in objects], [line for _, line in objects])
 
     def type(self) -> pa.DataType:
-        """Raises ValueError, which names the kinds and where they occur first, when no type keeps all values.
+        """Returns the type. Raises ValueError, with the kinds and their first lines, if no type keeps all values.
 
-        A column without values is one of strings. A csv or tsv column of several kinds keeps them as they are written.
+        A column without values has strings. A csv or tsv column of several kinds keeps its fields as strings.
         """
         import pyarrow as pa
 
@@ -125,13 +125,11 @@ class ColumnType:
         if kinds == {"object"} and self.fields:
             return pa.struct([(key, column.type()) for key, column in self.fields.items()])
         found = ", ".join(f"{kind} (first in line {line})" for kind, line in self.first.items())
-        raise ValueError(
-            f"no one type keeps all its values: {found}; write them in one way, for example all as strings"
-        )
+        raise ValueError(f"no single type keeps all its values: {found}; use one kind, for example strings")
 
 
 def parse_text(values: Sequence[str], kind: pa.DataType) -> Sequence[Any]:
-    """The fields of a csv or tsv column as values of its type; empty ones are null unless the type is string."""
+    """Returns the fields of a csv or tsv column as values of its type; empty ones are null unless it is string."""
     import pyarrow.types as kinds
 
     if kinds.is_string(kind):

@@ -1,4 +1,4 @@
-"""Checking a dataset folder against its own records: sizes at once, or every byte, id and offset."""
+"""Checks a dataset folder against its commit records: only sizes, or every byte, id and offset."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from clip_data.dataset import (
 from clip_data.tables import read_table
 from clip_data.uid import uid
 
-BLOCK = 1 << 20
 TAR_COLUMNS = [
     *("uid", "key", "url", "caption", "status", "image_ext", "image_offset", "image_length"),
     *("text_offset", "text_length", "json_offset", "json_length"),
@@ -38,7 +37,7 @@ TAR_COLUMNS = [
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: the file (its name in the dataset), what is wrong, and the way out."""
+    """One problem: the file (its name in the dataset), what is wrong, and what to do."""
 
     file: str
     what: str
@@ -51,8 +50,8 @@ class Problem:
 def verify(url: str, deep: bool = False, *, progress: bool = False) -> list[Problem]:
     """Returns all problems of the dataset at a URL. Raises ClipDataError if there is none.
 
-    For each committed unit the files must be there with the recorded sizes. `deep` reads every byte: hashes, tar
-    members against the sidecar's offsets, recomputed uids, row counts of columns, rows of selections.
+    The files of each committed unit must exist with the recorded sizes. `deep` reads every byte: hashes, tar members
+    against the sidecar's offsets, recomputed uids, row counts of columns, rows of selections.
     """
     dataset = Dataset.open(url)
     units = {unit.name: unit for unit in dataset.units}
@@ -86,7 +85,7 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         yield Problem(name, "the record does not fit its unit or its stage", remedy)
     intact = True
     for file, promised in files.items():
-        what = _file_problem(dataset.store, file, promised, deep)
+        what = file_problem(dataset.store, file, promised, deep)
         if what:
             intact = False
             yield Problem(file, what, remedy)
@@ -104,24 +103,23 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         yield Problem(name, f"a file of this record cannot be read: {error}", remedy)
 
 
-def _file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: bool) -> str | None:
+def file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: bool) -> str | None:
+    """Returns how a file differs from its entry in a commit record: in size, or if `deep` in its hash."""
     if not store.exists(file):
         return "the file is missing"
     size = store.size(file)
     if size != promised["bytes"]:
         return f"{size} bytes instead of {promised['bytes']}"
     if deep:
-        digest = hashlib.sha256()
         with store.open(file) as handle:
-            while block := handle.read(BLOCK):
-                digest.update(block)
-        if digest.hexdigest() != promised["sha256"]:
-            return f"sha256 {digest.hexdigest()[:12]}… instead of {promised['sha256'][:12]}…"
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()  # type: ignore[arg-type]
+        if digest != promised["sha256"]:
+            return f"sha256 {digest[:12]}… instead of {promised['sha256'][:12]}…"
     return None
 
 
 def _shard_problems(dataset: Dataset, unit: Unit, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong) of a unit's sidecar and tar, against each other."""
+    """Yields (file, what is wrong) of a unit's sidecar and tar, which are compared with each other."""
     sidecar = dataset.sidecar(unit, TAR_COLUMNS)
     if sidecar.num_rows != unit.rows:
         yield sidecar_name(unit), f"{sidecar.num_rows} rows instead of {unit.rows}"

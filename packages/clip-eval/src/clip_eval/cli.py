@@ -1,4 +1,4 @@
-"""The command `clip-eval`. Each sub-command is a module of clip_eval.commands, loaded when it is asked for."""
+"""The command `clip-eval`. Each sub-command is a module of clip_eval.commands, loaded when it is used."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -6,13 +6,13 @@ from typing import NoReturn
 from clip_core.cli import run_commands
 
 COMMANDS = {
-    "run": "evaluate a model: zero-shot classification and retrieval, with intervals",
+    "run": "evaluate a model with benchmarks: zero-shot classification, retrieval, or your own",
     "report": "write one self-contained HTML file about a dataset, a training run and its evaluation",
 }
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """The entry point; exits with 0, or with 2 after one line that says what is wrong."""
+    """Runs the command and exits with 0, or with 2 after an error of one line."""
     run_commands("clip_eval", COMMANDS, "Benchmarks of a trained model, and reports.", args)
 
 

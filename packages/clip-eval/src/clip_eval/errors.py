@@ -4,4 +4,4 @@ from clip_core import ClipError
 
 
 class ClipEvalError(ClipError):
-    """A mistake of the user or a broken input: the message names the offending value and the way out."""
+    """A mistake of the user or a broken input. The message names the offending value and what to do."""

@@ -1,13 +1,14 @@
-"""Features computed once: every dataset and every list of texts is embedded a single time and then read back.
+"""Features: each dataset and each list of texts is embedded once and then read from a file.
 
-A cache file is named by the fingerprint of all that decides its numbers. The model file brings its preprocessing and
-tokenizer with it, so that its SHA-256 stands for them too. The batch size is not part of it: it can only move the last
-bits of a feature, and scores are computed from what is stored.
+The fingerprint of all that decides the numbers is the name of the file. The SHA-256 of the model file covers its
+preprocessing and tokenizer. The batch size is not part of it: it can only change the last bits of a feature, and scores
+are computed from what is stored.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from clip_models.tokenizers import Tokenizer
 
 STRINGS = ("caption", "key", "sha256", "uid")
-NUMERIC_MODULES = ("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py", "tasks.py")
+NUMERIC_MODULES = (
+    *("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py"),
+    *(f"benchmarks/{name}.py" for name in ("base", "classification", "ranking", "retrieval", "zeroshot")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +57,11 @@ class TextFeatures:
     features: np.ndarray
     """float32 [N, D], unit vectors."""
     truncated: int
-    """Texts that were longer than the model's context and lost their end."""
+    """Texts that were cut at the model's context length."""
 
 
 def code_version() -> str:
-    """A digest of the code that decides the numbers: this package's modules, and the versions of what they call."""
+    """Returns a digest of the modules that decide the numbers and of the versions of the packages that they call."""
     digest = hashlib.blake2b(digest_size=8)
     for name in NUMERIC_MODULES:
         digest.update((files("clip_eval") / name).read_bytes())
@@ -76,7 +80,7 @@ def check_corrupt(corrupt: int, manifest: Manifest, limit: float) -> None:
 
 
 class Embedder:
-    """A model that is loaded when the first feature is missing, and the features it has computed so far."""
+    """Features of one model, which is loaded when the first feature is missing."""
 
     def __init__(self, model: str, store: Store) -> None:
         self.path = model
@@ -84,7 +88,7 @@ class Embedder:
 
     @cached_property
     def model_sha256(self) -> str:
-        """Names the weights, the architecture, the preprocessing and the tokenizer."""
+        """Identifies the weights, the architecture, the preprocessing and the tokenizer."""
         try:
             return sha256_of(self.path)
         except OSError as error:
@@ -103,8 +107,7 @@ class Embedder:
         return model.eval(), spec, get_tokenizer(spec), device
 
     def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
-        """Every sample of the manifest once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
-
+        """Embeds each sample once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
         from clip_data.stream import read_once
 
         name = self._name("images", precision, manifest=manifest.fingerprint)
@@ -112,7 +115,7 @@ class Embedder:
             tensors = self._read(name)
             corrupt = int(tensors["corrupt"].reshape(()))
             check_corrupt(corrupt, manifest, max_corrupt)
-            strings = {key: _unpack(tensors, key) for key in STRINGS}
+            strings = json.loads(tensors["strings"].tobytes())
             return ImageFeatures(features=tensors["features"], strings=strings, corrupt=corrupt)
         spec = self._loaded[1]
         samples = read_once(
@@ -139,15 +142,12 @@ class Embedder:
                 f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify --deep'"
             )
         features = normalize(np.concatenate(parts))
-        tensors = {"features": features, "corrupt": np.asarray([corrupt], np.int64)}
-        for key, values in strings.items():
-            tensors |= _pack(key, values)
-        self._write(name, tensors)
+        packed = np.frombuffer(json.dumps(strings).encode(), np.uint8)
+        self._write(name, {"features": features, "corrupt": np.asarray([corrupt], np.int64), "strings": packed})
         return ImageFeatures(features=features, strings=strings, corrupt=corrupt)
 
     def texts(self, texts: Sequence[str], *, precision: str, batch_size: int) -> TextFeatures:
-        """Every text, in the order given. Texts with the same tokens are embedded once and have the same features."""
-
+        """Embeds texts, in their order. Texts with the same tokens are embedded once and have the same features."""
         name = self._name("texts", precision, texts=hashlib.sha256("\0".join(texts).encode()).hexdigest())
         if self.store.exists(name):
             tensors = self._read(name)
@@ -170,7 +170,7 @@ class Embedder:
         return TextFeatures(features=features, truncated=truncated)
 
     def _encode_images(self, image: np.ndarray, precision: str) -> np.ndarray:
-        """float32 [B, D] from uint8 [B, 3, H, W]."""
+        """Returns float32 [B, D] for uint8 [B, 3, H, W]."""
         import torch
 
         model, spec, _, device = self._loaded
@@ -182,7 +182,7 @@ class Embedder:
             return model.encode_image(pixels).float().cpu().numpy()
 
     def _encode_texts(self, ids: np.ndarray, precision: str) -> np.ndarray:
-        """float32 [B, D] from int64 [B, context]."""
+        """Returns float32 [B, D] for int64 [B, context]."""
         import torch
 
         model, _, _, device = self._loaded
@@ -210,7 +210,7 @@ class Embedder:
 
 @contextmanager
 def _inference(device: str, precision: str) -> Iterator[None]:
-    """No gradients, and the arithmetic that the precision names: bf16 by autocast, fp32 without TF32 shortcuts."""
+    """Turns off gradients and sets the arithmetic: bf16 by autocast, fp32 without TF32."""
     import torch
 
     with (
@@ -225,17 +225,3 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def _pack(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
-    """Strings as two tensors: all bytes in a row, and where each one ends."""
-    encoded = [value.encode("utf-8", "surrogatepass") for value in values]
-    return {
-        f"{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}.ends": np.cumsum([len(value) for value in encoded], dtype=np.int64),
-    }
-
-
-def _unpack(tensors: dict[str, np.ndarray], name: str) -> list[str]:
-    data, ends = tensors[f"{name}.bytes"].tobytes(), tensors[f"{name}.ends"].tolist()
-    return [data[start:end].decode("utf-8", "surrogatepass") for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -11,7 +11,7 @@ RESAMPLES = 2000
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of hits / n; stays inside [0, 1] and has a width at 0 and at 1."""
+    """Returns Wilson's score interval of hits / n, which is inside [0, 1] and has a width at 0 and at 1."""
     share = hits / n
     centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
@@ -20,11 +20,11 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def bootstrap_macro(correct: np.ndarray, counts: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of correct / counts over the classes with samples; int64 [C] each.
+    """Returns the percentile bootstrap of the mean of correct / counts over the classes with samples; int64 [C] each.
 
     Samples are drawn with replacement from the pooled set; a class that a draw misses is left out of that draw's mean,
-    as an empty class is left out of the metric. Where each class is all right or all wrong, draws say nothing of what
-    was not seen: the classes' Wilson intervals are combined instead (MOVER, Zou and Donner 2008).
+    as an empty class is left out of the metric. If each class is all right or all wrong, draws do not vary: Wilson
+    intervals of the classes are combined instead (MOVER, Zou and Donner 2008).
     """
     n = int(counts.sum())
     present = counts > 0

@@ -1,4 +1,4 @@
-"""The classes of a zero-shot task and the class of every sample, read and checked before anything is embedded."""
+"""The classes of a zero-shot benchmark and the class of each sample, read and checked before anything is embedded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clip_eval.results import file_in_store
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_eval.config import TaskConfig
+    from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 
 UNLABELLED, OTHER = -1, -2
 WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"
@@ -26,19 +26,19 @@ WAY_OUT = "list the class names with classes (a name's position is its id) or wi
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class of a task; a line of a classes_file."""
+    """One class of a benchmark; a line of a classes_file."""
 
     id: int
-    """What an integer label says; in a file it defaults to the row's position, from 0."""
+    """The value of an integer label; in a file it defaults to the row's position, from 0."""
     name: str
     """Replaces {} in the templates; matches the labels where these are strings."""
     prompts: tuple[str, ...] = ()
-    """The class's own templates; empty takes the task's."""
+    """The class's own templates; empty takes the benchmark's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What a task's labels say of its samples."""
+    """The classes of a benchmark and those of its samples."""
 
     classes: list[ClassRow]
     """In the order of their ids."""
@@ -46,40 +46,40 @@ class Labels:
     """Key of each selected sample → index in `classes`, UNLABELLED or OTHER."""
 
 
-def read_labels(task: TaskConfig, manifest: Manifest) -> Labels:
-    """The classes of a zero-shot task and the class of each sample that its manifest selects.
+def read_labels(config: ZeroShotConfig, manifest: Manifest) -> Labels:
+    """Returns the classes of a zero-shot benchmark and the class of each sample that its manifest selects.
 
     String labels name a class, integer labels are ids. Raises ClipEvalError, with the column and the row, for labels of
     another type, for labels that may mean a class but do not name it, and when no sample belongs to a class.
     """
     try:
-        classes = read_classes(task)
-        rows = list(_values(task, manifest))
+        classes = read_classes(config)
+        rows = list(_values(config, manifest))
         labels = [label for _, _, label in rows]
         found = [(place, label) for place, _, label in rows if label not in ("", None)]
         kinds = {type(label): (place, label) for place, label in reversed(found)}
         if not kinds:
-            raise ClipEvalError(f"none of its {len(rows)} samples has a value in the column {task.label_column!r}")
+            raise ClipEvalError(f"none of its {len(rows)} samples has a value in the column {config.label_column!r}")
         if len(kinds) > 1:
             several = " and ".join(f"{label!r} ({place})" for place, label in kinds.values())
-            raise ClipEvalError(f"the column {task.label_column!r} holds both integers and strings: {several}")
+            raise ClipEvalError(f"the column {config.label_column!r} holds both integers and strings: {several}")
         if int in kinds:
             index_of = _by_id(classes, found)
         else:
-            classes = classes or _classes_of(task, {str(label) for _, label in found})
+            classes = classes or _classes_of(config, {str(label) for _, label in found})
             index_of = _by_name(classes, found)
         indices = [UNLABELLED if label in ("", None) else index_of(label) for label in labels]
         if max(indices) < 0:
             raise ClipEvalError(_no_match(classes, found))
     except ClipEvalError as error:
-        raise ClipEvalError(f"task {task.name!r}: {error}") from error
+        raise ClipEvalError(f"benchmark {config.name!r}: {error}") from error
     return Labels(classes=classes, of_key={key: index for (_, key, _), index in zip(rows, indices, strict=True)})
 
 
-def read_classes(task: TaskConfig) -> list[ClassRow]:
-    """The classes that a task lists, in the order of their ids; none when the labels shall give them."""
-    rows = _from_file(task.classes_file) if task.classes_file else []
-    rows += [ClassRow(id=position, name=name) for position, name in enumerate(task.classes)]
+def read_classes(config: ZeroShotConfig) -> list[ClassRow]:
+    """Returns the classes that a config lists, in the order of their ids; none if the labels define them."""
+    rows = _from_file(config.classes_file) if config.classes_file else []
+    rows += [ClassRow(id=position, name=name) for position, name in enumerate(config.classes)]
     named: dict[int, str] = {}
     for position, row in enumerate(rows):
         if row.id < 0:
@@ -94,7 +94,7 @@ def read_classes(task: TaskConfig) -> list[ClassRow]:
 
 
 def plain(name: str) -> str:
-    """A name in the form in which names are compared and shown: NFC, and one space for each run of white space."""
+    """Returns a name as it is compared and shown: NFC, and one space for each run of white space."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
@@ -104,14 +104,16 @@ _QUOTES = "'\"`ʼ"
 
 
 def _loose(name: str) -> str:
-    """Equal for names that people take for the same: without case, compatibility forms, dashes and quotation marks."""
+    """Returns the name without case, compatibility forms, dashes and quotation marks."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain(name)).casefold())
     return plain("".join("" if c in _QUOTES else _LOOSE.get(unicodedata.category(c), c) for c in folded))
 
 
 def _from_file(file: str) -> list[ClassRow]:
     if not file.endswith((".txt", ".jsonl")):
-        raise ClipEvalError(f"classes_file {file!r} must end with .txt (a name a line) or .jsonl (id, name, prompts)")
+        raise ClipEvalError(
+            f"classes_file {file!r} must end with .txt (one name per line) or .jsonl (id, name, prompts)"
+        )
     store, name = file_in_store(file)
     where = file
     try:
@@ -127,12 +129,12 @@ def _from_file(file: str) -> list[ClassRow]:
     except ClipError:
         raise
     except ValueError as error:
-        raise ClipEvalError(f"{where} is damaged: {error}; the file holds one class a line") from error
+        raise ClipEvalError(f"{where} is damaged: {error}; the file must hold one class per line") from error
 
 
-def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, str | int | None]]:
-    """(place, key, label) of each selected sample; a label is a plain string, an integer, or None for a null."""
-    column = task.label_column
+def _values(config: ZeroShotConfig, manifest: Manifest) -> Iterator[tuple[str, str, str | int | None]]:
+    """Yields (place, key, label) of each selected sample; a label is a plain string, an integer, or None for a null."""
+    column = config.label_column
     (part,) = manifest.parts
     dataset = Dataset.open(part.source.dataset)
     known = dataset.sidecar(part.units[0]).column_names
@@ -149,7 +151,7 @@ def _values(task: TaskConfig, manifest: Manifest) -> Iterator[tuple[str, str, st
 
 
 def _typed(values: Any, column: str, places: Sequence[str]) -> list[Any]:
-    """The values as str, int or None. Raises ClipEvalError for a column of any other type that holds a value."""
+    """Returns the values as str, int or None. Raises ClipEvalError for a column of another type that holds a value."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(values.type):
@@ -182,12 +184,12 @@ def _by_id(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> Cal
     return lambda label: index.get(label, OTHER)
 
 
-def _classes_of(task: TaskConfig, names: set[str]) -> list[ClassRow]:
-    """The labels that occur, sorted, as classes."""
+def _classes_of(config: ZeroShotConfig, names: set[str]) -> list[ClassRow]:
+    """Returns the labels that occur, sorted, as classes."""
     if all(map(_is_number, names)):
         first = min(names)
         raise ClipEvalError(
-            f"the labels in the column {task.label_column!r} are numbers ({first!r}, …): if they are ids, "
+            f"the labels in the column {config.label_column!r} are numbers ({first!r}, …): if they are ids, "
             f"store them as integers and {WAY_OUT}; if they are the names, list them with classes"
         )
     return [ClassRow(id=i, name=name) for i, name in enumerate(sorted(names))]

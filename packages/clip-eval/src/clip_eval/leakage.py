@@ -1,4 +1,4 @@
-"""Evaluation samples that the model was trained on: an error, unless a task allows them."""
+"""Samples of benchmarks that the model was trained on: an error, unless the benchmark allows them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from clip_core.store import Store
 
 if TYPE_CHECKING:
     from clip_data.stream import Source
-    from clip_eval.config import TaskConfig
+    from clip_eval.benchmarks import BenchmarkConfig
 
 
 def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
-    """What a model was trained on, by the config.json of the run whose folder it lies in; none for another file.
+    """Returns what a model was trained on, from the config.json of the run whose folder it is in; none for other files.
 
-    What the model was started from counts too. Warns on stderr when a run has written the file, but is not around it.
+    Includes the sources of the weights that the run started from. Warns on stderr if a run wrote the file and its
+    config.json is not there.
     """
     from clip_data.stream import Source
 
@@ -39,8 +40,8 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
             return [*sources, *training_sources(before, seen=[*seen, file])]
     if "clip_train.config" in _metadata(file):
         warn(
-            f"cannot check whether {model} was trained on the tasks' samples: a training run has written it, "
-            "whose config.json is not beside it"
+            f"cannot check whether {model} was trained on the benchmarks' samples: a training run wrote it, but the "
+            "run's config.json is not beside it"
         )
     return []
 
@@ -55,15 +56,15 @@ def _metadata(file: Path) -> dict[str, str]:
         return {}  # weights in another format
 
 
-def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Source]) -> None:
-    """Compares the samples of the tasks with those that a model was or will be trained on, by uid.
+def refuse_training_samples(benchmarks: Sequence[BenchmarkConfig], sources: Sequence[Source]) -> None:
+    """Compares the samples of benchmarks with those that a model was or will be trained on, by uid.
 
-    Raises ClipDataError, with the count, at the first task that shares samples and does not allow it. Warns on stderr
-    when training samples are no longer there.
+    Raises ClipDataError, with the count, for the first benchmark that shares samples and does not allow it. Warns on
+    stderr if training samples no longer exist.
     """
     from clip_data.stream import Source, build_manifest, refuse_overlap
 
-    checked = {(task.root, task.selection): task for task in tasks if task.overlap == "error"}
+    checked = {(one.dataset, one.selection): one for one in benchmarks if one.overlap == "error"}
     if not sources or not checked:
         return
     held_out = {name: build_manifest([Source(dataset=name[0], selection=name[1])]) for name in checked}
@@ -71,8 +72,7 @@ def refuse_training_samples(tasks: Sequence[TaskConfig], sources: Sequence[Sourc
         try:
             training = build_manifest([source])
         except ClipError as error:
-            what = "cannot check whether the model was trained on the tasks' samples"
-            warn(f"{what}: {error}")
+            warn(f"cannot check whether the model was trained on the benchmarks' samples: {error}")
             continue
-        for name, task in checked.items():
-            refuse_overlap(training, held_out[name], name=f"task {task.name!r}", option="its overlap = 'allow'")
+        for name, one in checked.items():
+            refuse_overlap(training, held_out[name], name=f"benchmark {one.name!r}", option="its overlap = 'allow'")

@@ -21,9 +21,9 @@ from clip_eval.scores import normalize, score_tiles
 
 
 def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> np.ndarray:
-    """One unit vector per class, float32 [C, D], from the features [P, D] of all prompts, a class's prompts adjacent.
+    """Returns one unit vector per class, float32 [C, D], from the features [P, D] of all prompts.
 
-    `prompts` is the number of prompts of each class.
+    `prompts` is the number of prompts of each class, which are adjacent.
     """
     unit = normalize(text_features).astype(np.float64)
     starts = np.cumsum([0, *prompts[:-1]])
@@ -32,7 +32,7 @@ def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> n
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """Per-sample outcome of a zero-shot task."""
+    """Per-sample outcome of zero-shot classification."""
 
     rank: np.ndarray
     """int64 [N]: classes ahead of the true one, by score and then by index; 0 is a correct prediction."""
@@ -53,12 +53,12 @@ def classify(image_features: np.ndarray, classifier: np.ndarray, labels: np.ndar
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [C, C]: samples of the row's class that were taken for the column's."""
+    """Returns int64 [C, C]: samples of the row's class that were taken for the column's."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def per_class_recall(confusion: np.ndarray) -> np.ndarray:
-    """float64 [C]: share of a class's samples that were recognised; NaN for a class without a sample."""
+    """Returns float64 [C], the share of a class's samples that were recognised; NaN for a class without a sample."""
     counts = confusion.sum(axis=1)
     return np.divide(confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
@@ -105,7 +105,7 @@ def rank_candidates(
 
 
 def _top(scores: np.ndarray, keep: int) -> np.ndarray:
-    """Indices [N, keep] of the highest scores of each row, equal scores by index."""
+    """Returns the indices [N, keep] of the highest scores of each row, equal scores by index."""
     kth = np.partition(scores, scores.shape[1] - keep, axis=1)[:, -keep]
     top = np.empty((len(scores), keep), np.int64)
     for row, bound in enumerate(kth):
@@ -115,15 +115,11 @@ def _top(scores: np.ndarray, keep: int) -> np.ndarray:
 
 
 def recall_chance(positives: np.ndarray, candidates: int, k: int) -> float:
-    """Expected recall at k under a random ranking: the mean of 1 - C(N - m, k) / C(N, k), m positives of N.
+    """Returns the expected recall at k under a random ranking: the mean of 1 - C(N - m, k) / C(N, k), m positives of N.
 
     Exact up to float rounding; computed once per distinct m.
     """
     counts = np.bincount(positives)
     k = min(k, candidates)
-    total = sum(
-        int(queries) * (1 - math.comb(candidates - m, k) / math.comb(candidates, k))
-        for m, queries in enumerate(counts)
-        if queries
-    )
-    return total / int(counts.sum())
+    hits = (int(n) * (1 - math.comb(candidates - m, k) / math.comb(candidates, k)) for m, n in enumerate(counts) if n)
+    return sum(hits) / int(counts.sum())

@@ -16,14 +16,14 @@ COUNTS = {
     "corrupt": "images that could not be read",
     "unlabelled": "samples without a label",
     "uncaptioned": "samples without a caption",
-    "other_classes": "samples of classes that are not asked for",
+    "other_classes": "samples of classes that are not listed",
     "empty_classes": "classes without a sample",
     "same_prompts": "classes whose prompts repeat those of a class with a lower id, which is predicted for both",
 }
 
 
 def in_percent(share: float, digits: int = 1) -> str:
-    """A share in percent, rounded; one that is neither 0 nor 1 is never shown as 0 or 100."""
+    """Returns a share in percent, rounded. One that is neither 0 nor 1 is never shown as 0 or 100."""
     text, least = f"{100 * share:.{digits}f}", f"{10.0**-digits:.{digits}f}"
     if share > 0 and float(text) == 0:
         return f"< {least}"
@@ -31,7 +31,7 @@ def in_percent(share: float, digits: int = 1) -> str:
 
 
 def file_in_store(file: str) -> tuple[Store, str]:
-    """The folder of a file, given as a path or an fsspec URL, and the file's name in it."""
+    """Returns the folder of a file, given as a path or an fsspec URL, and the file's name in it."""
     folder, slash, name = file.rpartition("/")
     if not name or folder.endswith(":/"):
         raise ClipEvalError(f"{file!r} names a folder or a bucket: give the name of a file in it")
@@ -39,7 +39,7 @@ def file_in_store(file: str) -> tuple[Store, str]:
 
 
 def read_results(store: Store) -> list[Row]:
-    """All rows of an evaluation folder; none when nothing was evaluated yet."""
+    """Returns all rows of an evaluation folder; none if nothing was evaluated yet."""
     if not store.exists(FILE):
         return []
     try:
@@ -48,23 +48,35 @@ def read_results(store: Store) -> list[Row]:
         raise ClipEvalError(f"{store.url}/{FILE} is damaged: remove it and evaluate again ({error})") from error
 
 
+def details_file(benchmark: str) -> str:
+    """Returns the name of the file that holds what the report shows of a benchmark."""
+    return f"details/{benchmark}.json"
+
+
+def first_rows(rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns the first row of each benchmark, by its name, in their order."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["benchmark"], row)
+    return first
+
+
 def write_results(store: Store, rows: Sequence[Row]) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     store.write_bytes(FILE, "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows for a terminal, in percent, with a line for all that was cut or left out."""
-    header = ("task", "metric", "value", "95 % interval", "chance", "n")
+    """Returns the rows for a terminal, in percent, with a line for each count of what was cut or left out."""
+    header = ("benchmark", "metric", "value", "95 % interval", "chance", "n")
     cells = [header]
     for row in rows:
         interval = f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
         percents = (f"{in_percent(row['value'], 2)} %", interval, f"{in_percent(row['chance'], 2)} %")
-        cells.append((row["task"], row["metric"], *percents, str(row["n"])))
+        cells.append((row["benchmark"], row["metric"], *percents, str(row["n"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{text:{'<' if i < 2 else '>'}{widths[i]}}" for i, text in enumerate(line)) for line in cells]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    for task in dict.fromkeys(row["task"] for row in rows):
-        first = next(row for row in rows if row["task"] == task)
-        lines += [f"{task}: {first[name]} {what}" for name, what in COUNTS.items() if first.get(name)]
+    for name, first in first_rows(rows).items():
+        lines += [f"{name}: {first[key]} {what}" for key, what in COUNTS.items() if first.get(key)]
     return "\n".join(lines)

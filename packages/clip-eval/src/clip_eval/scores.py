@@ -18,7 +18,7 @@ TILE = 1 << 22  # scores held at once: 48 MB in both precisions
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
-    """Rows of [N, D] as unit vectors, float32. Raises ClipEvalError for a row without a direction."""
+    """Returns the rows of [N, D] as unit vectors, float32. Raises ClipEvalError for a row without a direction."""
     wide = np.asarray(features, dtype=np.float64)
     norms = np.linalg.norm(wide, axis=-1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
@@ -31,12 +31,12 @@ def normalize(features: np.ndarray) -> np.ndarray:
 
 
 def on_grid(features: np.ndarray) -> np.ndarray:
-    """Unit vectors [N, D] rounded to multiples of 2^-26, as float64: the operands of exact scores."""
+    """Returns unit vectors [N, D] rounded to multiples of 2^-26, as float64: the operands of exact scores."""
     return np.rint(np.asarray(features, dtype=np.float64) * GRID) / GRID
 
 
 def score_tiles(queries: np.ndarray, candidates: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Cosines of unit vectors [Q, D] and [C, D], as (rows, float32 [rows, C]) for successive runs of queries."""
+    """Yields cosines of unit vectors [Q, D] and [C, D], as (rows, float32 [rows, C]) for successive runs of queries."""
     left, right = on_grid(queries), on_grid(candidates).T
     step = max(1, TILE // max(1, right.shape[1]))
     for start in range(0, len(left), step):

@@ -133,14 +133,10 @@ def create_model_and_transforms(
     it. `image_mode` says how images become RGB: standard, or openclip for OpenCLIP's pixels of images with an EXIF
     orientation, transparency, a palette or other than 8 bits.
     """
-    named = {
-        "mean": image_mean,
-        "std": image_std,
-        "interpolation": image_interpolation,
-        "resize_mode": image_resize_mode,
-    }
-    forced = {**(force_preprocess_cfg or {}), **{key: value for key, value in named.items() if value is not None}}
-    options["force_preprocess_cfg"] = forced
+    named = {"mean": image_mean, "std": image_std, "interpolation": image_interpolation}
+    named["resize_mode"] = image_resize_mode
+    given = {key: value for key, value in named.items() if value is not None}
+    options["force_preprocess_cfg"] = {**(force_preprocess_cfg or {}), **given}
     model = create_model(model_name, pretrained, load_weights, precision, device, **options)
     config = model.spec.preprocess
     return model, preprocess_train(config, aug_cfg, image_mode), preprocess_eval(config, image_mode)
@@ -191,11 +187,7 @@ def create_model_from_pretrained(
 
 
 def load_checkpoint(
-    model: CLIP,
-    checkpoint_path: Place,
-    strict: bool = True,
-    weights_only: bool = True,
-    device: Device = "cpu",
+    model: CLIP, checkpoint_path: Place, strict: bool = True, weights_only: bool = True, device: Device = "cpu"
 ) -> None:
     """Loads the weights of a local file, in any format that `create_model` reads, into `model` on its device.
 

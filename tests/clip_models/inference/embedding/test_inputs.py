@@ -12,7 +12,7 @@ from clip_models.inference.embedding.config import EmbedConfig
 from clip_models.inference.embedding.inputs import open_source
 from clip_models.inference.embedding.samples import Unused
 from tests.support import embeddings
-from tests.support.embeddings import caption, picture_bytes
+from tests.support.embeddings import caption, image_bytes
 
 
 def called(value):
@@ -42,13 +42,13 @@ def unused(source, **options):
 def test_a_folder_and_those_below_it(tmp_path):
     embeddings.folder(tmp_path / "f", 9)
     (tmp_path / "f" / "notes.md").write_text("no picture")
-    (tmp_path / "f" / "00" / "LOUD.JPG").write_bytes(picture_bytes(50))
+    (tmp_path / "f" / "00" / "LOUD.JPG").write_bytes(image_bytes(50))
     found = samples(tmp_path / "f")
     assert [key for key, _, _ in found] == [
         "00/0000.jpg", "00/0001.png", "00/0002.png", "00/0003.jpg", "00/LOUD.JPG",
         "01/0004.png", "01/0005.png", "01/0006.jpg", "01/0007.png", "02/0008.png",
     ]  # fmt: skip
-    assert found[1][1] == picture_bytes(1)
+    assert found[1][1] == image_bytes(1)
     assert found == samples(f"{tmp_path}/f/") == samples(f"file://{tmp_path}/f")
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_holds_a_link_to_itself_ends(tmp_path):
     embeddings.folder(tmp_path / "f", 2)
     (tmp_path / "f" / "00" / "again").symlink_to(tmp_path / "f")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(picture_bytes(7))
+    (tmp_path / "elsewhere" / "x.png").write_bytes(image_bytes(7))
     (tmp_path / "f" / "linked").symlink_to(tmp_path / "elsewhere")
     assert [key for key, _, _ in samples(tmp_path / "f")] == ["00/0000.jpg", "00/0001.png", "linked/x.png"]
 
@@ -90,13 +90,13 @@ def test_what_a_folder_holds_besides_is_named(tmp_path):
 
 def test_files_beside_tars_are_named(tmp_path):
     embeddings.tar(tmp_path / "a.tar", [0])
-    (tmp_path / "loose.jpg").write_bytes(picture_bytes(1))
+    (tmp_path / "loose.jpg").write_bytes(image_bytes(1))
     (tmp_path / "more").mkdir()
     assert unused(tmp_path, what="both")[:2] == [("loose.jpg", "not_opened"), ("more", "not_opened")]
 
 
 def test_captions_of_a_folder_in_other_files(tmp_path):
-    (tmp_path / "1.png").write_bytes(picture_bytes(1))
+    (tmp_path / "1.png").write_bytes(image_bytes(1))
     (tmp_path / "1.cap").write_text("one")
     (tmp_path / "1.json").write_text('{"t": "one"}')
     assert samples(tmp_path, what="both", caption_member="cap")[0][2] == "one"
@@ -126,7 +126,7 @@ def test_options_of_other_sources_are_refused(tmp_path):
 def test_hidden_files_and_folders_are_named_and_not_used(tmp_path):
     for name in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "c/.d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(picture_bytes(0))
+        (tmp_path / name).write_bytes(image_bytes(0))
     for what in ("image", "text", "both"):
         assert [key for key, _, _ in samples(tmp_path, what=what)] == ["a.jpg"] * (what != "text")
         hidden = [name for name, reason in unused(tmp_path, what=what) if reason == "hidden"]
@@ -135,7 +135,7 @@ def test_hidden_files_and_folders_are_named_and_not_used(tmp_path):
 
 def test_a_folder_with_braces_in_its_name(tmp_path):
     (tmp_path / "{a,b}").mkdir()
-    (tmp_path / "{a,b}" / "1.jpg").write_bytes(picture_bytes(0))
+    (tmp_path / "{a,b}" / "1.jpg").write_bytes(image_bytes(0))
     assert [key for key, _, _ in samples(tmp_path / "{a,b}")] == ["1.jpg"]
 
 
@@ -144,7 +144,7 @@ def test_tars(tmp_path, mode):
     suffix = "tar" if mode == "w" else "tar.gz"
     embeddings.tar(tmp_path / f"001.{suffix}", range(3, 5), mode)
     embeddings.tar(tmp_path / f"000.{suffix}", range(3), mode)
-    expected = [(f"{number:06}", picture_bytes(number), caption(number)) for number in range(5)]
+    expected = [(f"{number:06}", image_bytes(number), caption(number)) for number in range(5)]
     for source in (
         tmp_path,
         f"{tmp_path}/*.{suffix}",
@@ -166,7 +166,7 @@ def test_headers_of_a_tar_are_not_kept(tmp_path):
 
 def test_tables(tmp_path):
     path = embeddings.table(tmp_path / "a.parquet", range(12))
-    expected = [(f"{number:06}", picture_bytes(number), caption(number)) for number in range(12)]
+    expected = [(f"{number:06}", image_bytes(number), caption(number)) for number in range(12)]
     assert samples(path, what="both") == samples(tmp_path, what="both") == expected
     found = samples(path, needs=lambda first, stop: stop > 5)  # the first row group is done already
     assert [image for _, image, _ in found] == [None] * 5 + [image for _, image, _ in expected[5:]]
@@ -175,19 +175,19 @@ def test_tables(tmp_path):
 
 def test_columns_of_tables(tmp_path):
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "1.png").write_bytes(picture_bytes(1))
+    (tmp_path / "pictures" / "1.png").write_bytes(image_bytes(1))
     columns = {
         "photo": ["pictures/1.png", str(tmp_path / "pictures" / "1.png")],
-        "nested": [{"bytes": picture_bytes(2), "path": None}, {"bytes": None, "path": "pictures/1.png"}],
+        "nested": [{"bytes": image_bytes(2), "path": None}, {"bytes": None, "path": "pictures/1.png"}],
         "words": ["one", None],
         "id": [17, None],
     }
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table(columns), path)
     found = samples(path, what="both", image_column="photo", text_column="words", key_column="id")
-    assert found == [("17", picture_bytes(1), "one"), ("a.parquet#1", picture_bytes(1), None)]
+    assert found == [("17", image_bytes(1), "one"), ("a.parquet#1", image_bytes(1), None)]
     found = samples(path, image_column="nested")
-    assert found == [("a.parquet#0", picture_bytes(2), None), ("a.parquet#1", picture_bytes(1), None)]
+    assert found == [("a.parquet#0", image_bytes(2), None), ("a.parquet#1", image_bytes(1), None)]
     with pytest.raises(ClipModelsError, match="columns photo, nested, words, id; name one with --image-column"):
         samples(path)
     with pytest.raises(ClipModelsError, match="has no column 'wrods'; it has photo"):
@@ -209,12 +209,12 @@ def test_strings_of_tables_that_are_not_utf8(tmp_path):
 
 
 def test_lists(tmp_path):
-    (tmp_path / "1.png").write_bytes(picture_bytes(1))
+    (tmp_path / "1.png").write_bytes(image_bytes(1))
     paths, captions = tmp_path / "paths.txt", tmp_path / "captions.txt"
     paths.write_bytes(f"1.png\r\n\n{tmp_path}/1.png\n".encode())
     captions.write_bytes("first\n\nthïrd\r\n".encode())
     assert [(key, image) for key, image, _ in samples(paths)] == [
-        ("1.png", picture_bytes(1)), (f"{tmp_path}/1.png", picture_bytes(1))
+        ("1.png", image_bytes(1)), (f"{tmp_path}/1.png", image_bytes(1))
     ]  # fmt: skip
     assert [(key, text) for key, _, text in samples(captions, what="text")] == [
         ("1", "first"),

@@ -20,7 +20,7 @@ from clip_models import ClipModelsError
 from clip_models.inference.embedding.parts import read_embeddings
 from clip_models.inference.embedding.run import embed
 from tests.support import embeddings
-from tests.support.embeddings import MODEL, caption, picture_bytes
+from tests.support.embeddings import MODEL, caption, image_bytes
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(weights):
 
 def expected_images(model, numbers):
     transform = clip_models.preprocess_eval(model.spec.preprocess)
-    batch = torch.stack([transform(load_image(picture_bytes(number))) for number in numbers])
+    batch = torch.stack([transform(load_image(image_bytes(number))) for number in numbers])
     with torch.inference_mode():
         return model.encode_image(batch, normalize=True).numpy()
 
@@ -59,7 +59,7 @@ def test_images_of_every_source_have_the_features_of_the_model(tmp_path, model, 
     embeddings.tar(tmp_path / "tars" / "0.tar", numbers[:6])
     embeddings.tar(tmp_path / "tars" / "1.tar", numbers[6:])
     embeddings.table(tmp_path / "a.parquet", numbers)
-    values = [picture_bytes(number) for number in numbers]
+    values = [image_bytes(number) for number in numbers]
     for index, source in enumerate((tmp_path / "folder", tmp_path / "tars", tmp_path / "a.parquet", values)):
         output = tmp_path / f"out{index}"
         summary = embed(source, output, model=model, batch_size=4, part_rows=5, format=form)
@@ -97,16 +97,16 @@ def test_captions_and_pairs(tmp_path, model):
 
 def test_what_cannot_be_embedded_is_listed_with_its_reason(tmp_path, model):
     pairs = [
-        {"key": "good", "image": picture_bytes(0), "text": "a star"},
+        {"key": "good", "image": image_bytes(0), "text": "a star"},
         {"key": "html", "image": b"<html>", "text": "a star"},
-        {"key": "cut", "image": picture_bytes(1)[:200], "text": "a star"},
+        {"key": "cut", "image": image_bytes(1)[:200], "text": "a star"},
         {"key": "large", "image": Image.new("RGB", (300, 300)).tobytes(), "text": "a star"},
         {"key": "gone", "image": str(tmp_path / "none.jpg"), "text": "a star"},
         {"key": "blind", "image": None, "text": "a star"},
-        {"key": "mute", "image": picture_bytes(2), "text": None},
-        {"key": "empty", "image": picture_bytes(3), "text": " \n"},
+        {"key": "mute", "image": image_bytes(2), "text": None},
+        {"key": "empty", "image": image_bytes(3), "text": " \n"},
         {"key": "number", "image": 5, "text": "a star"},
-        {"key": "also good", "image": load_image(picture_bytes(4)), "text": "a circle"},
+        {"key": "also good", "image": load_image(image_bytes(4)), "text": "a circle"},
     ]
     (tmp_path / "large.png").write_bytes(embeddings.encode(Image.new("RGB", (300, 300)), "PNG"))
     pairs[3]["image"] = tmp_path / "large.png"
@@ -149,7 +149,7 @@ def exploding(items, after):
 
 @pytest.mark.parametrize("after", [0, 1, 7, 8, 15, 19])
 def test_a_run_that_failed_goes_on_and_ends_the_same(tmp_path, model, after):
-    values = [picture_bytes(number) for number in range(18)] + [b"x", picture_bytes(18)]
+    values = [image_bytes(number) for number in range(18)] + [b"x", image_bytes(18)]
     options = {"model": model, "batch_size": 3, "part_rows": 8, "workers": 2}
     embed(values, tmp_path / "whole", **options)
     with pytest.raises(Bomb):
@@ -203,7 +203,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, weights):
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, model, weights):
-    values = [picture_bytes(number) for number in range(4)]
+    values = [image_bytes(number) for number in range(4)]
     embed(values, tmp_path / "out", model=model)
     before = contents(tmp_path / "out")
     for options, name in (
@@ -245,7 +245,7 @@ def test_a_path_that_cannot_be_read_is_named_in_the_reason(tmp_path, model):
 def test_a_source_that_has_changed_is_noticed(tmp_path, model):
     embeddings.folder(tmp_path / "f", 10)
     embed(tmp_path / "f", tmp_path / "out", model=model, part_rows=4)
-    (tmp_path / "f" / "00" / "0000a.png").write_bytes(picture_bytes(30))
+    (tmp_path / "f" / "00" / "0000a.png").write_bytes(image_bytes(30))
     with pytest.raises(ClipModelsError, match="has changed since part 0"):
         embed(tmp_path / "f", tmp_path / "out", model=model, part_rows=4)
     (tmp_path / "f" / "00" / "0000a.png").unlink()
@@ -256,7 +256,7 @@ def test_a_source_that_has_changed_is_noticed(tmp_path, model):
 
 
 def test_a_part_that_was_cut_off_is_made_again(tmp_path, model):
-    values = [picture_bytes(number) for number in range(9)]
+    values = [image_bytes(number) for number in range(9)]
     embed(values, tmp_path / "out", model=model, part_rows=4)
     whole = contents(tmp_path / "out")
     part = tmp_path / "out" / "part-000001.parquet"
@@ -268,7 +268,7 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path, model):
 
 def test_a_source_is_read_no_faster_than_it_is_embedded(tmp_path, model):
     """Memory stays flat: what is under way does not grow with the source."""
-    data, read, most = picture_bytes(1), 0, 0
+    data, read, most = image_bytes(1), 0, 0
     encoded = 0
 
     def values():
@@ -297,7 +297,7 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path):
     with torch.no_grad():
         model.visual.proj.mul_(float("inf"))
     with pytest.raises(ClipModelsError, match="the image embedding of 0 is not finite in fp32 and float32"):
-        embed([picture_bytes(0)], tmp_path / "out", model=model)
+        embed([image_bytes(0)], tmp_path / "out", model=model)
     assert not list((tmp_path / "out").glob("part*.parquet"))
 
 

@@ -14,7 +14,7 @@ from clip_models.inference.embedding.config import EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
 from clip_models.inference.embedding.samples import Unused
 from tests.support import embeddings
-from tests.support.embeddings import picture_bytes
+from tests.support.embeddings import image_bytes
 from tests.support.pipeline import free_port
 
 s3fs = pytest.importorskip("s3fs")
@@ -65,13 +65,13 @@ def test_folders_tars_and_lists_of_a_bucket(server, settings, tmp_path):
     store = s3fs.S3FileSystem()
     store.mkdir("shelf")
     for number in range(2):
-        store.pipe(f"shelf/images/{number}.png", picture_bytes(number))
+        store.pipe(f"shelf/images/{number}.png", image_bytes(number))
     store.put(str(embeddings.tar(tmp_path / "a.tar", range(2))), "shelf/tars/a.tar")
     store.pipe("shelf/list.txt", b"images/0.png\nimages/1.png\n")
     for source in ("images", "tars", "tars/*.tar", "list.txt"):
         items = open_source(f"s3://shelf/{source}", EmbedConfig(), lambda first, stop: True)
         found = [item.image() for item in items if not isinstance(item, Unused)]
-        assert found == [picture_bytes(0), picture_bytes(1)], source
+        assert found == [image_bytes(0), image_bytes(1)], source
 
 
 def test_what_goes_wrong_is_one_line(server, settings, capsys, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from clip_models import ClipModelsError
 from clip_models.inference.embedding.config import EmbedConfig
 from clip_models.inference.embedding.inputs import open_source
-from clip_models.inference.embedding.samples import CaptionError, Unused, read_caption
-from tests.support.embeddings import picture_bytes
+from clip_models.inference.embedding.samples import SampleError, Unused, read_caption
+from tests.support.embeddings import image_bytes
 
 FOLDER, SYMLINK, HARDLINK, PIPE = (
     kind.decode() for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
@@ -228,7 +228,7 @@ def test_captions_that_cannot_be_read_have_a_code(value, field, found):
     if not found.endswith("_caption"):
         assert read_caption(value, field) == found
         return
-    with pytest.raises(CaptionError) as caught:
+    with pytest.raises(SampleError) as caught:
         read_caption(value, field)
     assert caught.value.code == found
 
@@ -261,8 +261,8 @@ def test_unused_members_of_a_run_are_counted_and_listed(tmp_path):
     from clip_models import create_model, embed
     from tests.support.embeddings import MODEL
 
-    members = [("1.jpg", picture_bytes(0)), ("1.mask.png", picture_bytes(1)), ("1.json", b"{}"), "._1.jpg"]
-    members += [(name, picture_bytes(2)) for name in DATES] + [("2.png", picture_bytes(4)), ("2.txt", b"x")]
+    members = [("1.jpg", image_bytes(0)), ("1.mask.png", image_bytes(1)), ("1.json", b"{}"), "._1.jpg"]
+    members += [(name, image_bytes(2)) for name in DATES] + [("2.png", image_bytes(4)), ("2.txt", b"x")]
     path = write(tmp_path / "a.tar", members)
     model = create_model(MODEL, seed=0)
     for _ in range(2):  # the second run finds everything done

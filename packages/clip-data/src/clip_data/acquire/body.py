@@ -1,4 +1,4 @@
-"""Reading a response body that may be endless, compressed or cut off."""
+"""Reads a response body, which may be endless, compressed or truncated."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PIECE = 1 << 18
 
 
 async def read_body(response: aiohttp.ClientResponse, cap: int) -> bytes:
-    """The body, decompressed. Raises Rejected: byte_cap, empty_body, truncated_body or content_encoding.
+    """Returns the decompressed body. Raises Rejected: byte_cap, empty_body, truncated_body or content_encoding.
 
-    `cap` counts decompressed bytes; never more than `cap` and one piece are held. Needs a session without automatic
+    `cap` limits decompressed bytes; at most `cap` and one piece are held. Requires a session without automatic
     decompression.
     """
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
@@ -38,7 +38,7 @@ async def read_body(response: aiohttp.ClientResponse, cap: int) -> bytes:
 
 
 def _inflated(inflate: zlib._Decompress, data: bytes) -> tuple[bytes, bytes]:
-    """The next piece, and the compressed bytes that are still to do."""
+    """Returns the next piece, and the compressed bytes that are left."""
     try:
         return inflate.decompress(data, PIECE), inflate.unconsumed_tail
     except zlib.error as error:

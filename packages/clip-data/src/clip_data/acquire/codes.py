@@ -1,6 +1,6 @@
-"""Why a URL did not become a sample: the closed list of codes.
+"""The closed list of reasons why a URL is rejected.
 
-What the list does not foresee stands in the sidecar as `unexpected:<type of the exception>`, and is a bug to report.
+An exception without a code is in the sidecar as `unexpected:<exception type>`, and is a bug to report.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import errno
 from enum import StrEnum
 
-# This machine's trouble, not a server's: connections first, then the disk.
+# Errors of this machine, not of a server: first of connections, then of the disk.
 OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Code(StrEnum):
-    """One reason. Its value is what stands in the sidecar's `error` column and in the counts of a commit record."""
+    """One reason. Its value is in the sidecar's `error` column and in the counts of commit records."""
 
     error_class: str
     """the sidecar's `error_class`: url, connection, timeout, http, policy, body or image"""
     transient: bool
-    """whether the same URL may well succeed another day"""
+    """whether the same URL may succeed another day"""
     retried: bool
-    """whether a second attempt seconds later is worth it: the transient ones that cost no waiting"""
+    """whether it is tried again within seconds: transient errors that arrive quickly"""
     meaning: str
 
     def __new__(cls, error_class: str, value: str, transient: bool, retried: bool, meaning: str) -> Code:
@@ -31,13 +31,13 @@ class Code(StrEnum):
 
     # fmt: off
     MISSING_URL = "url", "missing_url", False, False, "the row has no URL"
-    MALFORMED_URL = "url", "malformed_url", False, False, "no host, a bad port or characters that no URL has"
+    MALFORMED_URL = "url", "malformed_url", False, False, "no host, an invalid port or invalid characters"
     SCHEME_NOT_ALLOWED = "url", "scheme_not_allowed", False, False, "neither http nor https"
     URL_CREDENTIALS = "url", "url_credentials", False, False, "a user name or password inside the URL"
-    PRIVATE_ADDRESS = "url", "private_address", False, False, "the host is no address of the public internet"
+    PRIVATE_ADDRESS = "url", "private_address", False, False, "the host is not on the public internet"
 
     DNS_NOT_FOUND = "connection", "dns_not_found", False, False, "the host name does not exist"
-    DNS_FAILURE = "connection", "dns_failure", True, False, "the name servers gave no answer"
+    DNS_FAILURE = "connection", "dns_failure", True, False, "the name servers did not answer"
     REFUSED = "connection", "refused", True, False, "nothing listens on the port"
     UNREACHABLE = "connection", "unreachable", True, False, "no route to the host"
     RESET = "connection", "reset", True, True, "the server closed the connection before its response"
@@ -53,31 +53,31 @@ class Code(StrEnum):
     HTTP_429 = "http", "http_429", True, True, "status 429: too many requests"
     HTTP_4XX = "http", "http_4xx", False, False, "any other status 400 to 499"
     HTTP_5XX = "http", "http_5xx", True, True, "status 500 to 599"
-    HTTP_OTHER = "http", "http_other", False, False, "a status that answers no plain GET"
+    HTTP_OTHER = "http", "http_other", False, False, "a status that does not answer a plain GET"
     TOO_MANY_REDIRECTS = "http", "too_many_redirects", False, False, "more redirects than allowed"
     REDIRECT_LOOP = "http", "redirect_loop", False, False, "a redirect back to an address seen before"
-    BAD_RESPONSE = "http", "bad_response", False, False, "what came is not HTTP, or its header is over the limits"
+    BAD_RESPONSE = "http", "bad_response", False, False, "the response is not HTTP, or its header is over the limits"
 
     OPT_OUT = "policy", "opt_out", False, False, "X-Robots-Tag refuses this use"
 
     EMPTY_BODY = "body", "empty_body", False, False, "a success without content"
     BYTE_CAP = "body", "byte_cap", False, False, "more bytes than allowed"
-    TRUNCATED_BODY = "body", "truncated_body", True, True, "the body ended before its announced end"
-    CONTENT_ENCODING = "body", "content_encoding", False, False, "compressed although we asked not to, and not undoable"
+    TRUNCATED_BODY = "body", "truncated_body", True, True, "the body ended before its announced length"
+    CONTENT_ENCODING = "body", "content_encoding", False, False, "an unrequested encoding that cannot be decoded"
 
     NOT_AN_IMAGE = "image", "not_an_image", False, False, "not an image: HTML, text or something else"
     FORMAT_NOT_ALLOWED = "image", "format_not_allowed", False, False, "an image in a format that is not decoded"
-    DECODE_ERROR = "image", "decode_error", False, False, "a damaged or cut-off image"
+    DECODE_ERROR = "image", "decode_error", False, False, "a damaged or truncated image"
     PIXEL_CAP = "image", "pixel_cap", False, False, "more pixels than allowed, by its header or after resizing"
     PIXEL_FORMAT = "image", "pixel_format", False, False, "values without a defined 8-bit form"
     TOO_SMALL = "image", "too_small", False, False, "a side below min_image_size"
     ASPECT_RATIO = "image", "aspect_ratio", False, False, "a shape beyond max_aspect_ratio"
-    SIDE_CAP = "image", "side_cap", False, False, "a side longer than the encode format can hold"
+    SIDE_CAP = "image", "side_cap", False, False, "a side longer than the encode format allows"
     # fmt: on
 
 
 class Rejected(Exception):
-    """A row ends here, for the reason `code`."""
+    """The row is rejected for the reason `code`."""
 
     def __init__(self, code: Code) -> None:
         super().__init__(code.value)

@@ -1,4 +1,4 @@
-"""Fetching images from addresses nobody vouches for: bounded in time, bytes, redirects and requests per host."""
+"""Fetches images from untrusted URLs, with limits on time, bytes, redirects and requests per host."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 STATUS_CODES = {
     **dict.fromkeys((401, 402, 403, 407, 451), Code.HTTP_DENIED),
     404: Code.HTTP_404,
+    204: Code.EMPTY_BODY,
     410: Code.HTTP_410,
     429: Code.HTTP_429,
 }
@@ -37,12 +38,12 @@ ERRNO_CODES = {
     errno.ECONNRESET: Code.RESET,
     errno.ECONNABORTED: Code.RESET,
 }
-KEEP_ALIVE = 2.0  # seconds; hosts rarely come back soon, and every idle connection holds a file descriptor
+KEEP_ALIVE = 2.0  # seconds; few hosts are needed again soon, and an idle connection holds a file descriptor
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchResult:
-    """What came of one URL: a body, or a code that says why not."""
+    """The result of one URL: a body, or the code of its rejection."""
 
     body: bytes | None = None
     """the bytes of the image, decompressed"""
@@ -53,9 +54,9 @@ class FetchResult:
     redirects: int = 0
     """redirects followed"""
     content_type: str | None = None
-    """media type of the last response as its server declares it"""
+    """media type that the server of the last response declares"""
     opt_out: str | None = None
-    """the refusing directives met on the way, with commas between"""
+    """the opt-out directives of all responses, separated by commas"""
 
 
 class Fetcher:
@@ -72,7 +73,7 @@ class Fetcher:
         traces.on_connection_reuseconn.append(_connected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0,  # ours are the limits
+                limit=0,  # the limits are those of this class
                 resolver=GuardedResolver(allow_private=self.config.allow_private),
                 socket_factory=socket_factory(allow_private=self.config.allow_private),
                 ttl_dns_cache=300,
@@ -96,9 +97,9 @@ class Fetcher:
 
     @asynccontextmanager
     async def fetch(self, address: str | None) -> AsyncIterator[FetchResult]:
-        """Fetches one URL, with retries. A body counts as a fetch under way until the block is left: memory is bounded.
+        """Fetches one URL, with retries. A body holds its slot until the block ends, which bounds memory.
 
-        Every fault of the address or its server comes as a code; what is raised is a bug or this machine's trouble.
+        Errors of the URL or its server are returned as a code; an exception is a bug or an error of this machine.
         """
         async with AsyncExitStack() as held:
             for attempt in range(self.config.retries + 1):
@@ -139,7 +140,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _turn(self, host: str) -> AsyncIterator[None]:
-        """Waits until the host has fewer than `per_host` requests of ours."""
+        """Waits until the session has fewer than `per_host` requests to the host."""
         me = object()
         semaphore, users = self._hosts.setdefault(host, (asyncio.Semaphore(self.config.per_host), set()))
         users.add(me)
@@ -152,7 +153,7 @@ class Fetcher:
                 del self._hosts[host]
 
     async def _request(self, url: URL, walk: _Walk) -> bytes | URL:
-        """One hop: the body, or the address that a redirect points to."""
+        """Sends one request. Returns the body, or the URL of a redirect."""
         try:
             async with (
                 walk.hop(),
@@ -172,7 +173,7 @@ class Fetcher:
 
 
 class _Walk:
-    """One attempt: its deadlines over all hops, and what was met on the way."""
+    """One attempt: its deadlines over all redirects, and what its responses have said."""
 
     def __init__(self, config: AcquireConfig) -> None:
         self.config = config
@@ -200,20 +201,20 @@ class _Walk:
 
     @asynccontextmanager
     async def hop(self) -> AsyncIterator[None]:
-        """Ends the block with Rejected when the deadline of its phase, or of the whole attempt, has passed."""
+        """Raises Rejected in the block when the deadline of its phase, or of the attempt, has passed."""
         started = asyncio.get_running_loop().time()
         self._end = started + self._left
         try:
             async with asyncio.timeout(None) as self._timeout:
                 self.phase(Code.TIMEOUT_CONNECT, self.config.connect_timeout)
                 yield
-        except TimeoutError as error:  # ours, or the system's, which gives up a dead connection
+        except TimeoutError as error:  # of the deadline, or of the system for a dead connection
             raise Rejected(self._late) from error
         finally:
             self._left -= asyncio.get_running_loop().time() - started
 
     def phase(self, late: Code, seconds: float) -> None:
-        """From now on the next event must come within so many seconds, and the end within the total."""
+        """Sets the deadline of the next event, in seconds from now; the end of the attempt is a limit too."""
         if self._timeout.expired():
             return
         until = asyncio.get_running_loop().time() + seconds
@@ -227,12 +228,12 @@ async def _connected(session: aiohttp.ClientSession, context: SimpleNamespace, p
 
 
 def _text(header: str) -> str:
-    """A header's value as text that can be stored: aiohttp keeps bytes that are not UTF-8 as lone surrogates."""
+    """Returns a header's value as valid text; aiohttp keeps bytes that are not UTF-8 as lone surrogates."""
     return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, a number or a date; None when absent or unreadable."""
+    """Returns the seconds of a Retry-After header, a number or a date; None if it is absent or invalid."""
     if retry_after is None:
         return None
     if retry_after.strip().isdecimal():
@@ -244,22 +245,19 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _status_code(status: int) -> Code:
-    if status in STATUS_CODES:
-        return STATUS_CODES[status]
-    if status == 204:
-        return Code.EMPTY_BODY
-    return {4: Code.HTTP_4XX, 5: Code.HTTP_5XX}.get(status // 100, Code.HTTP_OTHER)
+    others = {4: Code.HTTP_4XX, 5: Code.HTTP_5XX}
+    return STATUS_CODES.get(status) or others.get(status // 100, Code.HTTP_OTHER)
 
 
 def _error_code(error: aiohttp.ClientError) -> Code:
-    """The code of a failed exchange. Raises `error` again when this machine is to blame."""
+    """Returns the code of a failed request. Raises `error` again if it is an error of this machine."""
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
         return Code.TLS
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
         if number in OUR_OWN:
             raise error
-        # Everything else means that no packet finds its way, or that several addresses failed in several ways.
+        # Anything else: there is no route, or several addresses failed for several reasons.
         return ERRNO_CODES.get(number or 0, Code.UNREACHABLE)
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)):
         return Code.RESET

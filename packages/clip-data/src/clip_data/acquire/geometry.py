@@ -1,4 +1,4 @@
-"""Which size an image gets: img2dataset's resize modes, to the pixel."""
+"""The stored size of an image: img2dataset's resize modes, exact to the pixel."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_SIDE = {"jpg": 65_500, "png": 2**31 - 1, "webp": 16_383}  # jpg: what libjpe
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A way from an image of w × h to its stored form: cut out `box`, scale it to `size`, pad it to `canvas`."""
+    """How an image becomes its stored form: crop `box`, scale it to `size`, pad it to `canvas`."""
 
     box: tuple[float, float, float, float]
     """left, top, right, bottom in pixels of the source"""
     size: tuple[int, int]
     """width, height"""
     canvas: tuple[int, int]
-    """width, height of the result; the image stands in its middle"""
+    """width, height of the result, with the image in its middle"""
     enlarges: bool
 
     @property
@@ -28,7 +28,7 @@ class Geometry:
 
 
 def plan_geometry(width: int, height: int, config: AcquireConfig) -> Geometry:
-    """Geometry of an upright image of `width` × `height` pixels. Raises Rejected: pixel_cap or side_cap."""
+    """Returns the geometry of an upright image of `width` × `height` pixels. Raises Rejected: pixel_cap or side_cap."""
     geometry = _geometry(width, height, config)
     if geometry.canvas[0] * geometry.canvas[1] > config.max_pixels:  # a thin line enlarged to a wide one
         raise Rejected(Code.PIXEL_CAP)

@@ -1,6 +1,6 @@
-"""Which addresses may be fetched: http and https on the public internet, checked on the address that is connected to.
+"""Decides which URLs may be fetched: http and https on the public internet.
 
-A host name is checked after its resolution, inside the connector, so that no second lookup can give another answer.
+The check applies to the address of the connection: a host name is resolved inside the connector, only once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from importlib import resources
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -20,40 +21,13 @@ from yarl import URL
 
 from clip_data.acquire.codes import Code, Rejected
 
-MAX_URL = 8000  # characters: what common servers accept at most
-DNS_THREADS = 32  # a lookup of a dead name holds its thread for seconds
+MAX_URL = 8000  # characters; the limit of common servers
+DNS_THREADS = 32  # the lookup of a dead name holds its thread for seconds
 NOT_FOUND = {getattr(socket, name, socket.EAI_NONAME) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")}
 
-# IANA's special-purpose registries (RFC 6890 and later), written out since `ipaddress` differs by Python version.
-NOT_PUBLIC_V4 = tuple(
-    IPv4Network(net)
-    for net in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.88.99.0/24",  # 6to4 relays
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/3",  # multicast, reserved, broadcast
-    )
-)
-PUBLIC_V6 = IPv6Network("2000::/3")  # all that is assigned; leaves out loopback, local, unique-local and multicast
-NOT_PUBLIC_V6 = tuple(
-    IPv6Network(net)
-    for net in (
-        "2001::/23",  # protocol assignments, Teredo
-        "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4: an IPv4 address of the sender's choice inside
-        "3fff::/20",  # documentation
-    )
-)
+_NETWORKS = (resources.files("clip_data.acquire") / "special_networks.txt").read_text(encoding="ascii")
+NOT_PUBLIC = tuple(ip_network(line.split()[0]) for line in _NETWORKS.splitlines() if line and line[0] != "#")
+PUBLIC_V6 = IPv6Network("2000::/3")  # all that is assigned; without loopback, local, unique-local and multicast
 MAPPED = IPv6Network("::ffff:0:0/96")
 NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -63,19 +37,20 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether the address belongs to the public internet. An IPv4 address inside a mapped or NAT64 one decides."""
+    """Returns whether an address is on the public internet; of a mapped or NAT64 one, whether the IPv4 address is."""
     if isinstance(address, IPv6Address):
         if address in MAPPED or address in NAT64:
             return is_public(IPv4Address(address.packed[-4:]))
-        return address in PUBLIC_V6 and not any(address in net for net in NOT_PUBLIC_V6)
-    return not any(address in net for net in NOT_PUBLIC_V4)
+        if address not in PUBLIC_V6:
+            return False
+    return not any(address in network for network in NOT_PUBLIC)
 
 
 def parse_url(text: str | None, *, allow_private: bool, base: URL | None = None) -> URL:
-    """The address to fetch, without fragment and with a host that means the same to every reader.
+    """Returns the URL to fetch, without fragment and with an unambiguous host.
 
-    A URL that needs no quoting is kept as written, since signed ones break otherwise. `base` is what a relative one
-    starts from. Raises Rejected with a code of the class "url".
+    A URL that needs no quoting is kept as written, since signed URLs must not change. A relative one is joined to
+    `base`. Raises Rejected with a code of the class "url".
     """
     text = (text or "").strip()
     if not text:
@@ -87,7 +62,7 @@ def parse_url(text: str | None, *, allow_private: bool, base: URL | None = None)
         url = base.join(url) if base else url
         host, port = url.raw_host, url.port
         url.host  # noqa: B018 -- decodes punycode, which aiohttp relies on
-    except ValueError as error:  # what yarl raises for all it cannot read
+    except ValueError as error:  # of yarl
         raise Rejected(Code.MALFORMED_URL) from error
     if url.scheme and url.scheme not in ("http", "https"):
         raise Rejected(Code.SCHEME_NOT_ALLOWED)
@@ -104,7 +79,7 @@ def parse_url(text: str | None, *, allow_private: bool, base: URL | None = None)
 
 
 def _literal(host: str) -> IPv4Address | IPv6Address | None:
-    """The address that a host spells, in any of the forms that a system call would take for one; None for a name."""
+    """Returns the address of a host that the system would read as one, in any notation; None for a name."""
     try:
         if ":" in host:
             return IPv6Address(host.partition("%")[0])
@@ -119,7 +94,7 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 class GuardedResolver(AbstractResolver):
-    """System name lookup that gives out only addresses that may be connected to."""
+    """Resolves names by the system, and returns only addresses that may be connected to."""
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
@@ -128,7 +103,7 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Addresses of a host. Raises Rejected: dns_not_found, dns_failure, malformed_url or private_address."""
+        """Returns the addresses. Raises Rejected: dns_not_found, dns_failure, malformed_url or private_address."""
         lookup = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG)
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
@@ -157,7 +132,7 @@ class GuardedResolver(AbstractResolver):
 
 
 def socket_factory(*, allow_private: bool) -> Any:
-    """Makes the connector's sockets: a second lock on the door, should an address ever come past the resolver."""
+    """Returns a function that makes the connector's sockets and checks addresses once more, after the resolver."""
 
     def make(addr_info: Any) -> socket.socket:
         family, kind, proto, _, sockaddr = addr_info

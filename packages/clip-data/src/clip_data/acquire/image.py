@@ -1,6 +1,6 @@
-"""From a fetched body to the bytes that are stored: checked by the header, upright, opaque, resized.
+"""Turns a fetched body into the stored bytes: checked by its header, upright, opaque, resized.
 
-Pillow's own pixel limit is replaced by ours, which counts before anything is decoded and can be set per dataset.
+Pillow's own pixel limit is replaced by `max_pixels`, which is checked before decoding.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from clip_data.acquire.sniff import FORMATS, sniff
 PILLOW = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 STORED_AS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 CODES = {"too_large": Code.PIXEL_CAP, "undecodable": Code.DECODE_ERROR, "pixel_format": Code.PIXEL_FORMAT}
-# Area averaging. Against exact averages of grainy photos this filter has 40 to 49 dB PSNR; Pillow's BOX, which gives a
-# source pixel wholly to one target pixel, has 30 to 40, at the same cost.
+# Area averaging. Compared with exact averages of grainy photos this filter has 40 to 49 dB PSNR; Pillow's BOX, which
+# assigns each source pixel to one target pixel, has 30 to 40, at the same cost.
 DOWN, UP = Image.Resampling.HAMMING, Image.Resampling.LANCZOS
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as this many pixels remain for one, in each direction. With
-# 1 it would be faster, at 22 to 34 dB.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if at least this many pixels remain per target pixel, in each
+# direction. With 1 it would be faster, at 22 to 34 dB.
 DRAFT_MARGIN = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImage:
-    """An image to store; or the code of its rejection, with what was known by then."""
+    """An image to store; or the code of its rejection, with the facts known by then."""
 
     code: Code | None = None
     data: bytes | None = None
-    """encoded image; None when rejected"""
+    """encoded image; None if rejected"""
     extension: str | None = None
     """jpg, png or webp"""
     width: int | None = None
@@ -45,15 +45,15 @@ class PreparedImage:
     height: int | None = None
     original_format: str | None = None
     original_width: int | None = None
-    """width of the upright original: as it is seen, not as it lies in the file"""
+    """width of the upright original"""
     original_height: int | None = None
     exif_orientation: int | None = None
-    """1 to 8; 1 where the file does not say"""
+    """1 to 8; 1 if the file has none"""
 
 
 @contextmanager
 def own_pixel_limit() -> Iterator[None]:
-    """Switches off Pillow's limit, a setting of the whole process that warns or refuses regardless of `max_pixels`."""
+    """Disables Pillow's pixel limit, a global of the process, in the block."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -100,7 +100,7 @@ def _prepare(body: bytes, config: AcquireConfig, facts: dict[str, Any]) -> tuple
 
 
 def _decode(image: Image.Image, geometry: Geometry, turned: bool) -> None:
-    """Decodes the first frame, a JPEG that is to shrink at a fraction of its size."""
+    """Decodes the first frame; of a JPEG that will shrink, at a fraction of its size."""
     with decoding("the image"):
         if not geometry.enlarges:
             left, top, right, bottom = geometry.box
@@ -122,7 +122,7 @@ def _storable(image: Image.Image, kind: str, config: AcquireConfig) -> bool:
 
 
 def _resized(image: Image.Image, geometry: Geometry, size: tuple[int, int]) -> Image.Image:
-    """Applies the geometry, which speaks of the upright original of `size`; `image` may be a smaller draft of it."""
+    """Applies the geometry of an upright original of `size`; `image` may be a smaller draft of it."""
     if geometry.changes:
         x, y = image.width / size[0], image.height / size[1]
         left, top, right, bottom = geometry.box

@@ -1,18 +1,18 @@
-"""X-Robots-Tag: what the server of an image forbids."""
+"""X-Robots-Tag: the uses that the server of an image forbids."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-# Directives with a value of their own: the word before their colon names no robot.
+# Directives with a value: the word before their colon is not a robot.
 VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 IMPLIED = {"none": ("noindex", "nofollow")}
 
 
 def refusals(headers: Iterable[str], token: str, directives: Collection[str]) -> list[str]:
-    """Those of `directives` that the header lines hold for every robot or for the robot `token`, sorted.
+    """Returns, sorted, those of `directives` that the header lines contain for every robot or for the robot `token`.
 
-    `otherbot: noai, noindex` speaks to one robot up to the next name in the same line.
+    `otherbot: noai, noindex` applies to one robot, up to the next name in the same line.
     """
     seen: set[str] = set()
     for header in headers:

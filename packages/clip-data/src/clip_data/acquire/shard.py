@@ -1,4 +1,4 @@
-"""A shard: a tar whose bytes follow from its members alone."""
+"""A shard: a tar whose bytes depend on its members only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TarWriter:
                 self._write(bytes(-self.size % tarfile.RECORDSIZE))
 
     def add(self, name: str, payload: bytes) -> tuple[int, int]:
-        """Appends a member of at most 100 characters of name; (offset, length) of its payload in the archive."""
+        """Appends a member, its name of at most 100 characters. Returns (offset, length) of its payload in the tar."""
         info = tarfile.TarInfo(name)
         info.size = len(payload)
         info.mode = 0o644
@@ -48,9 +48,7 @@ class TarWriter:
 
 
 def verify(path: Path, sha256: str, members: list[tuple[str, int, int]]) -> None:
-    """Reads a finished shard back. Raises OSError unless it holds exactly `members` (name, offset, length) and bytes
-    with the hash that were meant to be written.
-    """
+    """Reads a finished shard. Raises OSError unless it has exactly `members` (name, offset, length) and the hash."""
     with tarfile.open(path, "r:") as tar:
         found = [(member.name, member.offset_data, member.size) for member in tar]
     if sha256_of(path) != sha256 or found != members:

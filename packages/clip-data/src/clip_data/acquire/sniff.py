@@ -1,4 +1,4 @@
-"""What kind of file bytes are, by their first ones: no decoder sees what is not one of its own."""
+"""Finds the format of a file by its first bytes, so that a decoder gets files of its own format only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHERS = (
     b"\x00\x00\x01\x00",  # ICO
     b"8BPS",  # Photoshop
 )
-# Possessive and atomic throughout: the pattern never goes back over a byte, so that no body can make it slow.
+# Possessive and atomic throughout: without backtracking, no body can make the pattern slow.
 _SVG = re.compile(
     rb"\s*+(?:\xef\xbb\xbf)?+(?>\s++|<\?xml[^>]*+>|<!--.*?-->|<!doctype svg[^>]*+>)*+<svg[\s>]", re.I | re.S
 )

@@ -1,4 +1,4 @@
-"""The acquire stage: the URLs of a unit become a shard, and a sidecar with a row for each of them."""
+"""The acquire stage: turns the URLs of a unit into a shard, and a sidecar with a row for each URL."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 REJECTED = "rejected"
-# Rows begun at a time, per slot for a fetch: rows that wait for a busy host must not keep the others from starting.
+# Rows started at a time, per slot for a fetch: rows that wait for a busy host must not block the others.
 ROWS_PER_SLOT = 8
 MEASURED = ("original_format", "original_width", "original_height", "exif_orientation", "width", "height")
 
@@ -50,9 +50,9 @@ MEASURED = ("original_format", "original_width", "original_height", "exif_orient
 class AcquireStage:
     """The stage "acquire" of the dataset at a URL: writes shards/<unit>.tar and shards/<unit>.parquet.
 
-    The bytes follow from the rows, the config and the answers of the servers, not from timing. Raises ClipDataError
-    if the source has changed or the disk is full. An error of a single row never raises: the row is counted under its
-    code, or as `unexpected:<type of the exception>`.
+    The bytes depend on the rows, the config and the answers of the servers, not on timing. Raises ClipDataError if the
+    source has changed or the disk is full. An error of a single row is not raised: the row is counted under its code,
+    or as `unexpected:<exception type>`.
     """
 
     dataset: str
@@ -88,8 +88,8 @@ class AcquireStage:
 
 
 async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) -> list[dict[str, Any]]:
-    """The sidecar's fields for every row, in order. Images go to `spool` as they come: slow rows hold up nobody, and
-    memory does not grow with the unit.
+    """Returns the sidecar's fields for every row, in order. Images are written to `spool` as they arrive, so that
+    slow rows do not delay others and memory does not grow with the unit.
     """
     from clip_data.acquire.fetch import Fetcher
     from clip_data.acquire.image import own_pixel_limit
@@ -113,13 +113,13 @@ async def _fetch_all(source: pa.Table, config: AcquireConfig, spool: IO[bytes]) 
                     await begun.acquire()
                     group.create_task(run(row))
         except BaseExceptionGroup as several:
-            raise several.exceptions[0] from None  # the first one stopped the others
+            raise several.exceptions[0] from None  # the first one has cancelled the others
     return rows
 
 
 def _unexpected(error: Exception, url: str | None) -> dict[str, Any]:
-    """The row of an exception that no code foresees: the one place where what a server makes a library raise, or a bug
-    of ours, costs a row and not the run. Trouble of this machine says nothing about the row, and is raised again.
+    """Returns the row of an exception that has no code, so that a bug rejects a row and does not end the run. Errors
+    of this machine are raised again.
     """
     if isinstance(error, (MemoryError, ClipDataError)) or (isinstance(error, OSError) and error.errno in OUR_OWN):
         raise error
@@ -191,7 +191,7 @@ def _write_shard(
 
 
 def _values(source: pa.Table, name: str) -> list[Any]:
-    """A column's values in Python: as text where Python's dates do not reach (the year 10,000)."""
+    """Returns a column's values; as text if they are beyond Python's dates (the year 10,000)."""
     import pyarrow as pa
 
     column = source[name]
@@ -206,7 +206,7 @@ def _values(source: pa.Table, name: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's terms: bytes in hex digits, dates by ISO 8601, no number as null."""
+    """Returns the value in JSON types: bytes in hex digits, dates by ISO 8601, NaN and infinities as null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

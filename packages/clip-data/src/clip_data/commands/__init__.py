@@ -1,6 +1,6 @@
-"""The sub-commands of `clip-data`, one module each, with `Config`, which the flags fill, and `run`.
+"""The sub-commands of `clip-data`, one module each, with a `Config` for the flags, and `run`.
 
-What they share is here: the flags that name a dataset and its executor, and the line that reports the counts.
+They share the flags for a dataset and its executor, and the line that reports the counts.
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ class FolderAndExecutor(Folder):
 
 
 def pick(config: type[C], parsed: Any) -> C:
-    """The fields of a stage's own config, out of a command's."""
+    """Returns the config of a stage, out of that of a command."""
     return config(**{f.name: getattr(parsed, f.name) for f in fields(config)})  # type: ignore[arg-type]
 
 
-def say(what: str, counts: Mapping[str, int]) -> None:
+def print_counts(what: str, counts: Mapping[str, int]) -> None:
     """Prints how many rows a stage accepted, and why it rejected the others."""
     rows = sum(counts.values())
     reasons = ", ".join(f"{code} {count:,}" for code, count in counts.items() if code != SUCCESS)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from clip_data.acquire import AcquireConfig
-from clip_data.commands import FolderAndExecutor, pick, say
+from clip_data.commands import FolderAndExecutor, pick, print_counts
 from clip_data.dataset import Dataset
 from clip_data.executors import make_executor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(FolderAndExecutor, AcquireConfig):
-    """Units that are acquired already are kept."""
+    """Units that are already acquired are kept."""
 
 
 def run(config: Config) -> int:
@@ -20,5 +20,5 @@ def run(config: Config) -> int:
     dataset = Dataset.open(config.dataset)
     stage = AcquireStage(dataset.url, pick(AcquireConfig, config))
     with make_executor(config.executor) as executor:
-        say(stage.name, run_stage(dataset, stage, executor))
+        print_counts(stage.name, run_stage(dataset, stage, executor))
     return 0

@@ -8,7 +8,7 @@ from clip_data.plan import PlanConfig, plan
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Folder, PlanConfig):
-    """A dataset folder that is planned already is opened, if the plan is the same."""
+    """An existing dataset folder is opened, if its plan is the same."""
 
 
 def run(config: Config) -> int:

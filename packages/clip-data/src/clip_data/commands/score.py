@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clip_data.commands import FolderAndExecutor, say
+from clip_data.commands import FolderAndExecutor, print_counts
 from clip_data.dataset import Dataset
 from clip_data.executors import make_executor
 
@@ -23,5 +23,5 @@ def run(config: Config) -> int:
     stages = [ScoreStage(dataset.url, name) for name in config.scorers or SCORERS]
     with make_executor(config.executor) as executor:
         for stage in stages:
-            say(stage.name, run_stage(dataset, stage, executor))
+            print_counts(stage.name, run_stage(dataset, stage, executor))
     return 0

@@ -9,7 +9,7 @@ from clip_data.select import SelectConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Folder, SelectConfig):
-    """A selection that exists already is kept, if its config is the same."""
+    """An existing selection is kept, if its config is the same."""
 
 
 def run(config: Config) -> int:

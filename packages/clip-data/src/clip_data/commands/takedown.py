@@ -9,16 +9,16 @@ from clip_data.dataset import Dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Folder):
-    """Which samples are taken down. Shards are not changed; the tombstones hold from the next start of a stream on."""
+    """Which samples are taken down. Shards do not change; streams that start later leave the samples out."""
 
     reason: str
-    """why, and who has asked; kept with the tombstones"""
+    """why, and who has asked for it; stored with the tombstones"""
     samples: tuple[str, ...] = ()
-    """uids (32 hex digits), sample keys (13 digits), or URLs, which stand for all rows with that address"""
+    """uids (32 hex digits), sample keys (13 digits), or URLs, which name all rows with that URL"""
     file: str = ""
-    """a text file with one of these per line, in addition"""
+    """a text file with further samples, one per line"""
     allow_missing: bool = False
-    """skip, and count, what matches no row, as in a list that is for several datasets"""
+    """skip and count samples that match no row, for a list that covers several datasets"""
 
 
 def run(config: Config) -> int:

@@ -1,6 +1,6 @@
 """The embedded input of the quickstart: rendered scenes, a URL table about them, and a loopback server.
 
-Everything follows from (seed, index) alone, so a run that is killed and started again meets the same pictures.
+Everything follows from (seed, index) alone, so a run that is killed and started again reads the same images.
 """
 
 import lazy_loader

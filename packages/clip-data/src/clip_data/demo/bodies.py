@@ -1,4 +1,4 @@
-"""The bytes behind each kind of URL that answers with a picture, or with something in its place."""
+"""The bytes behind each kind of URL that answers with an image, or with something in its place."""
 
 import io
 import struct
@@ -6,7 +6,7 @@ import zlib
 
 from PIL import Image, ImageDraw
 
-from clip_data.demo.drawing import encode, render
+from clip_data.demo.drawing import encode, render, save
 from clip_data.demo.scenes import Scene
 
 BOMB_SIDE = 30_000
@@ -17,7 +17,7 @@ HTML = b"<!doctype html>\n<title>Not here</title>\n<p>This picture has moved to 
 
 
 def body(kind: str, scene: Scene) -> tuple[bytes, str]:
-    """(file, MIME type) for a row of this kind; kinds without a special body get the scene as it is."""
+    """Returns (file, MIME type) for a row of this kind; kinds without a special body get the scene as it is."""
     if kind == "html":
         # Every other server also lies about the type.
         return HTML, "text/html" if scene.index % 2 == 0 else "image/jpeg"
@@ -25,36 +25,30 @@ def body(kind: str, scene: Scene) -> tuple[bytes, str]:
         return pixel_bomb(), "image/png"
     image = render(scene)
     if kind == "duplicate_pixels":
-        # As copies come about: the file that "ok" serves, opened and saved again at another quality.
+        # A realistic copy: the file that "ok" serves, opened and saved again at another quality.
         original = Image.open(io.BytesIO(encode(image, scene.format, scene.quality)))
         return encode(original, "jpeg", 97), "image/jpeg"
     if kind.startswith("tiny_"):
         side = int(kind.rpartition("x")[2])
-        return _save(image.resize((side, side), Image.Resampling.BOX), "PNG"), "image/png"
+        return save(image.resize((side, side), Image.Resampling.BOX), "PNG"), "image/png"
     if kind == "exif_rotated":
         orientation = (3, 6, 8)[scene.index % 3]
         exif = Image.Exif()
         exif[_EXIF_ORIENTATION] = orientation
-        return _save(image.transpose(_ROTATIONS[orientation]), "JPEG", quality=92, exif=exif), "image/jpeg"
+        return save(image.transpose(_ROTATIONS[orientation]), "JPEG", quality=92, exif=exif), "image/jpeg"
     if kind in ("animated_gif", "animated_webp"):
         name = kind.removeprefix("animated_")
         frames = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
-        return _save(image, name.upper(), save_all=True, append_images=frames, duration=100), f"image/{name}"
+        return save(image, name.upper(), save_all=True, append_images=frames, duration=100), f"image/{name}"
     if kind == "cmyk_jpeg":
-        return _save(image.convert("CMYK"), "JPEG", quality=92), "image/jpeg"
+        return save(image.convert("CMYK"), "JPEG", quality=92), "image/jpeg"
     if kind == "rgba_png":
-        return _save(_round_corners(image), "PNG", compress_level=1), "image/png"
+        return save(_round_corners(image), "PNG", compress_level=1), "image/png"
     return encode(image, scene.format, scene.quality), f"image/{scene.format}"
 
 
-def _save(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 def _round_corners(image: Image.Image) -> Image.Image:
-    """RGBA with transparent corners, so that what is drawn stays visible on any ground."""
+    """Returns RGBA with transparent corners, so that what is drawn stays visible on any ground."""
     alpha = Image.new("L", image.size, 0)
     corner = min(image.size) // 8
     ImageDraw.Draw(alpha).rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=corner, fill=255)
@@ -64,7 +58,7 @@ def _round_corners(image: Image.Image) -> Image.Image:
 
 
 def pixel_bomb() -> bytes:
-    """A PNG of some 70 bytes whose header promises 900 million pixels."""
+    """Returns a PNG of about 70 bytes whose header promises 900 million pixels."""
     header = struct.pack(">IIBBBBB", BOMB_SIDE, BOMB_SIDE, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(BOMB_SIDE))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

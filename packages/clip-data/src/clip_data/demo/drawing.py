@@ -1,4 +1,4 @@
-"""Draws scenes with Pillow: about two milliseconds a picture, encoding included."""
+"""Draws scenes with Pillow: about two milliseconds an image, encoding included."""
 
 import io
 import math
@@ -6,53 +6,20 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clip_data.demo.data import load
 from clip_data.demo.scenes import BACKGROUNDS, RGB, Scene, SceneObject
 
 # Masks are drawn three times as large and reduced, which is what antialiases the edges.
 _OVERSAMPLING = 3
 # Half the side of an object's own canvas, in radii: a square's corner lies at 0.84 * sqrt(2).
 _REACH = 1.2
-
-Point = tuple[float, float]
-
-
-def _polar(radius: float, degrees: float) -> Point:
-    return radius * math.cos(math.radians(degrees)), radius * math.sin(math.radians(degrees))
-
-
-def _heart() -> list[Point]:
-    turns = [2 * math.pi * step / 48 for step in range(48)]
-    return [
-        (
-            math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 15 - 0.12,
-        )
-        for t in turns
-    ]
-
-
-_ARM = 0.33
-# Outlines in radii around the centre, y down; circle, ring and crescent are made of discs instead.
-_POLYGONS: dict[str, list[Point]] = {
-    "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
-    "triangle": [(x, y + 0.14) for x, y in (_polar(1.12, angle) for angle in (-90, 30, 150))],
-    "star": [_polar(1.1 if corner % 2 == 0 else 0.46, -90 + 36 * corner) for corner in range(10)],
-    "heart": _heart(),
-    "cross": [
-        (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM), (_ARM, 1),
-        (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM), (-_ARM, -1),
-    ],
-}  # fmt: skip
-# (centre x, radius, ink) of each disc, painted in order.
-_DISCS: dict[str, list[tuple[float, float, int]]] = {
-    "circle": [(0.0, 0.96, 255)],
-    "ring": [(0.0, 1.0, 255), (0.0, 0.56, 0)],
-    "crescent": [(0.12, 1.02, 255), (0.56, 0.8, 0)],
-}
+# Polygons in radii around the centre, y down.
+_OUTLINES = load("outlines.json")
+_DISCS = load("scenes.toml")["discs"]
 
 
 def object_mask(thing: SceneObject) -> tuple[Image.Image, int, int]:
-    """Coverage of one object: an 8-bit "L" picture of its own canvas, and where its top left lies in the scene."""
+    """Returns the coverage of one object, an 8-bit "L" image, and the place of its top left corner in the scene."""
     radius = thing.size / 2
     side = math.ceil(2 * _REACH * radius)
     left, top = round(thing.x - side / 2), round(thing.y - side / 2)
@@ -62,23 +29,22 @@ def object_mask(thing: SceneObject) -> tuple[Image.Image, int, int]:
     cos, sin = math.cos(turn) * scale, math.sin(turn) * scale
     flip = -1 if thing.mirrored else 1
 
-    def place(x: float, y: float) -> Point:
+    def place(x: float, y: float) -> tuple[float, float]:
         return centre_x + flip * x * cos - y * sin, centre_y + flip * x * sin + y * cos
 
     mask = Image.new("L", (side * _OVERSAMPLING, side * _OVERSAMPLING), 0)
     draw = ImageDraw.Draw(mask)
-    if thing.shape in _POLYGONS:
-        draw.polygon([place(x, y) for x, y in _POLYGONS[thing.shape]], fill=255)
-    else:
-        for disc_x, disc_radius, ink in _DISCS[thing.shape]:
-            x, y = place(disc_x, 0.0)
-            reach = disc_radius * scale
-            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
+    if thing.shape in _OUTLINES:
+        draw.polygon([place(x, y) for x, y in _OUTLINES[thing.shape]], fill=255)
+    for disc_x, disc_radius, ink in _DISCS.get(thing.shape, ()):
+        x, y = place(disc_x, 0.0)
+        reach = disc_radius * scale
+        draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
     return mask.reduce(_OVERSAMPLING), left, top
 
 
 def _second_tone(rgb: RGB) -> RGB:
-    """The other tone of a texture: a shade of the same hue, lighter only where nothing darker exists."""
+    """Returns the other tone of a texture: a darker shade of the same hue, or a lighter one of nearly black."""
     if max(rgb) < 64:
         return rgb[0] + 52, rgb[1] + 52, rgb[2] + 52
     share = 0.82 if max(rgb) > 235 else 0.72
@@ -86,7 +52,7 @@ def _second_tone(rgb: RGB) -> RGB:
 
 
 def _fill(thing: SceneObject, side: int) -> Image.Image:
-    """The object's surface: RGB picture [side, side]."""
+    """Returns the object's surface, an RGB image [side, side]."""
     if thing.texture == "plain":
         return Image.new("RGB", (side, side), thing.rgb)
     turn = math.radians(thing.rotation + 45 * (thing.texture == "striped"))
@@ -124,7 +90,7 @@ def _ground(scene: Scene) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of `scene.width` × `scene.height` pixels."""
+    """Returns the scene as an RGB image of `scene.width` × `scene.height` pixels."""
     image = _ground(scene)
     for thing in scene.objects:
         mask, left, top = object_mask(thing)
@@ -133,12 +99,13 @@ def render(scene: Scene) -> Image.Image:
 
 
 def encode(image: Image.Image, format: str, quality: int) -> bytes:
-    """The bytes of a JPEG, PNG or WEBP file ("jpeg", "png", "webp"); `quality` is 1–100 and unused for PNG."""
+    """Returns the bytes of a JPEG, PNG or WEBP file ("jpeg", "png", "webp"); `quality` is 1–100, unused for PNG."""
+    options = {"png": {"compress_level": 1}, "webp": {"quality": quality, "method": 0}, "jpeg": {"quality": quality}}
+    return save(image, format, **options[format])
+
+
+def save(image: Image.Image, format: str, **options: object) -> bytes:
+    """Returns the bytes of a file that Pillow writes with these options."""
     buffer = io.BytesIO()
-    if format == "png":
-        image.save(buffer, "PNG", compress_level=1)
-    elif format == "webp":
-        image.save(buffer, "WEBP", quality=quality, method=0)
-    else:
-        image.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, format, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A folder of captioned pictures as a URL table."""
+"""A folder of captioned images as a URL table."""
 
 import json
 import os
@@ -22,64 +22,59 @@ def write_folder_table(
 
     Each line of `captions_jsonl` is an object with `file` (relative to `folder`), `caption` and the asked `columns`,
     which are passed through as strings (null as ""); further keys are ignored. Blank lines are skipped.
-    Raises ClipDataError, naming file and line, for what cannot be read, a missing key or a missing picture.
+    Raises ClipDataError, naming file and line, for what cannot be read, a missing key or a missing image.
     """
-    root = Path(folder).resolve()
+    root, source = Path(folder).resolve(), os.fspath(captions_jsonl)
     if not root.is_dir():
-        raise ClipDataError(f"cannot read the pictures: {os.fspath(folder)} is no folder")
-    taken = [name for name in columns if name in ("url", "caption")]
-    if taken or len(set(columns)) < len(columns):
+        raise ClipDataError(f"cannot read the images: {os.fspath(folder)} is no folder")
+    if len({"url", "caption", *columns}) < len(columns) + 2:
         raise ClipDataError(f"columns {list(columns)} must differ from each other and from url and caption")
     try:
         lines = Path(captions_jsonl).read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ClipDataError(f"cannot read the captions {os.fspath(captions_jsonl)}: {error}") from error
+        raise ClipDataError(f"cannot read the captions {source}: {error}") from error
     table: dict[str, list[str | None]] = {name: [] for name in ("url", "caption", *columns)}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{os.fspath(captions_jsonl)}, line {number}"
-        record = _record(line, where)
-        file, caption = _text(record, "file", where), _text(record, "caption", where)
-        picture = (root / file).resolve()
-        if not picture.is_relative_to(root):
-            raise ClipDataError(f"{where}: {file!r} lies outside {root}")
-        if not picture.is_file():
-            raise ClipDataError(f"{where}: there is no file {file!r} in {root}")
-        table["url"].append(f"{base_url.rstrip('/')}/{quote(picture.relative_to(root).as_posix())}")
-        table["caption"].append(caption)
-        for name in columns:
-            table[name].append(_as_string(_value(record, name, where)))
+        try:
+            row = _row(json.loads(line), root, columns)
+        except json.JSONDecodeError as error:
+            raise ClipDataError(f"{source}, line {number}: not JSON ({error})") from error
+        except ClipDataError as error:
+            raise ClipDataError(f"{source}, line {number}: {error}") from error
+        row["url"] = f"{base_url.rstrip('/')}/{row['url']}"
+        for name, value in row.items():
+            table[name].append(value)
     if not table["url"]:
-        raise ClipDataError(f"{os.fspath(captions_jsonl)} holds no rows: one JSON object a line is needed")
+        raise ClipDataError(f"{source} holds no rows: one JSON object a line is needed")
     write_parquet(path, table)
     return len(table["url"])
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ClipDataError(f"{where}: not JSON ({error})") from error
+def _row(record: Any, root: Path, columns: Sequence[str]) -> dict[str, str]:
+    """Returns the row of a line; `url` is the quoted path below `root`."""
     if not isinstance(record, dict):
-        raise ClipDataError(f"{where}: expected a JSON object, found {line.strip()[:60]!r}")
-    return record
-
-
-def _value(record: dict[str, Any], key: str, where: str) -> Any:
-    if key not in record:
-        raise ClipDataError(f"{where}: no key {key!r}; it has {', '.join(sorted(record)) or 'none'}")
-    return record[key]
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    value = _value(record, key, where)
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ClipDataError(f"{where}: {key!r} must be a text that is not empty, found {value!r}")
-    return value
+        raise ClipDataError(f"expected a JSON object, found {str(record)[:60]!r}")
+    for key in ("file", "caption", *columns):
+        if key not in record:
+            raise ClipDataError(f"no key {key!r}; it has {', '.join(sorted(record)) or 'none'}")
+    for key in ("file", "caption"):
+        if not isinstance(record[key], str) or not record[key].strip() or "\0" in record[key]:
+            raise ClipDataError(f"{key!r} must be a text that is not empty, found {record[key]!r}")
+    image = (root / record["file"]).resolve()
+    if not image.is_relative_to(root):
+        raise ClipDataError(f"{record['file']!r} lies outside {root}")
+    if not image.is_file():
+        raise ClipDataError(f"there is no file {record['file']!r} in {root}")
+    return {
+        "url": quote(image.relative_to(root).as_posix()),
+        "caption": record["caption"],
+        **{name: _as_string(record[name]) for name in columns},
+    }
 
 
 def _as_string(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

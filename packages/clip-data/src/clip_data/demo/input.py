@@ -1,4 +1,4 @@
-"""The input of an end-to-end run: where its table of URLs comes from, and who serves the pictures meanwhile."""
+"""The input of an end-to-end run: where its table of URLs comes from, and who serves the images meanwhile."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from clip_core.store import Store, claim
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """Rendered scenes, a captioned folder, or a table of URLs that is there already."""
+    """Rendered scenes, a captioned folder, or an existing table of URLs."""
 
     kind: Literal["scenes", "folder", "table"] = "table"
     """scenes: rendered and served on loopback; folder: served on loopback; table: nothing to do, `plan.urls` exists"""
     rows: int = 4000
-    """scenes: rows of the table of URLs, the bad ones included"""
+    """scenes: rows of the table of URLs, faulty ones included"""
     seed: int = 0
-    """scenes: what is drawn follows from it"""
+    """scenes: seed of all that is drawn"""
     folder: str = ""
-    """folder: where the pictures are"""
+    """folder: where the images are"""
     captions: str = ""
     """folder: a JSONL file with `file` (relative to the folder) and `caption` in every line"""
     columns: tuple[str, ...] = ()
     """folder: further keys of the JSONL to carry along"""
     port: int = 8765
-    """scenes, folder: loopback port of the picture server; it is part of the URLs, so a continued run needs the same"""
+    """scenes, folder: loopback port of the image server; it is part of the URLs, so a continued run needs the same"""
 
     def __post_init__(self) -> None:
         if self.kind == "folder" and not (self.folder and self.captions):
@@ -36,7 +36,7 @@ class InputConfig:
 
 
 def write_input(config: InputConfig, folder: str) -> None:
-    """Writes `<folder>/urls.parquet` unless it is there; a folder that holds another table is refused."""
+    """Writes `<folder>/urls.parquet` unless it exists. Raises ConfigError if the folder holds another table."""
     if config.kind == "table":
         return
     store = Store(folder)
@@ -55,7 +55,7 @@ def write_input(config: InputConfig, folder: str) -> None:
 
 
 def serve(config: InputConfig) -> AbstractContextManager[object]:
-    """The server of the table's pictures; nothing for a table of real URLs."""
+    """Returns the server of the table's images; a null context for a table of real URLs."""
     from clip_data.demo.loopback import LoopbackServer
 
     if config.kind == "table":

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 
 from clip_data.errors import ClipDataError
 
 HOST = "127.0.0.1"
-# A run that is killed and started again meets its old server for the moment that one needs to notice.
+# A run that is killed and started again finds its old server for a moment.
 _OLD_SERVER_S = 1.0
 _START_S = 60.0
 
@@ -24,8 +23,8 @@ class LoopbackServer:
     Serves rendered scenes, or the files below `folder`. The process ends with the context, and also when this process
     is killed. Port 0 picks a free one; `port` and `base_url` hold what is in use once the context is entered.
 
-    Raises ClipDataError when the port is taken or not allowed, when `folder` is none, or when the server does not
-    start.
+    Raises ClipDataError when the port is in use or not allowed, when `folder` does not exist, or when the server does
+    not start.
     """
 
     def __init__(self, port: int = 8765, folder: str | os.PathLike[str] | None = None) -> None:
@@ -61,30 +60,19 @@ class LoopbackServer:
                 command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
         try:
-            self._wait()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _wait(self) -> None:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=_START_S)
-        try:
+            connection = http.client.HTTPConnection(HOST, self.port, timeout=_START_S)
             connection.request("GET", "/")
             connection.getresponse().read()
-        except (OSError, http.client.HTTPException) as error:
-            raise ClipDataError(
-                f"the server on port {self.port} does not answer ({error}): see its output above"
-            ) from error
-        finally:
             connection.close()
+        except BaseException as error:
+            self.__exit__()
+            if not isinstance(error, OSError | http.client.HTTPException):
+                raise
+            advice = "see its output above"
+            raise ClipDataError(f"the server on port {self.port} does not answer ({error}): {advice}") from error
+        return self
 
-    def _stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -97,10 +85,8 @@ def _listen(port: int) -> socket.socket:
         try:
             return socket.create_server((HOST, port), backlog=1024)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise ClipDataError(
-                    f"cannot listen on port {port}: {error.strerror}; choose another with --input.port"
-                ) from error
-            if time.monotonic() > give_up:
-                raise ClipDataError(f"port {port} is in use: choose another with --input.port") from error
+            in_use = error.errno == errno.EADDRINUSE
+            if not in_use or time.monotonic() > give_up:
+                found = f"port {port} is in use" if in_use else f"cannot listen on port {port}, {error.strerror}"
+                raise ClipDataError(f"{found}: choose another with --input.port") from error
             time.sleep(0.05)

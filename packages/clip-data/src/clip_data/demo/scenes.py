@@ -4,132 +4,70 @@ import math
 import random
 from dataclasses import dataclass
 
-from clip_data.demo.captions import write_caption
+from clip_data.demo.captions import NOUNS, write_caption
+from clip_data.demo.data import load
 
 RGB = tuple[int, int, int]
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "crescent")
-
-COLORS: dict[str, RGB] = {
-    "red": (214, 34, 40),
-    "green": (44, 160, 62),
-    "blue": (38, 84, 214),
-    "yellow": (247, 222, 48),
-    "purple": (142, 48, 172),
-    "orange": (247, 136, 24),
-    "white": (248, 248, 248),
-    "black": (20, 20, 22),
-}
-
+_DATA = load("scenes.toml")
+SHAPES = tuple(NOUNS)
+COLORS: dict[str, RGB] = {name: tuple(rgb) for name, rgb in _DATA["colors"].items()}
+BACKGROUNDS: dict[str, RGB] = {name: tuple(rgb) for name, rgb in _DATA["backgrounds"].items()}
 CLASS_NAMES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
-"""The 64 classes of the zero-shot task, in a fixed order; a scene's `label` is one of them or ""."""
+"""The 64 classes of the zero-shot benchmark, in a fixed order; a scene's `label` is one of them or ""."""
+PROMPT_TEMPLATES = tuple(_DATA["prompt_templates"])
 
-PROMPT_TEMPLATES = (
-    "{}",
-    "one {}.",
-    "a picture of one {}.",
-    "a large {}.",
-    "a small {}.",
-    "this is a {}.",
-    "an image of a {}.",
-)
-
-TEXTURES = ("plain", "striped", "dotted", "checkered")
-
-# No name here is also an object's colour, so a caption may name both.
-BACKGROUNDS: dict[str, RGB] = {
-    "light grey": (204, 207, 211),
-    "grey": (142, 144, 148),
-    "dark grey": (74, 77, 82),
-    "beige": (224, 209, 180),
-    "cream": (243, 236, 214),
-    "brown": (104, 78, 60),
-    "teal": (52, 124, 126),
-    "turquoise": (128, 208, 206),
-    "pink": (238, 182, 198),
-    "lavender": (202, 192, 228),
-    "mint": (190, 226, 202),
-    "navy": (28, 36, 68),
-}
-
-# Euclidean RGB distance below which a shape starts to sink into the ground it stands on (judged on contact sheets).
+# Euclidean RGB distance below which a shape is hard to see on its background (judged on contact sheets).
 MIN_CONTRAST = 118.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """One shape; lengths in pixels of the rendered picture, origin at its top left."""
+    """One shape; lengths in pixels of the rendered image, origin at its top left."""
 
-    shape: str
-    """One of SHAPES."""
-    color: str
-    """One of the names in COLORS."""
-    rgb: RGB
-    """The named colour, slightly varied."""
-    texture: str
-    """One of TEXTURES."""
-    x: float
-    """Centre, from the left."""
-    y: float
-    """Centre, from the top."""
-    size: float
-    """Diameter."""
-    rotation: float
-    """Degrees, clockwise."""
-    mirrored: bool
-    """Flipped left to right before the rotation."""
-    size_word: str
-    """"large", "small" or "" when the size is in between."""
+    shape: str  # one of SHAPES
+    color: str  # a name in COLORS
+    rgb: RGB  # the named colour, slightly varied
+    texture: str  # plain, striped, dotted or checkered
+    x: float  # of the centre, from the left
+    y: float  # of the centre, from the top
+    size: float  # diameter
+    rotation: float  # degrees, clockwise
+    mirrored: bool  # flipped left to right before the rotation
+    size_word: str  # "large", "small", or "" for sizes in between
 
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """The ground: one named colour with a soft gradient, blotches and grain."""
+    """One named colour with a soft gradient, blotches and grain."""
 
-    name: str
-    """One of the names in BACKGROUNDS."""
-    gradient: float
-    """Relative change of brightness from one edge to the other."""
-    angle: float
-    """Direction of the gradient in radians."""
-    blotches: float
-    """Amplitude of large soft spots, in 8-bit levels."""
-    grain: float
-    """Standard deviation of the pixel noise, in 8-bit levels."""
+    name: str  # in BACKGROUNDS
+    gradient: float  # relative change of brightness from one edge to the other
+    angle: float  # direction of the gradient in radians
+    blotches: float  # amplitude of large soft spots, in 8-bit levels
+    grain: float  # standard deviation of the pixel noise, in 8-bit levels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture before it is drawn, with its caption."""
+    """An image before it is drawn, with its caption."""
 
-    seed: int
-    """Seed of the collection."""
-    index: int
-    """Number of the scene within the collection."""
-    width: int
-    """Pixels."""
-    height: int
-    """Pixels."""
-    format: str
-    """File format: "jpeg", "png" or "webp"."""
-    quality: int
-    """Quality of the lossy formats, 1–100."""
-    noise_seed: int
-    """Seed of blotches and grain."""
-    layout: str
-    """"single", "row" (objects left to right), "column" (top to bottom) or "peak" (one above two)."""
+    seed: int  # of the collection
+    index: int  # within the collection
+    width: int  # pixels
+    height: int  # pixels
+    format: str  # of the file: "jpeg", "png" or "webp"
+    quality: int  # of the lossy formats, 1–100
+    noise_seed: int  # of blotches and grain
+    layout: str  # "single", "row" (left to right), "column" (top to bottom) or "peak" (one above two)
     background: Background
-    """What the objects stand on."""
-    objects: tuple[SceneObject, ...]
-    """One to three, in the order of the layout, never overlapping."""
-    caption: str
-    """English; names colour and shape of every object."""
-    label: str
-    """Class name when there is exactly one object, else ""."""
+    objects: tuple[SceneObject, ...]  # one to three, in the order of the layout, never overlapping
+    caption: str  # English; names colour and shape of every object
+    label: str  # the class name of a single object, else ""
 
 
 def scene(seed: int, index: int) -> Scene:
-    """The scene number `index` of the collection `seed`: the same in every process and on every machine."""
+    """Returns the scene `index` of the collection `seed`: the same in every process and on every machine."""
     rng = random.Random(f"scene {seed} {index}")
     short = rng.randrange(96, 145)
     long = min(160, round(short * rng.choice((1.0, 1.0, 1.15, 1.33))))
@@ -154,7 +92,7 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def _place(rng: random.Random, count: int, width: int, height: int) -> tuple[str, tuple[SceneObject, ...]]:
-    """Objects inside the central square, so that a centre crop keeps them whole."""
+    """Returns the layout and its objects, inside the central square, so that a centre crop keeps them whole."""
     if count == 1:
         size = rng.uniform(0.5, 0.76)
         reach = 0.5 - 0.56 * size
@@ -180,7 +118,7 @@ def _place(rng: random.Random, count: int, width: int, height: int) -> tuple[str
             shape=shape,
             color=color,
             rgb=_vary(rng, COLORS[color]),
-            texture=rng.choices(TEXTURES, weights=(76, 8, 8, 8))[0],
+            texture=rng.choices(_DATA["textures"], weights=(76, 8, 8, 8))[0],
             x=width / 2 + x * short,
             y=height / 2 + y * short,
             size=size * short,
@@ -193,7 +131,7 @@ def _place(rng: random.Random, count: int, width: int, height: int) -> tuple[str
 
 
 def _kinds(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """(shape, colour) of each object; sometimes all alike, sometimes two alike among three."""
+    """Returns (shape, colour) of each object; sometimes all alike, sometimes two alike among three."""
     kinds = [(rng.choice(SHAPES), rng.choice(tuple(COLORS))) for _ in range(count)]
     alike = rng.random()
     if count > 1 and alike < 0.3:

@@ -1,6 +1,6 @@
-"""The HTTP server of the quickstart: pictures rendered from the URL path, or the files of one folder.
+"""The HTTP server of the quickstart: images rendered from the URL path, or the files of one folder.
 
-Run by `LoopbackServer` as `python -m clip_data.demo.server <listening socket> <parent's process id> [folder]`.
+`LoopbackServer` runs it as `python -m clip_data.demo.server <listening socket> <parent's process id> [folder]`.
 Paths are `/<kind>/<seed>/<index>[.suffix]`. The answer follows from the path alone, except that `unavailable_once`
 refuses the first request for each path in the life of a server.
 """
@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
@@ -40,10 +40,10 @@ async def _alive(request: web.Request) -> web.Response:
 async def _scene(request: web.Request) -> web.StreamResponse:
     match = _PATH.fullmatch(request.path)
     if match is None or match["kind"] not in KINDS:
-        raise web.HTTPNotFound(text=f"no picture at {request.path}\n")
+        raise web.HTTPNotFound(text=f"no image at {request.path}\n")
     kind = match["kind"]
     if kind in _STATUS:
-        return web.Response(status=_STATUS[kind], text="no picture here\n")
+        return web.Response(status=_STATUS[kind], text="no image here\n")
     if kind == "unavailable_once" and request.path not in request.app[_REFUSED_ONCE]:
         request.app[_REFUSED_ONCE].add(request.path)
         return web.Response(status=503, headers={"Retry-After": "0"})
@@ -54,12 +54,8 @@ async def _scene(request: web.Request) -> web.StreamResponse:
     if kind == "empty_body":
         return web.Response(body=b"", content_type="image/jpeg")
     data, mime = body(kind, scene(int(match["seed"]), int(match["index"])))
-    if kind in _BODIES:
-        try:
-            return await _BODIES[kind](request, data, mime)
-        except ConnectionResetError:
-            # The client gave up, as it should with most of these: nobody reads this answer and nothing is to be logged.
-            return web.Response()
+    if kind in _LENGTHS:
+        return await _send_slowly(request, kind, data, mime)
     if kind == "truncated":
         data = data[: len(data) * 6 // 10]
     headers = {"X-Robots-Tag": _ROBOTS[kind]} if kind in _ROBOTS else {}
@@ -79,75 +75,56 @@ def _redirect(kind: str, request: web.Request) -> web.Response:
     return web.Response(status=301 if hop % 2 else 302, headers={"Location": target})
 
 
-async def _open(request: web.Request, mime: str, length: int | None) -> web.StreamResponse:
+# The declared length of bodies that are sent in pieces: 0 stands for that of the image, None for a chunked body.
+_LENGTHS = {
+    "closed_early": 0,
+    "drip": 0,
+    "stall_body": 0,
+    "oversized_declared": DECLARED_BYTES,
+    "oversized_chunked": None,
+    "endless_trickle": None,
+}
+
+
+def _pieces(kind: str, data: bytes) -> Iterator[tuple[float, bytes]]:
+    """Yields the pieces of a body, each with the seconds to wait before it."""
+    if kind == "drip":
+        step = -(-len(data) // DRIP_PIECES)
+        yield from ((DRIP_PAUSE_S, data[start : start + step]) for start in range(0, len(data), step))
+    elif kind == "endless_trickle":
+        while True:
+            yield DRIP_PAUSE_S, data[:1]
+    elif kind == "closed_early":
+        yield 0, data[: len(data) // 2]
+    elif kind == "oversized_chunked":
+        yield 0, data
+        yield from ((0, bytes(2**16)) for _ in range(OVERSIZED_BYTES // 2**16))
+    else:
+        yield 0, data[: len(data) // 3] if kind == "stall_body" else data
+        yield _FOREVER_S, b""
+
+
+async def _send_slowly(request: web.Request, kind: str, data: bytes, mime: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": mime})
-    if length is None:
+    if _LENGTHS[kind] is None:
         response.enable_chunked_encoding()
     else:
-        response.content_length = length
-    await response.prepare(request)
-    return response
-
-
-async def _closed_early(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, len(data))
-    await response.write(data[: len(data) // 2])
-    if request.transport is not None:
+        response.content_length = _LENGTHS[kind] or len(data)
+    try:
+        await response.prepare(request)
+        for pause, piece in _pieces(kind, data):
+            if pause:
+                await asyncio.sleep(pause)
+            await response.write(piece)
+    except ConnectionResetError:
+        return web.Response()  # the client gave up, as it should with most kinds: nobody reads this answer
+    if kind == "closed_early" and request.transport is not None:
         request.transport.close()
     return response
 
 
-async def _oversized_chunked(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, None)
-    await response.write(data)
-    block = bytes(2**16)
-    for _ in range(OVERSIZED_BYTES // len(block)):
-        await response.write(block)
-    return response
-
-
-async def _stall_body(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, len(data))
-    await response.write(data[: len(data) // 3])
-    await asyncio.sleep(_FOREVER_S)
-    return response
-
-
-async def _oversized_declared(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, DECLARED_BYTES)
-    await response.write(data)
-    await asyncio.sleep(_FOREVER_S)
-    return response
-
-
-async def _drip(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, len(data))
-    step = -(-len(data) // DRIP_PIECES)
-    for start in range(0, len(data), step):
-        await asyncio.sleep(DRIP_PAUSE_S)
-        await response.write(data[start : start + step])
-    return response
-
-
-async def _endless_trickle(request: web.Request, data: bytes, mime: str) -> web.StreamResponse:
-    response = await _open(request, mime, None)
-    while True:
-        await response.write(data[:1])
-        await asyncio.sleep(DRIP_PAUSE_S)
-
-
-_BODIES: dict[str, Callable[[web.Request, bytes, str], Awaitable[web.StreamResponse]]] = {
-    "closed_early": _closed_early,
-    "oversized_chunked": _oversized_chunked,
-    "oversized_declared": _oversized_declared,
-    "drip": _drip,
-    "stall_body": _stall_body,
-    "endless_trickle": _endless_trickle,
-}
-
-
 def scenes_app() -> web.Application:
-    """Answers `/<kind>/<seed>/<index>`."""
+    """Returns an application that answers `/<kind>/<seed>/<index>`."""
     app = web.Application()
     app[_REFUSED_ONCE] = set()
     app.add_routes([web.get("/", _alive), web.get("/{path:.+}", _scene)])
@@ -155,7 +132,7 @@ def scenes_app() -> web.Application:
 
 
 def folder_app(folder: Path) -> web.Application:
-    """Answers with the regular files below `folder`; whatever leads out of it, symbolic links included, is a 404."""
+    """Returns an application that serves the files below `folder`; a path or link that leads out of it is a 404."""
     root = folder.resolve()
 
     async def file(request: web.Request) -> web.Response:
@@ -172,8 +149,8 @@ def folder_app(folder: Path) -> web.Application:
 
 
 async def serve(app: web.Application, listener: socket.socket, parent: int) -> None:
-    """Serves until the process `parent` is gone, however it ended."""
-    # A client that gives up ends its handler at once; else each stalled request would live on for a day.
+    """Serves until the process `parent` has ended."""
+    # A client that gives up ends its handler at once: a stalled request would otherwise last a day.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.SockSite(runner, listener, backlog=1024).start()

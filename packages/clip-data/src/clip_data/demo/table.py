@@ -1,4 +1,4 @@
-"""The quickstart's URL table: rendered scenes, mixed with what real lists hold."""
+"""The quickstart's URL table: rendered scenes, mixed with the faults of real lists."""
 
 import io
 import os
@@ -48,31 +48,23 @@ def write_table(
 
 
 def _url(kind: str, seed: int, index: int, format: str, base_url: str) -> str | None:
-    """Where the row's picture is said to be."""
+    """Returns the URL of the row's image."""
     suffix = {"jpeg": "jpg"}.get(format, format)
-    match kind:
-        case "null_url":
-            return None
-        case "empty_url":
-            return ""
-        case "malformed_url":
-            return _MALFORMED[index % len(_MALFORMED)]
-        case "scheme_ftp":
-            return f"ftp://127.0.0.1/pictures/{index}.{suffix}"
-        case "scheme_file":
-            return "file:///etc/hostname"
-        case "scheme_data":
-            return f"data:image/png;base64,{_PIXEL}"
-        case "nothing_listening":
-            # Port 1 (tcpmux) has had no service for decades.
-            return f"http://127.0.0.1:1/{index}.{suffix}"
-        case "duplicate_row":
-            kind = "ok"
-    return f"{base_url}/{kind}/{seed}/{index}.{suffix}"
+    odd = {
+        "null_url": None,
+        "empty_url": "",
+        "malformed_url": _MALFORMED[index % len(_MALFORMED)],
+        "scheme_ftp": f"ftp://127.0.0.1/pictures/{index}.{suffix}",
+        "scheme_file": "file:///etc/hostname",
+        "scheme_data": f"data:image/png;base64,{_PIXEL}",
+        "nothing_listening": f"http://127.0.0.1:1/{index}.{suffix}",  # port 1 (tcpmux) has had no service for decades
+    }
+    served = "ok" if kind == "duplicate_row" else kind
+    return odd.get(kind, f"{base_url}/{served}/{seed}/{index}.{suffix}")
 
 
 def write_parquet(path: str | os.PathLike[str], columns: Mapping[str, Sequence[str | None]]) -> None:
-    """String columns to a parquet file with row groups of ROW_GROUP rows; atomic, ClipDataError when unwritable."""
+    """Writes string columns to a parquet file with row groups of ROW_GROUP rows. Raises ClipDataError."""
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=ROW_GROUP, compression="zstd")

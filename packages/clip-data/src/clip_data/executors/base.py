@@ -24,12 +24,12 @@ class ExecutorConfig:
     """Where the units of a stage run."""
 
     kind: str = "local"
-    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray if no address is given;
+    """local: processes on this machine; ray: tasks on a Ray cluster, or on a local Ray without an address;
     package.module:Class: a user-defined executor"""
     workers: int = 0
-    """units worked on at the same time; 0: one per CPU"""
+    """units that run at the same time; 0: one per CPU"""
     ray_address: str = ""
-    """address of a running Ray cluster; empty: $RAY_ADDRESS if set, else a Ray of its own on this machine"""
+    """address of a running Ray cluster; empty: $RAY_ADDRESS if set, else a new local Ray"""
     retries: int = 3
     """how often a unit is tried again after its worker died; an error that a unit raises is not retried"""
     timeout: float = 21_600.0
@@ -48,7 +48,7 @@ class ExecutorConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a unit: an answer, an error with the worker's traceback, or the death of its worker. Picklable."""
+    """The outcome of a unit: an answer, an error with the worker's traceback, or its worker's death. Picklable."""
 
     answer: dict[str, Any] | None = None
     error: Exception | None = None
@@ -79,7 +79,7 @@ class Executor(ABC):
 
     @abstractmethod
     def collect(self) -> Iterable[tuple[Unit, Outcome]]:
-        """Waits for some time for submitted units; returns those that have ended since."""
+        """Waits for submitted units for a limited time; returns those that have ended."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -153,7 +153,7 @@ def attempt(task: Task, unit: Unit) -> Outcome:
         trace = traceback.format_exc()
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # a class of the task's that cannot be pickled
+        except Exception:  # a class that cannot be pickled
             error = RuntimeError(f"{type(error).__name__}: {error}")
         return Outcome(error=error, trace=trace)
 

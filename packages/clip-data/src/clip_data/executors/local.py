@@ -1,4 +1,4 @@
-"""The local executor: a set of processes that survive each other's death."""
+"""The local executor: processes on this machine, each of which may die without the others."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from clip_data.executors.base import Executor, ExecutorConfig, Outcome, Task, at
 from clip_data.stream.worker import state_of
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-ENDING_SECONDS = 10.0  # what an idle worker may take to end before it is killed
-POLL_SECONDS = 1.0  # between looks at workers that give no answer
+ENDING_SECONDS = 10.0  # after which an idle worker that does not end is killed
+POLL_SECONDS = 1.0  # between checks of workers that do not answer
 STOPPED_SECONDS = 5.0  # until a worker that someone has stopped is replaced
 
 log = logging.getLogger(__name__)
 
 
 class LocalExecutor(Executor):
-    """One process per worker, each with one unit at a time, so that a death is charged to the right unit.
+    """One process per worker, each with one unit at a time, so that a death counts for the right unit.
 
-    Processes are spawned: a script that uses this needs the usual `if __name__ == "__main__":`.
+    Processes are spawned: a script that uses this requires `if __name__ == "__main__":`.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -64,9 +64,9 @@ class LocalExecutor(Executor):
                 yield unit, outcome
 
     def _kill_stuck(self) -> None:
-        """Kills workers that someone has stopped, or whose unit takes too long: they read as dead afterwards."""
+        """Kills workers that were stopped by a signal, or whose unit takes too long; they are dead at the next read."""
         now = time.monotonic()
-        # Not more than was looked at: all of us may have been stopped, as by Ctrl-Z, and go on together.
+        # Limited, since all processes may have been stopped together, as by Ctrl-Z, and continued.
         passed, self._looked = min(now - self._looked, 2 * POLL_SECONDS), now
         for worker in self._running.values():
             if worker.unit is None or worker.stuck:
@@ -86,14 +86,14 @@ class LocalExecutor(Executor):
     def stop(self) -> None:
         for worker in self._running.values():
             if worker.unit is None:
-                worker.connection.close()  # an end of file: it ends by itself, and what its task holds with it
+                worker.connection.close()  # the worker reads an end of file and ends by itself
             else:
                 worker.process.kill()
         for worker in list(self._running.values()):
             self._bury(worker)
 
     def _bury(self, worker: _Worker) -> str:
-        """Forgets a worker that is dead or ending; says how it died."""
+        """Removes a worker that is dead or ending; returns how it died."""
         del self._running[worker.connection]
         worker.connection.close()
         worker.process.join(ENDING_SECONDS)
@@ -101,7 +101,7 @@ class LocalExecutor(Executor):
             worker.process.kill()
             worker.process.join(ENDING_SECONDS)
         code = worker.process.exitcode or 0
-        with contextlib.suppress(ValueError):  # it waits for storage, and ends when that answers
+        with contextlib.suppress(ValueError):  # it waits for storage and ends later
             worker.process.close()
         if worker.stuck:
             return worker.stuck
@@ -119,15 +119,15 @@ class _Worker:
         self.stuck = ""  # why it was killed
         self.process: SpawnProcess = context.Process(target=_serve, args=(payload, theirs), name="clip-data-worker")
         self.process.start()
-        theirs.close()  # the worker has the only other end: its death reads as an end of file
+        theirs.close()  # only the worker has the other end: its death is an end of file
 
     def give(self, unit: Unit) -> None:
         self.unit, self.busy = unit, 0.0
-        with contextlib.suppress(OSError):  # it died while idle: reading from it says so
+        with contextlib.suppress(OSError):  # it died while idle, which the next read shows
             self.connection.send(unit)
 
     def take(self) -> Outcome | None:
-        """The outcome of the unit at hand; None if the worker is dead."""
+        """Returns the outcome of the current unit; None if the worker is dead."""
         try:
             outcome = self.connection.recv()
         except (EOFError, OSError):
@@ -137,11 +137,11 @@ class _Worker:
 
 
 def _serve(payload: bytes, connection: Connection) -> None:
-    """The worker process: units in, outcomes out, until the driver is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends the workers
+    """Runs the worker process: receives units and sends outcomes, until the driver is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and ends the workers
     if sys.platform == "linux":
-        # The kernel kills even a worker whose C code keeps Python's lock. It goes by the thread that started the
-        # worker, which is the one that is in `run`.
+        # The kernel kills even a worker whose C code holds Python's lock, when the thread that started it ends; that
+        # thread is in `run`.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_follow_parent, daemon=True).start()
     task: Task | None = None

@@ -1,4 +1,4 @@
-"""The executor on Ray: plain tasks with a bounded number in flight. The one module of the package that runs on Ray."""
+"""The Ray executor: plain tasks with a bounded number in flight. Only this module of the package imports Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Before the import: no telemetry, and workers that use this environment instead of building one from `uv run`.
+# Before the import: no telemetry, and workers use this environment instead of a new one from `uv run`.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
@@ -21,18 +21,18 @@ from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.executors.base import Executor, ExecutorConfig, Outcome, Task, attempt
 
-CONNECT_SECONDS = 120.0  # what Ray may take to start here, or to join a cluster that has answered
-GREETING_SECONDS = 10.0  # what a Ray node may take to answer a new connection
+CONNECT_SECONDS = 120.0  # for Ray to start here, or to join a cluster that has answered
+GREETING_SECONDS = 10.0  # for a Ray node to answer a new connection
 HTTP2_SETTINGS = b"\x04"  # type of the first frame that either side sends; it follows 3 bytes of length
 HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
 SHOWN = 3  # units that a message names
-IN_FLIGHT_PER_CPU = 2  # enough that no CPU waits for the driver, few enough that the driver holds almost nothing
+IN_FLIGHT_PER_CPU = 2  # so that no CPU waits for the driver
 
 
 class RayExecutor(Executor):
     """Runs units as Ray tasks of one CPU each.
 
-    Joins a Ray that this process is connected to already; otherwise connects, and disconnects at `close`.
+    Uses the Ray that this process is connected to; otherwise connects, and disconnects at `close`.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -45,7 +45,7 @@ class RayExecutor(Executor):
         self._flying: dict[ray.ObjectRef, Unit] = {}
 
     def start(self, task: Task) -> None:
-        # No retries by Ray: the driver's loop counts deaths, and tries a unit again after all others.
+        # No retries by Ray: the driver's loop counts deaths, and tries a unit again after the others.
         name = getattr(task, "name", type(task).__name__)
         self._remote = ray.remote(attempt).options(num_cpus=1, max_retries=0, name=name)
         self._task = ray.put(task)
@@ -98,34 +98,34 @@ def _connect(config: ExecutorConfig) -> None:
 
 
 def _greet(address: str) -> None:
-    """Raises OSError or ValueError unless a server at host:port answers as gRPC does, which Ray's nodes speak.
+    """Raises OSError or ValueError unless a gRPC server, as Ray's nodes have, answers at host:port.
 
-    `ray.init` itself waits for a quarter of an hour where nobody listens, and for ever where somebody else does.
+    `ray.init` itself waits for 15 minutes if nothing listens, and without end for a server of another kind.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError("an address is host:port, as in 10.0.0.1:6379")
     with socket.create_connection((host.strip("[]"), int(port)), GREETING_SECONDS) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-            return  # encrypted: that somebody listens must do
+            return  # encrypted: only the connection is checked
         connection.sendall(HTTP2_GREETING)
         if connection.makefile("rb").read(4)[3:] != HTTP2_SETTINGS:
-            raise ConnectionError("what listens there is no Ray node")
+            raise ConnectionError("the server there is not a Ray node")
 
 
 class _LateError(BaseException):
-    """The time of a `_deadline` is over."""
+    """The time of a `_deadline` has passed."""
 
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError when the block takes longer: a server that greets may still never answer a call.
+    """Raises TimeoutError if the block takes longer, since a server that greets may not answer a call.
 
-    It needs the main thread, which is where signals arrive; in another one the block is not limited.
+    It works in the main thread, which receives signals; in another thread the block has no limit.
     """
 
     def late(*_: object) -> None:
-        raise _LateError  # not an Exception: `ray.init` would catch it, and try again
+        raise _LateError  # not an Exception, which `ray.init` would catch
 
     if threading.current_thread() is not threading.main_thread():
         yield

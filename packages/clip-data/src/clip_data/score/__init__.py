@@ -1,6 +1,6 @@
-"""Scorers: functions of a stored sample whose results stand as columns beside the shards.
+"""Scorers: functions of a stored sample whose results are columns beside the shards.
 
-A score never removes anything; what to keep is decided later by a selection over the columns.
+A score removes no sample; a selection over the columns decides later which rows are kept.
 """
 
 import lazy_loader

@@ -29,11 +29,11 @@ class CaptionScorer:
             ("chars", pa.int32()),  # all characters, whitespace included
             ("words", pa.int32()),
             ("mean_word_length", pa.float32()),  # characters per word
-            # of the characters that are no whitespace:
+            # shares of the characters that are not whitespace:
             ("letter_share", pa.float32()),  # letters and their marks (Unicode L, M)
             ("digit_share", pa.float32()),  # decimal digits (Unicode Nd)
             ("non_ascii_share", pa.float32()),
-            # of the words, those that stood earlier in the caption, in whatever case:
+            # share of the words that occur earlier in the caption, in any case:
             ("repeated_word_share", pa.float32()),
             ("has_url", pa.bool_()),
         ]
@@ -53,7 +53,7 @@ class CaptionScorer:
             return np.bincount(parents, weights=per_word.to_numpy(), minlength=len(caption))
 
         visible = total(pc.utf8_length(flat))
-        # matches are what costs, and letters are the most: count the others
+        # each match costs time and most characters are letters: count the others
         letters = visible - total(pc.count_substring_regex(flat, r"[^\p{L}\p{M}]"))
         codes = pc.dictionary_encode(pc.utf8_lower(flat)).indices.to_numpy().astype(np.int64)
         pairs = np.sort(parents * len(flat) + codes)  # one number per (caption, word); parents keep their order

@@ -1,4 +1,4 @@
-"""Statistics of the stored image. Sums are integers, so that every machine gets the same bits."""
+"""Statistics of the stored image. Sums are integers, so that all machines give the same bits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVELS = np.arange(256, dtype=np.int64)
 
 @dataclass(frozen=True)
 class ImageScorer:
-    """Shape, light, sharpness and colour of an image as it is stored (after the resize of acquire)."""
+    """Shape, light, sharpness and colour of the stored image (after the resize of acquire)."""
 
     name: ClassVar[str] = "image"
     version: ClassVar[int] = 1
@@ -79,5 +79,5 @@ def _array_moments(values: np.ndarray) -> tuple[float, float]:
 
 
 def _moments(total: int, squares: int, count: int) -> tuple[float, float]:
-    """Mean and population variance from exact sums."""
+    """Returns mean and population variance from exact sums."""
     return total / count, (squares * count - total * total) / (count * count)

@@ -13,11 +13,11 @@ BASIS = np.array([[2 * math.cos(math.pi * k * (2 * n + 1) / (2 * SIDE)) for n in
 
 
 def phash(grey: Image.Image) -> int:
-    """The hash of an image of mode L as an unsigned 64-bit integer; frequency (0, 0) is the most significant bit.
+    """Returns the hash of an image of mode L, an unsigned 64-bit integer; frequency (0, 0) is the most significant bit.
 
     Its bits are those of `imagehash.phash` (same resize, same type-II DCT), except that coefficients are rounded to
-    1e-6 first: where a symmetric or flat image has a coefficient of zero, floating-point noise does not choose the
-    bit. All images of one flat colour therefore share a hash (black has 0, every other grey 2**63), and so do
+    1e-6 first, so that floating-point noise does not decide the bit of a zero coefficient of a symmetric or flat
+    image. All images of one flat colour therefore share a hash (black has 0, every other grey 2**63), and so do
     images whose content is lost at 32 × 32 pixels.
     """
     pixels = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What a scorer is, and the registry of the built-in ones."""
+"""The interface of scorers, and their registry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Batch:
 class Scorer(Protocol):
     """Turns samples into columns. Picklable; the same samples give the same columns on every machine.
 
-    A scorer of another package is used by passing the object where a name of `SCORERS` would stand.
+    A user-defined scorer is passed as an object in place of a name of `SCORERS`, or as `package.module:Class`.
     """
 
     @property
@@ -35,7 +35,7 @@ class Scorer(Protocol):
 
     @property
     def version(self) -> int:
-        """Raised whenever the columns of some sample change."""
+        """Increased when the columns of some sample change."""
 
     @property
     def needs_image(self) -> bool: ...
@@ -45,7 +45,7 @@ class Scorer(Protocol):
         """Names and types of the columns."""
 
     def score(self, batch: Batch) -> pa.Table:
-        """A table of `schema` with one row per sample of the batch, in its order."""
+        """Returns a table of `schema` with one row per sample of the batch, in its order."""
 
 
 SCORERS: Registry[Callable[[], Scorer]] = Registry(
@@ -55,5 +55,5 @@ SCORERS: Registry[Callable[[], Scorer]] = Registry(
 
 
 def get_scorer(name: str) -> Scorer:
-    """The scorer of that name, or of a class named `package.module:Class`; ClipError when there is none."""
+    """Returns the scorer with a name or of a class `package.module:Class`. Raises ClipError if there is none."""
     return SCORERS.get(name)()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -31,9 +30,10 @@ from clip_data.errors import ClipDataError
 from clip_data.score.scorer import Batch, Scorer, get_scorer
 from clip_data.stage import UnitResult
 from clip_data.tables import table_bytes
+from clip_data.verify import file_problem
 
 IMAGES_PER_BATCH = 64  # 50 MB of decoded images at 512 × 512
-RESERVED = ("sidecar", "builtin")  # sets of columns that a selection knows without any scorer
+RESERVED = ("sidecar", "builtin")  # sets of columns that exist without a scorer
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class ScoreStage:
     """The stage `score-<name>` of the dataset at a URL: writes columns/<name>/<unit>.parquet.
 
     `scorer` is a name of SCORERS or a Scorer. The rows are those of the sidecar. A row has nulls where the sample was
-    rejected earlier ("rejected_upstream") or its stored image does not decode ("decode_error"); one for which the
-    scorer returns only nulls and NaNs counts as "no_score". Raises ClipDataError for a shard that is not the one its
-    commit record describes.
+    rejected earlier ("rejected_upstream") or its stored image does not decode ("decode_error"); a row for which the
+    scorer returns only nulls and NaNs counts as "no_score". Raises ClipDataError for a shard that differs from its
+    commit record.
     """
 
     dataset: str
@@ -98,7 +98,7 @@ def _read_sidecar(dataset: Dataset, unit: Unit) -> pa.Table:
         raise ClipDataError(f"{dataset.url}: unit {unit.name} is not acquired yet: finish acquire before scoring")
     sidecar = dataset.sidecar(unit)
     if sidecar.num_rows != unit.rows:
-        raise _damaged(dataset, unit, sidecar_name(unit), f"{sidecar.num_rows} rows instead of the {unit.rows}")
+        raise _damaged(dataset, unit, sidecar_name(unit), f"{sidecar.num_rows} rows instead of {unit.rows}")
     return sidecar
 
 
@@ -119,15 +119,15 @@ def _fields(schema: pa.Schema) -> str:
 def _batches(
     dataset: Dataset, unit: Unit, sidecar: pa.Table, accepted: np.ndarray, needs_image: bool
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(rows of the unit [n], the batch of those rows); rows whose image does not decode are left out."""
+    """Yields (rows of the unit [n], the batch of those rows), without rows whose image does not decode."""
     if not needs_image:
         if len(accepted):
             yield accepted, Batch(samples=sidecar.take(accepted), images=())
         return
+    _check_shard(dataset, unit, deep=False)
     is_intact = False
     offsets, lengths = (sidecar[name].to_pylist() for name in ("image_offset", "image_length"))
     with dataset.store.open(shard_name(unit)) as file:
-        _check_size(dataset, unit, file.seek(0, os.SEEK_END))
         for start in range(0, len(accepted), IMAGES_PER_BATCH):
             rows, images = [], []
             for row in accepted[start : start + IMAGES_PER_BATCH].tolist():
@@ -135,8 +135,8 @@ def _batches(
                 if image is not None:
                     rows.append(row)
                     images.append(image)
-                elif not is_intact:  # the image is damaged, or the shard is: only the first is a sample's own fault
-                    _check_hash(dataset, unit, file)
+                elif not is_intact:  # is only the image damaged, or the shard?
+                    _check_shard(dataset, unit, deep=True)
                     is_intact = True
             if rows:
                 yield np.array(rows), Batch(samples=sidecar.take(rows), images=images)
@@ -150,25 +150,14 @@ def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
         return None
 
 
-def _check_size(dataset: Dataset, unit: Unit, size: int) -> None:
-    promised = dataset.record(ACQUIRE, unit)["files"][shard_name(unit)]["bytes"]
-    if size != promised:
-        raise _damaged(dataset, unit, shard_name(unit), f"{size} bytes instead of the {promised}")
-
-
-def _check_hash(dataset: Dataset, unit: Unit, file: IO[bytes]) -> None:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(1 << 20):
-        digest.update(block)
-    found = digest.hexdigest()
-    promised = dataset.record(ACQUIRE, unit)["files"][shard_name(unit)]["sha256"]
-    if found != promised:
-        raise _damaged(dataset, unit, shard_name(unit), f"sha256 {found[:12]}… instead of the {promised[:12]}…")
+def _check_shard(dataset: Dataset, unit: Unit, *, deep: bool) -> None:
+    """Raises ClipDataError if the shard differs from its commit record: in size, or if `deep` in its hash."""
+    name = shard_name(unit)
+    if problem := file_problem(dataset.store, name, dataset.record(ACQUIRE, unit)["files"][name], deep):
+        raise _damaged(dataset, unit, name, problem)
 
 
 def _damaged(dataset: Dataset, unit: Unit, name: str, what: str) -> ClipDataError:
     return ClipDataError(
-        f"{dataset.url}/{name} is damaged: {what} of its commit record; "
-        f"remove {record_name(ACQUIRE, unit.name)} and run acquire again"
+        f"{dataset.url}/{name} is damaged: {what}; remove {record_name(ACQUIRE, unit.name)} and run acquire again"
     )

@@ -1,4 +1,4 @@
-"""Makes a selection: filter every unit, drop duplicates over all of them, write the kept rows."""
+"""Makes a selection: filters every unit, removes duplicates over all units, and writes the kept rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clip_core.config import fingerprint, to_dict
+from clip_core.config import difference, fingerprint, to_dict
 from clip_data.dataset import (
     ACQUIRE,
     SUCCESS,
@@ -27,24 +27,28 @@ from clip_data.select.expression import Clause, parse_where
 from clip_data.select.selection import FORMAT, Selection, data_fingerprint, load_selection, stage_records
 from clip_data.tables import write_table
 
-Counts = dict[str, int]  # rows that are not kept, by reason, in the order of the funnel
+Counts = dict[str, int]  # rows that are not kept, by reason, in the order of the checks
 
 
 def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     """Makes the selection `config.name` and returns its description; an existing one is only read.
 
-    A row is left out, and counted, for the first of these reasons that holds: not in the parent, rejected by acquire,
-    taken down, each clause of `where` in its order, each hash of `dedup`. Of equal rows the first by (unit, row) is
-    kept. Memory: one byte per attempted row, the columns of one unit, one bucket of hashes (see dedup.py).
+    A row is left out, and counted, for the first reason that applies: not in the parent, rejected by acquire, taken
+    down, each clause of `where` in its order, each hash of `dedup`. Of equal rows the first by (unit, row) is kept.
+    Memory: one byte per attempted row, the columns of one unit, one bucket of hashes (see dedup.py).
 
-    Raises ClipDataError if a required stage is not finished, if the name holds another selection, and if no row is
-    left.
+    Raises ClipDataError if a required stage is not finished, if the name has another selection, and if no row is left.
     """
     found = None
     if dataset.store.exists(selection_description(config.name)):
         found = dataset.selection(config.name)
-        _check_same_config(dataset, config, found)
-    records = {ACQUIRE: stage_records(dataset, ACQUIRE)}  # before anything else: the catalog reads the first unit
+        if found["config"] != to_dict(config):
+            raise ClipDataError(
+                f"selection {config.name!r} of {dataset.url} exists with another config: "
+                f"{difference(found['config'], to_dict(config))}; choose another name, or remove "
+                f"{selection_folder(config.name)}"
+            )
+    records = {ACQUIRE: stage_records(dataset, ACQUIRE)}  # first of all: the catalog reads the first unit
     if not dataset.units:
         raise ClipDataError(f"{dataset.url} has no rows to select from")
     parent = load_selection(dataset, config.parent) if config.parent else None
@@ -65,7 +69,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     if found is not None:
         if found["fingerprint"] != fingerprint(identity):
             raise ClipDataError(
-                f"selection {config.name!r} of {dataset.url} was made from other data than is there now: "
+                f"selection {config.name!r} of {dataset.url} was made from other data than the present: "
                 f"choose another name, or remove {selection_folder(config.name)}"
             )
         return found
@@ -95,33 +99,21 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
         "kept": kept,
     }
     assert len(alive) == kept + sum(counts.values())
-    # Written last: the selection exists from here on.
+    # Written last: it makes the selection exist.
     dataset.store.write_json(selection_description(config.name), description)
     return description
-
-
-def _check_same_config(dataset: Dataset, config: SelectConfig, found: dict[str, Any]) -> None:
-    wanted = to_dict(config)
-    for key in wanted:
-        if found["config"].get(key) != wanted[key]:
-            raise ClipDataError(
-                f"selection {config.name!r} of {dataset.url} exists with {key} = {found['config'].get(key)!r}, now it "
-                f"is {wanted[key]!r}: choose another name, or remove {selection_folder(config.name)}"
-            )
 
 
 def _hash_column(catalog: Catalog, name: str) -> Column:
     if name == "sha256":
         return SIDECAR, "sha256"
     if "image" not in catalog:
-        raise ClipDataError(
-            f"dedup = {name!r} needs the image scorer's columns: run 'clip-data score --scorers image' first"
-        )
+        raise ClipDataError(f"dedup = {name!r} requires image columns: run 'clip-data score --scorers image' first")
     return resolve(catalog, name, "image")
 
 
 def _filter(dataset: Dataset, parent: Selection | None, clauses: Sequence[Clause]) -> tuple[np.ndarray, Counts]:
-    """(bool [attempted] rows that are left, in the order of the units; the rows dropped by each reason)."""
+    """Returns (bool [attempted]: rows that are left, in the order of the units; counts of the others)."""
     taken_down = pa.array(sorted(dataset.taken_down()), pa.binary(16))
     needed = {(SIDECAR, "status"), (SIDECAR, "uid"), *(column for clause in clauses for column in clause.columns)}
     counts: Counts = {}
@@ -144,7 +136,7 @@ def _filter(dataset: Dataset, parent: Selection | None, clauses: Sequence[Clause
 
 
 def _drop_duplicates(dataset: Dataset, column: Column, alive: np.ndarray) -> int:
-    """Clears `alive` where a row's hash stood in an earlier row that is alive; returns how many it cleared."""
+    """Clears `alive` where an earlier row that is alive has the same hash; returns the number of cleared rows."""
     before = int(alive.sum())
     with dataset.store.staging() as folder, HashBuckets(folder, before) as buckets:
         for unit, start in _starts(dataset.units):
@@ -166,6 +158,6 @@ def _write(dataset: Dataset, name: str, alive: np.ndarray) -> dict[str, int]:
 
 
 def _starts(units: Sequence[Unit]) -> list[tuple[Unit, int]]:
-    """Each unit with the number of rows before it."""
+    """Returns each unit with the number of rows before it."""
     starts = np.cumsum([0, *(unit.rows for unit in units)]).tolist()
     return list(zip(units, starts[:-1], strict=True))

@@ -1,4 +1,4 @@
-"""The columns a selection can name: the sidecar's, every scorer's, and built-in ones."""
+"""The columns that a selection can name: those of the sidecar, of scorers, and built-in ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRACTION_SALT = b"uid_fraction"
 
 
 def read_catalog(dataset: Dataset) -> Catalog:
-    """The columns of the dataset, as its first unit has them. The acquire stage must have a unit."""
+    """Returns the columns of the dataset by its first unit, which must be acquired."""
     sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, sidecar_name(dataset.units[0]))}
     for name in dataset.column_sets():
         files = dataset.column_files(name)
@@ -42,7 +42,7 @@ def _schema(dataset: Dataset, name: str) -> dict[str, pa.DataType]:
 
 
 def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
-    """The column called `name`, or `set_name.name`. ClipDataError when unknown (with the nearest) or ambiguous."""
+    """Returns the column `name`, or `set_name.name`. Raises ClipDataError if it is unknown or ambiguous."""
     if set_name:
         if set_name not in catalog:
             raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {_list(catalog)}")
@@ -65,12 +65,12 @@ def _list(names: Iterable[str]) -> str:
 
 
 def stage_of(column: Column) -> str:
-    """The stage whose commits say that the column is complete."""
+    """Returns the stage that writes the column."""
     return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else score_stage(column[0])
 
 
 def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> dict[Column, pa.ChunkedArray]:
-    """The named columns of a unit, one entry per attempted row; each file is opened once."""
+    """Returns columns of a unit, with a value per attempted row; each file is opened once."""
     wanted = {(SIDECAR, "uid") if column == UID_FRACTION else column for column in columns}
     found: dict[Column, pa.ChunkedArray] = {}
     for owner in sorted({owner for owner, _ in wanted}):
@@ -86,9 +86,9 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
 
 
 def uid_fraction(uids: Iterable[bytes]) -> np.ndarray:
-    """A number in [0, 1) for each uid, uniform over uids: salted 64-bit BLAKE2b as a fraction, cut to 53 bits.
+    """Returns a number in [0, 1) for each uid, uniform over uids: salted 64-bit BLAKE2b as a fraction of 53 bits.
 
-    It depends on the uid alone, so `uid_fraction < 0.1` stays the same split when a dataset grows.
+    It depends on the uid only, so `uid_fraction < 0.1` is the same split when a dataset grows.
     """
     hashes = (hashlib.blake2b(uid, digest_size=8, salt=FRACTION_SALT).digest() for uid in uids)
     return np.array([int.from_bytes(digest, "big") >> 11 for digest in hashes], dtype=np.float64) / 2.0**53

@@ -1,4 +1,4 @@
-"""What a selection is made from."""
+"""The config of a selection."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class SelectConfig:
     where: str = ""
     """expression over columns, e.g. 'width >= 64 and words >= 3 and not has_url'; empty keeps every row"""
     dedup: tuple[Literal["sha256", "phash"], ...] = ()
-    """hashes under which only the first row of equals is kept, one after the other; phash needs the image scorer"""
+    """hashes of which only the first equal row is kept, one after the other; phash requires the image scorer"""
     parent: str = ""
-    """another selection whose rows are the only candidates; empty starts from every row"""
+    """another selection, from whose rows this one chooses; empty chooses from all rows"""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

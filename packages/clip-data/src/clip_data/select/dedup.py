@@ -1,8 +1,8 @@
 """Exact deduplication of any number of rows in bounded memory.
 
-Hashes are spread over temporary files by their value, so that equal ones meet in the same file, and each file is
-sorted on its own. Cost: 8 bytes for the row and 8 (phash) or 16 (sha256, its first half) for the hash, per row, on
-local disk; in memory, one file at a time, about a million rows. A hash shared by m rows keeps those m rows in one file.
+Hashes are distributed over temporary files by their value, so that equal ones are in the same file, and each file is
+sorted separately. Per row, this takes 8 bytes for the row and 8 (phash) or 16 (sha256, its first half) for the hash on
+local disk; in memory, one file at a time, about a million rows. All rows with the same hash are in one file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)  # spreads hashes whose high bits are alike,
 
 
 class HashBuckets:
-    """Finds, among hashes added in the order of their rows, those that stood earlier.
+    """Finds repeated hashes among hashes added in the order of their rows.
 
     A context manager; its files stay in `folder`.
     """
@@ -42,7 +42,7 @@ class HashBuckets:
         self.stack.close()
 
     def add(self, rows: np.ndarray, keys: np.ndarray) -> None:
-        """`rows` int64 [N], ascending and above all earlier ones; `keys` uint64 [N, words]."""
+        """Adds `rows`, int64 [N], ascending and above all earlier ones, with `keys`, uint64 [N, words]."""
         if not len(rows):
             return
         assert rows[0] > self.last, "rows must come in order: the first of equals is kept"
@@ -56,7 +56,7 @@ class HashBuckets:
             self.files[number].write(records[order[starts[number] : starts[number + 1]]].tobytes())
 
     def duplicates(self) -> Iterator[np.ndarray]:
-        """int64 [M] rows, a bucket at a time, whose key was already added with a smaller row."""
+        """Yields, bucket by bucket, the rows, int64 [M], whose key was also added with a smaller row."""
         for file in self.files:
             file.seek(0)
             records = np.frombuffer(file.read(), dtype=np.uint64).reshape(-1, 1 + self.words)
@@ -67,7 +67,7 @@ class HashBuckets:
 
 
 def hash_keys(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(bool [N] where the hash is there, uint64 [n, words] those hashes): of integers whole, of bytes the first 16."""
+    """Returns (bool [N]: where there is a hash, uint64 [n, words]: those hashes, of bytes the first 16)."""
     has_hash = column.is_valid().to_numpy()
     present = column.drop_null().combine_chunks()
     if pa.types.is_integer(present.type):

@@ -1,4 +1,4 @@
-"""Selections as the stream, a report or a child selection reads them."""
+"""Reads selections, for the stream, the report and child selections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The kept rows of a dataset. Picklable, and small: the rows of a unit are read when asked for."""
+    """The kept rows of a dataset. Picklable and small: the rows of a unit are read on demand."""
 
     store: Store
     name: str
@@ -48,15 +48,13 @@ class Selection:
             status = read_table(self.store, file, ["status"])["status"]
             rows = np.flatnonzero(pc.equal(status, SUCCESS).to_numpy()).astype(np.int32)
         if len(rows) != self.units[unit.name] or (len(rows) and (rows[-1] >= unit.rows or (np.diff(rows) <= 0).any())):
-            raise ClipDataError(
-                f"{self.store.url}/{file} is damaged: it does not hold the {self.units[unit.name]} rows that are "
-                "written down for the unit"
-            )
+            kept = self.units[unit.name]
+            raise ClipDataError(f"{self.store.url}/{file} is damaged: it does not hold the {kept} rows of the unit")
         return rows
 
 
 def load_selection(dataset: Dataset, name: str = "") -> Selection:
-    """Returns the selection of that name; "" is every successful row of a dataset that is wholly acquired."""
+    """Returns a selection; "" is every successful row of a dataset, which must be completely acquired."""
     if not name:
         records = stage_records(dataset, ACQUIRE)
         units = {record["unit"]: int(record["counts"].get(SUCCESS, 0)) for record in records}
@@ -66,7 +64,7 @@ def load_selection(dataset: Dataset, name: str = "") -> Selection:
         raise ClipDataError(f"selection {name!r} has format {found.get('format')!r}; this version reads {FORMAT}")
     if found["stages"][ACQUIRE] != data_fingerprint(stage_records(dataset, ACQUIRE)):
         raise ClipDataError(
-            f"selection {name!r} of {dataset.url} was made from other shards than are there now: "
+            f"selection {name!r} of {dataset.url} was made from other shards than the present: "
             f"remove {selection_folder(name)} and select again"
         )
     return Selection(store=dataset.store, name=name, fingerprint=found["fingerprint"], units=found["units"])
@@ -85,5 +83,5 @@ def stage_records(dataset: Dataset, stage: str) -> list[dict[str, Any]]:
 
 
 def data_fingerprint(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a name for the data of a finished stage: over its config and the hash of every file it wrote."""
+    """Returns a fingerprint of the data of a finished stage: of its config and the hashes of its files."""
     return fingerprint([[record["unit"], record["fingerprint"], record["files"]] for record in records])

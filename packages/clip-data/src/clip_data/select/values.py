@@ -1,14 +1,12 @@
-"""Columns with missing entries, and the operations of the filter language on them, in three-valued logic.
+"""Columns with missing values, and the operations of the filter language on them, in Kleene's three-valued logic.
 
-A result is missing where an operand is missing, except where `and` and `or` are decided by the other operand
-(Kleene's logic). NaN and the result of a division by zero are missing too. Arithmetic is done in float64;
-comparisons of integers are exact.
+A result is missing if an operand is, unless the other operand decides an `and` or `or`. NaN and the result of a
+division by zero are missing too. Arithmetic is done in float64; comparisons of integers are exact.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -17,15 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Kind = Literal["number", "string", "bool", "other"]
+Comparison = Literal["less", "less_equal", "greater", "greater_equal", "equal", "not_equal"]
+"""names of functions that numpy and Arrow both have"""
 
 
 class Value(NamedTuple):
-    """One entry per row, or one for all rows (a literal)."""
+    """One value per row, or one for all rows (a literal)."""
 
     data: Any
     """numbers and bools: numpy array or scalar, False where a bool is missing; strings: arrow array or scalar"""
     valid: Any
-    """numpy bool array or scalar: False where the entry is missing"""
+    """numpy bool array or scalar: False where the value is missing"""
 
 
 def kind_of(type_: pa.DataType) -> Kind:
@@ -59,15 +59,12 @@ def from_literal(value: bool | int | float | str) -> Value:
     return Value(pa.scalar(value) if isinstance(value, str) else value, np.True_)
 
 
-# -- logic -------------------------------------------------------------------------------------------------------------
-
-
-def all_of(values: Sequence[Value]) -> Value:
+def all_of(*values: Value) -> Value:
     return reduce(_and, values)
 
 
-def any_of(values: Sequence[Value]) -> Value:
-    return negation(reduce(_and, map(negation, values)))
+def any_of(*values: Value) -> Value:
+    return negation(all_of(*map(negation, values)))
 
 
 def negation(value: Value) -> Value:
@@ -84,45 +81,22 @@ def is_missing(value: Value) -> Value:
     return Value(~value.valid, np.True_)
 
 
-# -- comparison --------------------------------------------------------------------------------------------------------
-
-_STRING_COMPARISONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.lt: pc.less,
-    operator.le: pc.less_equal,
-    operator.gt: pc.greater,
-    operator.ge: pc.greater_equal,
-    operator.eq: pc.equal,
-    operator.ne: pc.not_equal,
-}
-_COMPARISONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.lt: np.less,
-    operator.le: np.less_equal,
-    operator.gt: np.greater,
-    operator.ge: np.greater_equal,
-    operator.eq: np.equal,
-    operator.ne: np.not_equal,
-}
-
-
-def compare(operation: Callable[..., Any], a: Value, b: Value) -> Value:
-    """`operation` is one of operator.lt, le, gt, ge, eq, ne. Strings compare by code points."""
+def compare(how: Comparison, a: Value, b: Value) -> Value:
+    """Returns the bools of a comparison. Strings compare by code points."""
     valid = a.valid & b.valid
     if isinstance(a.data, (pa.Array, pa.Scalar)):
-        return Value(_numpy(_STRING_COMPARISONS[operation](a.data, b.data)) & valid, valid)
-    return Value(_COMPARISONS[operation](a.data, b.data) & valid, valid)
+        return Value(_numpy(getattr(pc, how)(a.data, b.data)) & valid, valid)
+    return Value(getattr(np, how)(a.data, b.data) & valid, valid)
 
 
-def is_among(a: Value, literals: Sequence[Value]) -> Value:
+def is_among(a: Value, *literals: Value) -> Value:
     nowhere = Value(np.False_, np.True_)
-    found = any_of([nowhere, *(compare(operator.eq, a, literal) for literal in literals)])
+    found = any_of(nowhere, *(compare("equal", a, literal) for literal in literals))
     return Value(found.data & a.valid, a.valid)
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
-
-
 def arithmetic(operation: Callable[..., Any], *values: Value) -> Value:
-    """`operation` is a numpy function of floats; a NaN it gives is a missing entry."""
+    """Applies a numpy function of floats; a NaN in its result is a missing value."""
     with np.errstate(all="ignore"):
         data = operation(*(np.where(value.valid, np.asarray(value.data, np.float64), np.nan) for value in values))
     return Value(data, ~np.isnan(data))
@@ -133,19 +107,17 @@ def divide(a: Any, b: Any) -> Any:
 
 
 def remainder(a: Any, b: Any) -> Any:
-    """Python's %: the result has the sign of b."""
+    """Returns Python's a % b, which has the sign of b."""
     return np.where(b == 0, np.nan, np.remainder(a, b))
-
-
-# -- strings -----------------------------------------------------------------------------------------------------------
 
 
 def lower(value: Value) -> Value:
     return Value(pc.utf8_lower(value.data), value.valid)
 
 
-def contains(value: Value, part: str) -> Value:
-    return Value(_numpy(pc.match_substring(value.data, part)) & value.valid, value.valid)
+def contains(value: Value, part: Value) -> Value:
+    """Returns where a string contains another one, which is a literal."""
+    return Value(_numpy(pc.match_substring(value.data, part.data.as_py())) & value.valid, value.valid)
 
 
 def _numpy(result: pa.Array | pa.Scalar) -> Any:

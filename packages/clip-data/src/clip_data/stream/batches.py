@@ -1,4 +1,4 @@
-"""A batch as a pure function of its number: what worker processes and the in-process loader both run."""
+"""A batch as a pure function of its number. Worker processes and the in-process loader both run this."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from clip_data.stream.preprocess import CorruptSample, Preprocess
 from clip_data.stream.read import Sample, SourceReader, Window
 
 Tokenizer = Callable[[list[str]], np.ndarray]
-SEARCH = 1000  # neighbours tried for a corrupt sample: more in a row mean a broken shard, not a broken image
+SEARCH = 1000  # neighbours tried for a corrupt sample; if all are corrupt, the shard is damaged
 CHUNK = 256  # payloads held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that determines a rank's batches; it travels to the worker processes."""
+    """Everything that a rank's batches depend on. It is sent to the worker processes."""
 
     manifest: Manifest
     preprocess: Preprocess
     tokenizer: Tokenizer | None
     context: int
     """tokens of a text; 0 without a tokenizer"""
-    first: int
+    first: int = 0
     """index of the rank's first sample in a global batch"""
     size: int
     """samples of the rank's batches"""
     batch: int
     """samples of a global batch"""
-    seed: int
-    streams: int
-    """canonical streams; 0 = every sample once, in plain order, corrupt ones left out"""
-    columns: tuple[str, ...]
+    seed: int = 0
+    streams: int = 0
+    """canonical streams; 0: every sample once, in plain order, without corrupt ones"""
+    columns: tuple[str, ...] = ()
+    """columns of the sidecar that a batch holds as lists"""
 
 
 @dataclass(kw_only=True)
 class Slice:
-    """What became of one slice of a batch, besides its pixels and tokens. Small enough for a pipe."""
+    """One slice of a batch, without its pixels and tokens. Small enough for a pipe."""
 
     uids: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
@@ -80,15 +81,15 @@ class BatchMaker:
         )
         self.place = order.place
         self.readers = [SourceReader(part, plan.columns) for part in parts]
-        # One window is in use per stream of this rank and source; the few more are those of replacements.
+        # One window is in use per stream of this rank and source; replacements need a few more.
         touched = -(-plan.size * streams // plan.batch) * len(parts)
         self._window = lru_cache(maxsize=touched + 8)(self._read_window)
 
     def make(self, batch: int, low: int, high: int, images: np.ndarray, texts: np.ndarray | None) -> Slice:
         """Fills `images` (uint8 [n, 3, H, W]) and `texts` (int64 [n, context]) with samples [low, high) of a batch.
 
-        A corrupt sample is replaced by the next good one of its epoch, or left out of a plan without streams: then
-        only the first len(uids) entries are filled. Raises ClipDataError when no replacement is found.
+        A corrupt sample is replaced by the next good one of its epoch. A plan without streams leaves it out, and only
+        the first len(uids) entries are filled. Raises ClipDataError if no replacement is found.
         """
         if self.once:
             high = min(high, self.plan.manifest.samples - batch * self.plan.batch)
@@ -154,7 +155,7 @@ class BatchMaker:
             try:
                 return sample, self._decode((source, other, epoch, there), sample, payload)
             except CorruptSample:
-                continue  # it is counted where the stream itself meets it
+                continue  # counted when the stream itself reaches it
         raise ClipDataError(
             f"no readable sample near {lost.uid} ({lost.shard}): its neighbours in the stream are corrupt too; "
             f"check the dataset with 'clip-data verify'"
@@ -162,7 +163,7 @@ class BatchMaker:
 
 
 def tokens(tokenizer: Tokenizer, captions: list[str], context: int = 0) -> np.ndarray:
-    """The captions' tokens, int64 [n, context]; ClipDataError when the tokenizer returns anything else."""
+    """Returns the tokens of captions, int64 [n, context]. Raises ClipDataError for another result of the tokenizer."""
     found = tokenizer(captions)
     shape = (len(captions), context or getattr(found, "shape", (0, 0))[-1])
     if not isinstance(found, np.ndarray) or found.shape != shape or found.dtype.kind not in "iu":

@@ -1,4 +1,4 @@
-"""Batches in order: made in this process, or by worker processes that may die at any moment."""
+"""Makes batches in order, in this process or in worker processes, which may die at any moment."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from clip_data.stream.ring import Ring, anonymous_file
 from clip_data.stream.worker import start, state_of
 
 PREFETCH = 3  # batches being made while one is in use
-LEASES = 2  # batches that a consumer may hold without a copy: the one in use and the one it is about to drop
-POLL_S = 1.0  # between looks at the clock while a worker is waited for
+LEASES = 2  # batches that a consumer may hold without a copy: the one in use and the one before
+POLL_S = 1.0  # between looks at the clock while waiting for a worker
 STOPPED_S = 5.0  # until a worker that someone has stopped is replaced
 MESSAGE_S = 10  # from the first to the last byte of an answer, and from the kill of a worker to its end
 RESTARTS = 3  # of a worker, in a row, without a single finished batch in between
 
 log = logging.getLogger(__name__)
 Made = tuple[np.ndarray, np.ndarray, list[tuple[int, Slice]]]
-"""images, texts, and for each slice of the batch its first sample's index with what became of it"""
+"""images, texts, and of each slice of the batch the index of its first sample with its result"""
 
 
 class LocalEngine:
-    """Makes batches where it is asked for them."""
+    """Makes batches in this process, on request."""
 
     restarts = 0
 
@@ -53,7 +53,7 @@ class LocalEngine:
 
 
 class Worker:
-    """A process that makes the same slice of every batch, and the tasks it has not answered."""
+    """A process that makes the same slice of every batch, with the tasks that it has not answered."""
 
     def __init__(self, ring: Ring, plan: int, low: int, high: int) -> None:
         """`plan` is the descriptor of a file with (Plan, slots), too large for the pipe to a stopped worker."""
@@ -81,7 +81,7 @@ class Worker:
             log.debug("worker %d is gone; its tasks are sent again when the next batch is due", self.process.pid)
 
     def receive(self, timeout: float) -> tuple[Slice, int]:
-        """The answer to the oldest task, and how often the worker had to be started again for it."""
+        """Returns the answer to the oldest task, and how often the worker was restarted for it."""
         restarts, asked = 0, time.monotonic()
         while True:
             if not self.connection.poll(POLL_S):
@@ -121,17 +121,14 @@ class Worker:
         self._send(list(self.tasks))
 
     def stop(self) -> None:
-        """Workers hold nothing worth saving: they are killed."""
+        """Kills the process; it holds nothing that must be saved."""
         self.connection.close()
         self.process.kill()
         try:
             self.process.wait(MESSAGE_S)
         except subprocess.TimeoutExpired:
-            log.warning(
-                "process %d of the stream is killed but does not end: it is %s",
-                self.process.pid,
-                state_of(self.process.pid),
-            )
+            pid = self.process.pid
+            log.warning("process %d of the stream was killed but does not end: it is %s", pid, state_of(pid))
 
 
 class WorkerEngine:
@@ -139,14 +136,13 @@ class WorkerEngine:
 
     def __init__(self, plan: Plan, workers: int, first: int, stop: int | None = None, *, timeout: float) -> None:
         """`timeout`: seconds that a batch may take."""
-        slots = PREFETCH + LEASES
         self.timeout = timeout
-        self.ring = Ring(plan, slots)
-        self.slots = slots
+        self.slots = PREFETCH + LEASES
+        self.ring = Ring(plan, self.slots)
         self.number, self.stop = first, stop
         self.pending: deque[int] = deque()
         self.restarts = 0
-        task = pickle.dumps((plan, slots))
+        task = pickle.dumps((plan, self.slots))
         file = anonymous_file(len(task))
         weakref.finalize(self, os.close, file)
         os.pwrite(file, task, 0)
@@ -157,7 +153,7 @@ class WorkerEngine:
             self.workers.append(Worker(self.ring, file, low, high))
 
     def batch(self, number: int, size: int) -> Made:
-        """Batches must be asked for one after the other."""
+        """Returns a batch. Numbers must be consecutive."""
         self._submit()
         assert number == self.number - len(self.pending)
         slices = []

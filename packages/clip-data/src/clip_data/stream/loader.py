@@ -1,4 +1,4 @@
-"""The two ways to read a manifest: for ever in the training order, and once in plain order."""
+"""The two ways to read a manifest: endlessly in the training order, and once in plain order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from clip_data.errors import ClipDataError
-from clip_data.stream.batches import Plan, Slice, Tokenizer, tokens
+from clip_data.stream.batches import Plan, Tokenizer, tokens
 from clip_data.stream.engine import LocalEngine, Made, WorkerEngine
 from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import batching
@@ -25,34 +24,63 @@ Batch = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
-class _Account:
-    """What a stream has met so far."""
+class _Reader:
+    """What both ways to read share: the engine of a plan, its batches, and the counts."""
 
-    def __init__(self) -> None:
-        self.counts = {"batches": 0, "samples": 0, "corrupt": 0, "bytes_read": 0, "restarts": 0}
-        self.wait_s = 0.0
-        self.corrupt_uids: deque[str] = deque(maxlen=MAX_REPORTED)
+    def __init__(self, plan: Plan, workers: int, timeout: float) -> None:
+        self._plan = plan
+        self._workers = min(_natural("workers", workers), plan.size)
+        self._timeout = timeout
+        self._reset()
 
-    def add(self, slices: Sequence[tuple[int, Slice]]) -> None:
-        self.counts["batches"] += 1
-        for _, part in slices:
-            self.counts["samples"] += len(part.uids)
-            self.counts["bytes_read"] += part.bytes_read
-            for uid, reason in part.corrupt:
-                if self.counts["corrupt"] < MAX_REPORTED:
-                    log.warning("corrupt sample %s: %s", uid, reason)
-                self.counts["corrupt"] += 1
-                self.corrupt_uids.append(uid)
+    def _reset(self) -> None:
+        self._counts = {"batches": 0, "samples": 0, "corrupt": 0, "bytes_read": 0, "restarts": 0}
+        self._corrupt: deque[str] = deque(maxlen=MAX_REPORTED)
+
+    @property
+    def corrupt_uids(self) -> list[str]:
+        """The latest corrupt samples, at most a thousand; for `read_once` those of the latest pass."""
+        return list(self._corrupt)
+
+    def _start(self, first: int, stop: int | None = None) -> LocalEngine | WorkerEngine:
+        if not self._workers:
+            return LocalEngine(self._plan)
+        return WorkerEngine(self._plan, self._workers, first, stop, timeout=self._timeout)
+
+    def _batch(self, made: Made) -> Batch:
+        """Counts a batch and returns it, without the entries that no sample has filled."""
+        images, texts, slices = made
+        parts = [part for _, part in slices]
+        self._counts["batches"] += 1
+        self._counts["samples"] += sum(len(part.uids) for part in parts)
+        self._counts["bytes_read"] += sum(part.bytes_read for part in parts)
+        for uid, reason in (lost for part in parts for lost in part.corrupt):
+            if self._counts["corrupt"] < MAX_REPORTED:
+                log.warning("corrupt sample %s: %s", uid, reason)
+            self._counts["corrupt"] += 1
+            self._corrupt.append(uid)
+        uids = [uid for part in parts for uid in part.uids]
+        if len(uids) < len(images):
+            filled = np.concatenate([np.arange(low, low + len(part.uids)) for low, part in slices])
+            images, texts = images[filled], texts[filled]
+        captions = [caption for part in parts for caption in part.captions]
+        rows = [row for part in parts for row in part.columns]
+        return {
+            "image": images,
+            "text": captions if self._plan.tokenizer is None else texts,
+            "uid": uids,
+            **{name: [row[index] for row in rows] for index, name in enumerate(self._plan.columns)},
+        }
 
 
-class SampleStream:
+class SampleStream(_Reader):
     """The training stream of one rank: an endless iterator of batches, whose only state is the next step.
 
-    A batch is {"image": uint8 ndarray [B_local, 3, H, W], "text": int64 ndarray [B_local, context] (the captions, a
-    list of str, without a tokenizer), "uid": list of 32 hex digits}. Together, in rank order, the ranks' batches are
-    a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size, canonical streams).
+    A batch is {"image": uint8 ndarray [B_local, 3, H, W], "text": int64 ndarray [B_local, context] (without a
+    tokenizer the captions, a list of str), "uid": list of 32 hex digits}. Together, in rank order, the ranks' batches
+    are a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size, canonical streams).
 
-    Arrays may lie in memory shared with the workers. They stay valid as long as anything refers to them.
+    Arrays may be in memory shared with the workers. They stay valid as long as anything refers to them.
     """
 
     def __init__(
@@ -72,13 +100,13 @@ class SampleStream:
     ) -> None:
         """`tokenizer` maps a list of n captions to an integer ndarray [n, context]; with workers it must pickle.
 
-        `canonical_streams` (0 = the greatest divisor that 64 and the batch share) bounds the world sizes a run can
-        move to. `workers=0` makes the batches in this process. Workers may take `timeout` seconds for a batch; one
-        that gives none for a quarter of it is started again. ClipDataError for values that do not fit.
+        `canonical_streams` (0: the greatest common divisor of 64 and the batch) limits the world sizes that a run can
+        change to. `workers=0` makes the batches in this process. A batch may take `timeout` seconds; a worker that
+        gives none for a quarter of it is restarted. Raises ClipDataError for invalid values.
         """
         streams = batching(manifest.samples, global_batch_size, canonical_streams, rank, world_size)
         size = global_batch_size // world_size
-        self._plan = Plan(
+        plan = Plan(
             manifest=manifest,
             preprocess=parse_preprocess(preprocess),
             tokenizer=tokenizer,
@@ -88,13 +116,11 @@ class SampleStream:
             batch=global_batch_size,
             seed=seed,
             streams=streams,
-            columns=(),
         )
-        self._workers = min(_natural("workers", workers), size)
-        self._timeout = timeout
+        super().__init__(plan, workers, timeout)
         self._step = _natural("start_step", start_step)
         self._engine: LocalEngine | WorkerEngine | None = None
-        self._account = _Account()
+        self._wait_s = 0.0
         self._closed = False
 
     def __iter__(self) -> SampleStream:
@@ -104,41 +130,28 @@ class SampleStream:
         if self._closed:
             raise ClipDataError("the stream is closed: make a new one")
         started = time.perf_counter()
-        if self._engine is None:
-            self._engine = (
-                WorkerEngine(self._plan, self._workers, self._step, timeout=self._timeout)
-                if self._workers
-                else LocalEngine(self._plan)
-            )
+        self._engine = self._engine or self._start(self._step)
         try:
-            images, texts, slices = self._engine.batch(self._step, self._plan.size)
+            made = self._engine.batch(self._step, self._plan.size)
         except BaseException:
-            self._stop()  # what the workers have sent meanwhile no longer fits the step
+            self._stop()  # answers that the workers have sent since do not fit the step
             raise
         self._step += 1
-        self._account.add(slices)
-        self._account.wait_s += time.perf_counter() - started
-        captions = [caption for _, part in slices for caption in part.captions]
-        uids = [uid for _, part in slices for uid in part.uids]
-        return {"image": images, "text": captions if self._plan.tokenizer is None else texts, "uid": uids}
+        self._wait_s += time.perf_counter() - started
+        return self._batch(made)
 
     @property
     def stats(self) -> dict[str, int | float]:
         """batches, samples, corrupt (and replaced), payload bytes_read, worker restarts, and seconds of wait_s."""
-        restarts = self._account.counts["restarts"] + (self._engine.restarts if self._engine else 0)
-        return {**self._account.counts, "restarts": restarts, "wait_s": self._account.wait_s}
-
-    @property
-    def corrupt_uids(self) -> list[str]:
-        """The latest corrupt samples, at most a thousand."""
-        return list(self._account.corrupt_uids)
+        restarts = self._counts["restarts"] + (self._engine.restarts if self._engine else 0)
+        return {**self._counts, "restarts": restarts, "wait_s": self._wait_s}
 
     def state_dict(self) -> dict[str, Any]:
-        """The next step, and what it is a step of."""
+        """Returns the next step and what the order of the samples depends on."""
         return {"step": self._step, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues at the state's step; ClipDataError when the state belongs to another order of samples."""
+        """Continues at the step of a state. Raises ClipDataError if the state is of another order of samples."""
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ClipDataError(
@@ -149,16 +162,14 @@ class SampleStream:
         self._step = _natural("step", state.get("step"))
 
     def close(self) -> None:
-        """Stops the workers and closes files. Batches handed out stay valid."""
+        """Stops the workers and closes files. Batches that were returned stay valid."""
         self._stop()
         self._closed = True
 
     def __enter__(self) -> SampleStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _identity(self) -> dict[str, Any]:
@@ -173,39 +184,29 @@ class SampleStream:
     def _stop(self) -> None:
         if self._engine is not None:
             self._engine.close()
-            self._account.counts["restarts"] += self._engine.restarts
+            self._counts["restarts"] += self._engine.restarts
             self._engine = None
 
 
-class OnceReader:
+class OnceReader(_Reader):
     """Every good sample of a manifest once, in the order (source, unit, row); can be iterated again.
 
-    Batches are those of SampleStream, with a list for each asked column; only the last may be short.
+    Batches are those of SampleStream, with a list for each requested column; only the last may be short.
     """
 
-    def __init__(self, plan: Plan, workers: int, timeout: float) -> None:
-        self._plan = plan
-        self._timeout = timeout
-        self._workers = min(workers, plan.size)
-        self._account = _Account()
-
     def __iter__(self) -> Iterator[Batch]:
-        plan, samples = self._plan, self._plan.manifest.samples
-        batches = -(-samples // plan.size)
-        self._account = _Account()
-        engine = (
-            WorkerEngine(plan, self._workers, 0, batches, timeout=self._timeout) if self._workers else LocalEngine(plan)
-        )
+        size, samples = self._plan.size, self._plan.manifest.samples
+        batches = -(-samples // size)
+        self._reset()
+        engine = self._start(0, batches)
         held: Batch | None = None
         try:
             for number in range(batches):
-                made = engine.batch(number, min(plan.size, samples - number * plan.size))
-                self._account.add(made[2])
-                held = _joined(held, self._batch(made))
-                if len(held["uid"]) >= plan.size:
-                    yield _cut(held, 0, plan.size)
-                    rest = _cut(held, plan.size, len(held["uid"]))
-                    held = rest if rest["uid"] else None
+                batch = self._batch(engine.batch(number, min(size, samples - number * size)))
+                held = batch if held is None else {name: _plus(value, batch[name]) for name, value in held.items()}
+                if len(held["uid"]) >= size:
+                    yield {name: value[:size] for name, value in held.items()}
+                    held = {name: value[size:] for name, value in held.items()} if len(held["uid"]) > size else None
             if held is not None and held["uid"]:
                 yield held
         finally:
@@ -213,27 +214,8 @@ class OnceReader:
 
     @property
     def stats(self) -> dict[str, int | float]:
-        """batches, samples, corrupt (and skipped) and payload bytes_read of the latest pass."""
-        return dict(self._account.counts)
-
-    @property
-    def corrupt_uids(self) -> list[str]:
-        """The corrupt samples of the latest pass, at most a thousand."""
-        return list(self._account.corrupt_uids)
-
-    def _batch(self, made: Made) -> Batch:
-        images, texts, slices = made
-        if any(part.corrupt for _, part in slices):
-            filled = np.concatenate([np.arange(low, low + len(part.uids)) for low, part in slices])
-            images, texts = images[filled], texts[filled]
-        captions = [caption for _, part in slices for caption in part.captions]
-        rows = [row for _, part in slices for row in part.columns]
-        return {
-            "image": images,
-            "text": captions if self._plan.tokenizer is None else texts,
-            "uid": [uid for _, part in slices for uid in part.uids],
-            **{name: [row[index] for row in rows] for index, name in enumerate(self._plan.columns)},
-        }
+        """batches, samples, corrupt (and left out) and payload bytes_read of the latest pass."""
+        return dict(self._counts)
 
 
 def read_once(
@@ -246,10 +228,10 @@ def read_once(
     columns: Sequence[str] = (),
     timeout: float = TIMEOUT_S,
 ) -> OnceReader:
-    """Reads every sample exactly once, for evaluation. Corrupt samples are left out, counted and reported.
+    """Returns a reader of every sample, for evaluation. Corrupt samples are left out, counted and reported.
 
-    `columns` names columns of the sidecar that each batch carries as lists; `timeout` is that of SampleStream. Raises
-    ClipDataError for bad values.
+    `columns` names columns of the sidecar that each batch holds as lists; `timeout` is that of SampleStream. Raises
+    ClipDataError for invalid values.
     """
     if batch_size < 1:
         raise ClipDataError(f"batch_size = {batch_size} must be positive")
@@ -261,14 +243,11 @@ def read_once(
         preprocess=parse_preprocess(preprocess),
         tokenizer=tokenizer,
         context=_context(tokenizer, workers),
-        first=0,
         size=min(batch_size, manifest.samples),
         batch=min(batch_size, manifest.samples),
-        seed=0,
-        streams=0,
         columns=tuple(columns),
     )
-    return OnceReader(plan, _natural("workers", workers), timeout)
+    return OnceReader(plan, workers, timeout)
 
 
 def _context(tokenizer: Tokenizer | None, workers: int) -> int:
@@ -279,7 +258,7 @@ def _context(tokenizer: Tokenizer | None, workers: int) -> int:
             pickle.dumps(tokenizer)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ClipDataError(
-                f"the tokenizer cannot travel to worker processes ({error}): "
+                f"the tokenizer cannot be sent to worker processes ({error}): "
                 "define it in a module that can be imported, or use workers=0"
             ) from error
     return tokens(tokenizer, ["a"]).shape[1]
@@ -291,17 +270,5 @@ def _natural(name: str, value: Any) -> int:
     return value
 
 
-def _joined(held: Batch | None, batch: Batch) -> Batch:
-    if held is None:
-        return batch
-    return {name: _plus(value, batch[name]) for name, value in held.items()}
-
-
 def _plus(left: Any, right: Any) -> Any:
     return np.concatenate([left, right]) if isinstance(left, np.ndarray) else left + right
-
-
-def _cut(batch: Batch, low: int, high: int) -> Batch:
-    if low == 0 and high == len(batch["uid"]):
-        return batch
-    return {name: value[low:high] for name, value in batch.items()}

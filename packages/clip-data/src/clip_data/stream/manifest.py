@@ -1,4 +1,4 @@
-"""The manifest: which samples of which datasets a stream draws from, and the fingerprint that names that choice."""
+"""The manifest: which samples of which datasets a stream draws from, with a fingerprint of that choice."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from clip_data.stream.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a manifest knows of one source: no more than a few numbers per unit."""
+    """One source of a manifest: a few numbers per unit."""
 
     source: Source
     selection: Selection
     units: list[Unit]
     """units with at least one kept sample, in the order of their ordinals"""
     counts: np.ndarray
-    """int64 [units]: kept samples, taken-down ones not counted"""
+    """int64 [units]: kept samples, without those taken down"""
     removed: dict[str, np.ndarray]
-    """unit name → sidecar rows (int32, ascending) that tombstones take out of the selection"""
+    """unit name → sidecar rows (int32, ascending) that tombstones remove from the selection"""
     fingerprint: str
 
     @property
@@ -40,7 +40,7 @@ class Part:
         return int(self.counts.sum())
 
     def rows(self, unit: Unit) -> np.ndarray:
-        """int32 [kept]: the sidecar rows of a unit that the stream draws from, ascending."""
+        """Returns int32 [kept]: the sidecar rows of a unit that the stream draws from, ascending."""
         rows = self.selection.rows(unit)
         removed = self.removed.get(unit.name)
         return rows if removed is None else np.setdiff1d(rows, removed, assume_unique=True)
@@ -48,19 +48,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The samples of a stream. The same datasets give the same fingerprint wherever they lie."""
+    """The samples of a stream. The fingerprint does not depend on where the datasets are."""
 
     parts: list[Part]
 
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits over datasets, selections, tombstones, weights and the version of the order."""
-        return fingerprint(
-            {
-                "order": order.VERSION,
-                "sources": [{"samples": part.fingerprint, "weight": part.source.weight} for part in self.parts],
-            }
-        )
+        sources = [{"samples": part.fingerprint, "weight": part.source.weight} for part in self.parts]
+        return fingerprint({"order": order.VERSION, "sources": sources})
 
     @property
     def samples(self) -> int:
@@ -72,7 +68,7 @@ class Manifest:
 
 
 def build_manifest(sources: Sequence[Source]) -> Manifest:
-    """Reads the sources' plans, selections and tombstones; samples are not touched.
+    """Reads the plans, selections and tombstones of sources, but no samples.
 
     Raises ClipDataError for a dataset or selection that does not exist, a weight that is not positive, or a source
     that keeps no sample.
@@ -111,7 +107,7 @@ def _part(source: Source) -> Part:
 def _removed(
     dataset: Dataset, selection: Selection, units: Sequence[Unit], tombstones: set[bytes]
 ) -> dict[str, np.ndarray]:
-    """Which kept rows the tombstones hit. One look at the uids of every unit: a uid does not tell where it lies."""
+    """Returns the kept rows of each unit that tombstones name. It reads the uids of all units."""
     wanted = pa.array(sorted(tombstones), pa.binary(16))
 
     def hit(unit: Unit) -> np.ndarray:

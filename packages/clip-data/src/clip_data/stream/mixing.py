@@ -19,7 +19,7 @@ class Pattern:
     def __init__(self, shares: Sequence[int]) -> None:
         self.shares = list(shares)
         self.period = sum(shares)
-        # The j-th of n slots of a source wants to stand at (j + 1/2) / n: sorted, no prefix strays far from the shares.
+        # The j-th of n slots of a source is wanted at (j + 1/2) / n; in this order every prefix is close to the shares.
         wanted = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
         owners = np.repeat(np.arange(len(shares)), shares)
         order = np.lexsort((owners, wanted))
@@ -27,7 +27,7 @@ class Pattern:
         self.slots = [np.flatnonzero(self.sources == source) for source in range(len(shares))]
 
     def at(self, start: int, position: int) -> tuple[int, int]:
-        """(source, how many of its slots came before) for a position of the pattern entered at slot `start`."""
+        """Returns (source, how many of its slots came before) for a position of the pattern entered at slot `start`."""
         if len(self.shares) == 1:
             return 0, position
         cycle, slot = divmod(start + position, self.period)
@@ -37,7 +37,7 @@ class Pattern:
 
 
 def pattern(weights: Sequence[float]) -> Pattern:
-    """The pattern for positive, finite weights. Raises ClipDataError for others."""
+    """Returns the pattern for positive, finite weights. Raises ClipDataError for others."""
     for weight in weights:
         if not (math.isfinite(weight) and weight > 0):
             raise ClipDataError(f"a source's weight must be a positive number, not {weight!r}")
@@ -50,7 +50,7 @@ def pattern(weights: Sequence[float]) -> Pattern:
 
 
 def _round(parts: Sequence[Fraction]) -> list[int]:
-    """Largest remainders, and at least one slot each."""
+    """Rounds by the largest-remainder method, with at least one slot each."""
     wanted = [part * MAX_PERIOD for part in parts]
     shares = [max(1, math.floor(want)) for want in wanted]
     by_remainder = sorted(range(len(parts)), key=lambda index: (shares[index] - wanted[index], index))

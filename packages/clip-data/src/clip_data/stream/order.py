@@ -4,8 +4,8 @@ Within an epoch a source's units are shuffled, the rows of each unit are permute
 canonical streams, which are shuffled once more in windows. Epoch after epoch, each canonical stream is an infinite
 sequence; global batch k takes positions [k·B/C, (k+1)·B/C) of every stream, so the order knows nothing of ranks.
 
-Random numbers are raw Philox words and BLAKE2b keys: both are specified bit for bit, unlike numpy's distributions,
-which may change between releases.
+Random numbers are raw Philox words with BLAKE2b keys. Both are specified bit for bit; numpy's distributions may
+change between releases.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import numpy as np
 from clip_data.errors import ClipDataError
 from clip_data.stream.mixing import pattern
 
-VERSION = 1  # part of the manifest's fingerprint: a change of the order below is a new number
-WINDOW = 8192  # samples; with decoded bytes left in the shards, a window costs its rows of the sidecar only
+VERSION = 1  # part of the manifest's fingerprint; a change of the order needs a new number
+WINDOW = 8192  # samples; a window holds rows of the sidecar, and no images
 MAX_STREAMS = 64
 
 
 def words(count: int, *key: object) -> np.ndarray:
-    """`count` random 64-bit words (uint64) that depend on the key alone."""
+    """Returns `count` random 64-bit words (uint64) that depend on the key alone."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(count)
 
 
 def permutation(count: int, *key: object) -> np.ndarray:
-    """A permutation of range(count), int64, that depends on the key alone."""
+    """Returns a permutation of range(count), int64, that depends on the key alone."""
     return np.argsort(words(count, *key), kind="stable")
 
 
 def batching(samples: int, batch: int, streams: int, rank: int, world: int) -> int:
-    """Checks how a global batch is shared out and returns the number of canonical streams (0 = gcd(batch, 64)).
+    """Checks how a global batch is divided and returns the number of canonical streams (0: gcd(batch, 64)).
 
-    Raises ClipDataError, with the values that would do, when something does not divide.
+    Raises ClipDataError, with the valid values, if something does not divide.
     """
     if batch < 1 or streams < 0 or world < 1 or not 0 <= rank < world:
         raise ClipDataError(
@@ -55,12 +55,12 @@ def batching(samples: int, batch: int, streams: int, rank: int, world: int) -> i
     if batch % chosen:
         raise ClipDataError(
             f"canonical_streams={chosen} does not divide the global batch of {batch}; "
-            f"numbers that do: {_divisors(batch, 1024)}"
+            f"valid numbers: {_divisors(batch, 1024)}"
         )
     if chosen % world:
         raise ClipDataError(
             f"world_size={world} does not divide the {chosen} canonical streams of a global batch of {batch}; "
-            f"world sizes that do: {_divisors(chosen, chosen)}; or set canonical_streams to a multiple of {world}"
+            f"valid world sizes: {_divisors(chosen, chosen)}; or set canonical_streams to a multiple of {world}"
         )
     return chosen
 
@@ -73,8 +73,8 @@ class SourceOrder:
     """The canonical streams of one source.
 
     Stream c starts its epoch e at its position floor((N·e + c) / C). By Hermite's identity those starts cut every
-    epoch of N samples into C parts whose lengths differ by at most one, and no stream ever runs ahead of another by
-    more than one sample, however many epochs go by.
+    epoch of N samples into C parts whose lengths differ by at most one, and no stream is ever ahead of another by
+    more than one sample.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SourceOrder:
         window: int = WINDOW,
         shuffle: bool = True,
     ) -> None:
-        """`counts`, int64 [units], are the samples of each unit, all positive; `names` key their permutations."""
+        """`counts`, int64 [units], are the samples of each unit, all positive; `names` are the keys of permutations."""
         assert len(names) == len(counts)
         assert (counts > 0).all()
         self.names, self.counts = names, counts
@@ -98,21 +98,21 @@ class SourceOrder:
         self._epoch = lru_cache(maxsize=3)(self._lay_out)  # two epochs are in use around a boundary
 
     def locate(self, stream: int, position: int) -> tuple[int, int]:
-        """(epoch, offset within the stream's share of that epoch) of a position of the infinite stream."""
+        """Returns (epoch, offset within the stream's share of that epoch) of a position of the infinite stream."""
         epoch = (self.streams * (position + 1) - stream - 1) // self.samples
         return epoch, position - self._start(stream, epoch)
 
     def length(self, stream: int, epoch: int) -> int:
-        """Samples of the stream in an epoch: N/C, give or take one."""
+        """Returns the number of samples of the stream in an epoch: N/C, rounded up or down."""
         return self._start(stream, epoch + 1) - self._start(stream, epoch)
 
     def window_of(self, stream: int, offset: int) -> tuple[int, int]:
-        """(window, place within it) of an offset. Windows are staggered so that streams do not all turn at once."""
+        """Returns (window, place within it) of an offset. Windows are staggered: they do not all end at once."""
         window, place = divmod(offset + self._shift(stream), self.size)
         return window, place - (self._shift(stream) if window == 0 else 0)
 
     def window(self, stream: int, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of a window in their final order: indices of units, and of kept rows within them; int64 [n]."""
+        """Returns the samples of a window in order: indices of units, and of kept rows within them; int64 [n] each."""
         low = max(window * self.size - self._shift(stream), 0)
         high = min((window + 1) * self.size - self._shift(stream), self.length(stream, epoch))
         places = self._offset(stream, epoch) + np.arange(low, high)
@@ -129,9 +129,8 @@ class SourceOrder:
         return units, rows
 
     def successors(self, stream: int, epoch: int, offset: int) -> Iterator[tuple[int, int]]:
-        """The other samples of the epoch as (stream, offset), in the order in which they may stand in for this one.
-
-        The rest of the stream, then its start, then the following streams: never another epoch.
+        """Yields the other samples of the epoch as (stream, offset), in the order in which they may replace this one:
+        the rest of the stream, its start, then the following streams.
         """
         for step in range(self.streams):
             other = (stream + step) % self.streams
@@ -144,7 +143,7 @@ class SourceOrder:
         return (self.samples * epoch + stream) // self.streams
 
     def _offset(self, stream: int, epoch: int) -> int:
-        """Where the stream's share begins in the epoch's sequence: the sum of the lengths of the streams before."""
+        """Returns where the stream's share of the epoch begins: the sum of the lengths of the streams before."""
         return self._below(stream, epoch + 1) - self._below(stream, epoch)
 
     def _below(self, stream: int, epoch: int) -> int:
@@ -163,8 +162,8 @@ class SourceOrder:
 class GlobalOrder:
     """The global batches of one or several sources.
 
-    Every canonical stream runs through the same periodic pattern of sources, from its own starting point, and takes
-    from a source's stream of the same number; with one source the pattern is the identity.
+    Every canonical stream follows the same periodic pattern of sources, from its own starting point, and takes samples
+    from the stream of the same number of each source. With one source the pattern is the identity.
     """
 
     def __init__(self, orders: Sequence[SourceOrder], weights: Sequence[float], batch: int, streams: int) -> None:
@@ -174,12 +173,12 @@ class GlobalOrder:
         self.pattern = pattern(weights)
 
     def place(self, batch: int, index: int) -> tuple[int, int, int, int]:
-        """(source, stream, epoch, offset) of the index-th sample of a global batch."""
+        """Returns (source, stream, epoch, offset) of the index-th sample of a global batch."""
         stream, step = divmod(index, self.per_stream)
         return self.at(stream, batch * self.per_stream + step)
 
     def at(self, stream: int, position: int) -> tuple[int, int, int, int]:
-        """(source, stream, epoch, offset) of a position of a canonical stream."""
+        """Returns (source, stream, epoch, offset) of a position of a canonical stream."""
         source, position = self.pattern.at(stream * self.pattern.period // self.streams, position)
         return source, stream, *self.orders[source].locate(stream, position)
 
@@ -193,7 +192,7 @@ class PlainOrder:
         self.ends = np.cumsum([order.samples for order in orders])
 
     def place(self, batch: int, index: int) -> tuple[int, int, int, int]:
-        """(source, 0, 0, offset) of the index-th sample of a batch."""
+        """Returns (source, 0, 0, offset) of the index-th sample of a batch."""
         number = batch * self.batch + index
         source = int(np.searchsorted(self.ends, number, side="right"))
         return source, 0, 0, number - int(self.ends[source]) + self.orders[source].samples

@@ -1,4 +1,4 @@
-"""Whether held-out samples are among the training samples: a comparison by uid."""
+"""Checks by uid whether held-out samples are among the training samples."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHOWN = 3
 
 
 def refuse_overlap(training: Manifest, held_out: Manifest, *, name: str, option: str) -> None:
-    """Raises ClipDataError, with the count, when samples of `held_out` are samples of `training` too.
+    """Raises ClipDataError, with the count, if samples of `held_out` are also in `training`.
 
-    `name` is what the message calls the held-out samples, `option` the setting that allows the overlap. Reads the uids
-    of both; memory grows with the held-out samples alone.
+    The message calls the held-out samples `name`, and the config key that allows the overlap `option`. Reads the uids
+    of both; memory grows with the held-out samples only.
     """
     wanted = np.concatenate(list(_each_unit(held_out, f"read the uids of {name}", lambda uids: uids)))
     distinct = np.unique(wanted)
@@ -33,9 +33,8 @@ def refuse_overlap(training: Manifest, held_out: Manifest, *, name: str, option:
     both = np.unique(np.concatenate(list(_each_unit(training, f"compare the training samples with {name}", shared))))
     if not len(both):
         return
-    shown = ", ".join(uid.ljust(16, b"\0").hex() for uid in both[:SHOWN].tolist()) + (
-        ", …" if len(both) > SHOWN else ""
-    )
+    shown = ", ".join(uid.ljust(16, b"\0").hex() for uid in both[:SHOWN].tolist())
+    shown += ", …" if len(both) > SHOWN else ""
     raise ClipDataError(
         f"{np.isin(wanted, both).sum():,} of the {len(wanted):,} samples of {name} are training samples too "
         f"(uid {shown}): choose selections without a common sample, for example by uid_fraction, or allow it with "
@@ -44,7 +43,7 @@ def refuse_overlap(training: Manifest, held_out: Manifest, *, name: str, option:
 
 
 def _each_unit(manifest: Manifest, what: str, use: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
-    """`use` of the uids, S16 [kept], of each unit of the manifest."""
+    """Yields `use(uids)` of each unit of the manifest; uids are S16 [kept]."""
 
     def read(pair: tuple[Part, Unit]) -> np.ndarray:
         part, unit = pair

@@ -1,4 +1,4 @@
-"""Preprocessing of images: decode, resize and crop to uint8, to the pixel as OpenCLIP's Pillow path does it.
+"""Preprocessing of images: decode, resize and crop to uint8, with the pixels of OpenCLIP's Pillow path.
 
 It is described by plain data: the keys of OpenCLIP's `preprocess_cfg` plus `augment` and `image_mode`. Mean and std are
 carried but not applied: images travel as uint8 and are normalised on the device.
@@ -21,7 +21,7 @@ from clip_core.images import decoding, load_image
 from clip_data.errors import ClipDataError
 from clip_data.stream.order import words
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # what shards hold; Pillow's other decoders never see a payload
+FORMATS = ("JPEG", "PNG", "WEBP")  # the formats in shards; Pillow's other decoders are not used
 
 
 class CorruptSample(Exception):
@@ -49,7 +49,7 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How images are preprocessed: see the module."""
+    """How images are preprocessed; the module describes it."""
 
     size: tuple[int, int]
     """height and width of the result, in pixels"""
@@ -94,7 +94,7 @@ class Preprocess:
 
 
 def crop_box(width: int, height: int, augment: Augment, draws: Sequence[float]) -> tuple[int, int, int, int]:
-    """A random crop as (left, top, right, bottom), from 4 uniform draws for each of 10 tries."""
+    """Returns a random crop as (left, top, right, bottom), from 4 uniform draws for each of 10 tries."""
     low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
     tries = iter(zip(*[iter(draws)] * 4, strict=True))
     places: Iterator[float] = iter(())

@@ -28,7 +28,7 @@ MAX_BLOCK = 16 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """Where a sample's image lies, and what the sidecar says of it."""
+    """The place of a sample's image, and its fields of the sidecar."""
 
     shard: str
     offset: int
@@ -39,7 +39,7 @@ class Sample:
 
 
 class Window:
-    """The descriptions of some thousand samples, in columns: what a stream needs while it passes through them."""
+    """The rows of some thousand samples, in columns: what a stream needs while it passes through them."""
 
     def __init__(self, shards: Sequence[str], units: np.ndarray, table: pa.Table) -> None:
         self.shards, self.units, self.table = shards, units, table
@@ -64,7 +64,7 @@ def _integers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 class SourceReader:
-    """One source's samples. Holds a few sidecars and open tars, however large the dataset is."""
+    """Reads the samples of one source. Holds a few sidecars and open tars for a dataset of any size."""
 
     def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
         self.part = part
@@ -77,7 +77,7 @@ class SourceReader:
         self.close = weakref.finalize(self, _close, self._files)
 
     def window(self, units: np.ndarray, rows: np.ndarray) -> Window:
-        """The descriptions of samples given as indices of units and of kept rows within them, in the given order."""
+        """Returns the samples with these indices of units and of kept rows within them (int64 [n]), in this order."""
         by_unit = np.argsort(units, kind="stable")
         present, starts = np.unique(units[by_unit], return_index=True)
         groups = np.split(rows[by_unit], starts[1:])
@@ -88,14 +88,13 @@ class SourceReader:
                 whole = threads.map(self._table, map(int, present))
                 tables = [table.take(mine) for table, mine in zip(whole, groups, strict=True)]
         back = np.argsort(by_unit, kind="stable")
-        return Window(
-            self.shards, units, pa.concat_tables(tables, promote_options="permissive").take(back).combine_chunks()
-        )
+        table = pa.concat_tables(tables, promote_options="permissive").take(back)
+        return Window(self.shards, units, table.combine_chunks())
 
     def payloads(self, samples: Sequence[Sample]) -> list[bytes]:
-        """The images' bytes; shorter than promised, or empty, where the tar ends too early.
+        """Returns the bytes of the images; shorter than recorded, or empty, if the tar ends too early.
 
-        Raises ClipDataError when a tar is missing or cannot be read: that is no matter of a single sample.
+        Raises ClipDataError if a tar is missing or cannot be read, which is not the fault of a single sample.
         """
         found = self._local(samples) if self.store.local else self._remote(samples)
         self.bytes_read += sum(map(len, found))
@@ -128,21 +127,19 @@ class SourceReader:
         return self._files[shard]
 
     def _remote(self, samples: Sequence[Sample]) -> list[bytes]:
-        """One request for samples that lie close together, and all requests at once."""
-        order = sorted(range(len(samples)), key=lambda index: (samples[index].shard, samples[index].offset))
-        blocks: list[tuple[str, int, int]] = []
+        """Reads samples that are close together by one request, and sends all requests at once."""
+        blocks: list[tuple[str, int, int]] = [("", 0, 0)]
         block_of = {}
-        for index in order:
+        for index in sorted(range(len(samples)), key=lambda index: (samples[index].shard, samples[index].offset)):
             sample = samples[index]
             end = sample.offset + max(sample.length, 0)
-            if blocks and blocks[-1][0] == sample.shard:
-                shard, first, last = blocks[-1]
-                if sample.offset <= last + MAX_GAP and end - first <= MAX_BLOCK:
-                    blocks[-1] = (shard, first, max(last, end))
-                    block_of[index] = len(blocks) - 1
-                    continue
-            blocks.append((sample.shard, sample.offset, end))
-            block_of[index] = len(blocks) - 1
+            shard, first, last = blocks[-1]
+            if shard == sample.shard and sample.offset <= last + MAX_GAP and end - first <= MAX_BLOCK:
+                blocks[-1] = (shard, first, max(last, end))
+            else:
+                blocks.append((sample.shard, sample.offset, end))
+            block_of[index] = len(blocks) - 2
+        blocks = blocks[1:]
         data = self._ranges(blocks)
         found = []
         for index, sample in enumerate(samples):
@@ -160,7 +157,7 @@ class SourceReader:
             if isinstance(answer, FileNotFoundError):
                 raise self._unreadable(shard, answer)
             if isinstance(answer, Exception):
-                # An object store refuses a range that begins behind the end of a truncated tar.
+                # An object store rejects a range that begins beyond the end of a truncated tar.
                 if start < self.store.size(shard):
                     raise self._unreadable(shard, answer)
                 answer = b""

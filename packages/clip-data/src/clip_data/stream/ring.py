@@ -1,7 +1,7 @@
 """The memory that worker processes fill and the training process reads: a ring of batch slots.
 
-It is an anonymous file that has no name: nothing can leak, whoever is killed, and no container's limit on /dev/shm
-applies.
+It is a file without a name: nothing leaks when a process is killed, and the limit on /dev/shm in containers does not
+apply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Ring:
     """`slots` slots of one batch each, in a file that both sides map."""
 
     def __init__(self, plan: Plan, slots: int, file: int | None = None) -> None:
-        """Creates the memory, or maps the one behind the descriptor `file`, which it then owns."""
+        """Creates the memory, or maps that of the descriptor `file`, which this object then owns."""
         self.image_shape = (plan.size, 3, *plan.preprocess.size)
         self.text_shape = (plan.size, plan.context)
         self.text_offset = _aligned(int(np.prod(self.image_shape)))
@@ -36,9 +36,9 @@ class Ring:
         weakref.finalize(self, os.close, self.file)
 
     def arrays(self, slot: int, released: Callable[[int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The slot's images (uint8 [n, 3, H, W]) and texts (int64 [n, context]), not copied.
+        """Returns the slot's images (uint8 [n, 3, H, W]) and texts (int64 [n, context]), not copied.
 
-        `released` is called with the slot once neither array, nor any view of them, is alive.
+        `released` is called with the slot when both arrays and all views of them are gone.
         """
         lease = (ctypes.c_char * self.stride).from_buffer(self.memory, slot * self.stride)
         if released is not None:
@@ -53,7 +53,7 @@ def _aligned(size: int) -> int:
 
 
 def anonymous_file(size: int) -> int:
-    """The descriptor of a file without a name."""
+    """Returns the descriptor of a new file without a name."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("clip-data-batches")
     else:

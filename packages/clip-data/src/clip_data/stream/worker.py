@@ -1,4 +1,4 @@
-"""A worker process: fills slices of batches until its parent is gone.
+"""A worker process: makes slices of batches until its parent is gone.
 
 It is started as a fresh interpreter rather than by multiprocessing, whose spawn would import the user's main script,
 and torch with it, in every worker.
@@ -25,8 +25,7 @@ from clip_data.errors import ClipDataError
 START = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from clip_data.stream.worker import main; main()"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage", "T": "stopped", "t": "traced", "Z": "dead"}
-POLL = 1.0  # seconds between looks at the parent, for the case that a fork of it keeps our pipe open
-
+POLL = 1.0  # seconds between checks of the parent, since a fork of it may keep the pipe open
 
 _started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
@@ -38,7 +37,7 @@ class ParentGone(Exception):
 def start(pipe: int, memory: int, plan: int, low: int, high: int) -> subprocess.Popen[bytes]:
     """Starts a worker that makes samples [low, high) of batches.
 
-    It talks through the descriptor `pipe`, writes to the memory behind `memory` and reads (Plan, slots) from `plan`.
+    It communicates over the descriptor `pipe`, writes to the memory of `memory` and reads (Plan, slots) from `plan`.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", START, json.dumps(sys.path), *map(str, (pipe, memory, plan, os.getpid(), low, high))],
@@ -51,13 +50,13 @@ def start(pipe: int, memory: int, plan: int, low: int, high: int) -> subprocess.
 
 
 def kill_workers() -> None:
-    """Kills all workers of this process, without waiting for their end: a stopped one would outlive it."""
+    """Kills all workers of this process without waiting for their end; a stopped worker would outlive it."""
     for process in list(_started):
         process.kill()
 
 
 def state_of(pid: int | None) -> str:
-    """What a process is at, in the words of its operating system."""
+    """Returns the state of a process, such as "running" or "stopped"."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return STATES.get(file.read().rpartition(")")[2].split()[0], "in an unknown state")
@@ -66,9 +65,9 @@ def state_of(pid: int | None) -> str:
 
 
 def main() -> None:
-    """Answers (batch, slot) with ("done", Slice), or with ("error" | "bug", message) and leaves."""
+    """Answers (batch, slot) with ("done", Slice), or with ("error" | "bug", message) and then ends."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        # A signal for the whole job is the parent's to answer: it still wants the batches under way.
+        # The parent handles signals to the whole job, and still needs the batches under way.
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     pipe, memory, plan, parent, low, high = map(int, sys.argv[2:8])
     connection = Connection(pipe)

@@ -6,7 +6,7 @@ __all__ = ["Config", "run"]
 
 
 def run(config: Config) -> int:
-    from clip_eval.report import write_report
+    from clip_eval.report.page import write_report
 
     print(write_report(config))
     return 0

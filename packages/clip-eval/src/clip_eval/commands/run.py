@@ -1,4 +1,4 @@
-"""`clip-eval run`: the recipe's tasks on a model."""
+"""`clip-eval run`: measures a model with the benchmarks of a recipe."""
 
 from clip_eval.config import EvalConfig as Config
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from clip_data.acquire.codes import Code
 from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
-from clip_eval.report.html import Html, bars, count, fill, foreign, join, note, percent, section
+from clip_eval.report.html import bars, card, count, fill, foreign, note, percent
+from clip_eval.report.inputs import Inputs, Section
 
 CODES = {code.value: code for code in Code}
-IMAGE_CLASS = "image"  # the error class of what arrived and could not be used as a picture
+IMAGE_CLASS = "image"  # the error class of files that arrived and are not usable images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is left after a stage, and what was lost in it."""
+class FunnelStep:
+    """The rows that are left after a step, and those that it lost."""
 
     name: str
     """Shown as the title."""
@@ -33,50 +34,46 @@ class Stage:
         return self.before == self.kept + sum(rows for _, _, rows in self.lost)
 
 
-def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[Stage]:
-    """Stages in order. A selection with a parent starts from the parent's rows, any other from all stored samples.
+def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]:
+    """Returns the steps in order.
 
-    Selections that do not exist are left out. Unfinished units count as not attempted.
+    A selection with a parent starts from the parent's rows, any other from all stored samples. Selections that do not
+    exist are left out. Unfinished units count as not attempted.
     """
     done = dataset.committed("acquire")
+    finished = [unit for unit in dataset.units if unit.name in done]
     codes: Counter[str] = Counter()
-    for unit in dataset.units:
-        if unit.name in done:
-            codes.update(dataset.record("acquire", unit)["counts"])
+    for unit in finished:
+        codes.update(dataset.record("acquire", unit)["counts"])
     stored = codes.pop(SUCCESS, 0)
-    attempted = sum(unit.rows for unit in dataset.units if unit.name in done)
-    planned = sum(unit.rows for unit in dataset.units)
-    late = {code: n for code, n in codes.items() if _class(code) == IMAGE_CLASS}
+    attempted, planned = (sum(unit.rows for unit in units) for units in (finished, dataset.units))
+    late = {code: n for code, n in codes.items() if code in CODES and CODES[code].error_class == IMAGE_CLASS}
     early = {code: n for code, n in codes.items() if code not in late}
     waiting = [("not_attempted", "units that are not finished yet", planned - attempted)] if planned > attempted else []
     fetched = stored + sum(late.values())
-    stages = [
-        Stage(name="attempted", kept=attempted, before=planned, lost=waiting),
-        Stage(name="fetched", kept=fetched, before=attempted, lost=_reasons(early)),
-        Stage(name="decoded and stored", kept=stored, before=fetched, lost=_reasons(late)),
+    steps = [
+        FunnelStep(name="attempted", kept=attempted, before=planned, lost=waiting),
+        FunnelStep(name="fetched", kept=fetched, before=attempted, lost=_reasons(early)),
+        FunnelStep(name="decoded and stored", kept=stored, before=fetched, lost=_reasons(late)),
     ]
     for name in selections:
         if name in dataset.selections():
-            stages.append(_selection(dataset.selection(name), dataset, stored))
-    return stages
+            steps.append(_selection(dataset.selection(name), dataset, stored))
+    return steps
 
 
-def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> Stage:
+def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelStep:
     parent = (found["parent"] or {}).get("name")
     before = dataset.selection(parent)["kept"] if parent else stored
     upstream = {f"not in {parent}"} if parent else {"rejected"}
     lost = [(reason, "", n) for reason, n in found["counts"] if n and reason not in upstream]
-    return Stage(
+    return FunnelStep(
         name=f"{found['name']} (of {parent})" if parent else found["name"], kept=found["kept"], before=before, lost=lost
     )
 
 
-def _class(code: str) -> str:
-    return CODES[code].error_class if code in CODES else ""
-
-
 def meaning(code: str) -> str:
-    """What an error code says, in words; "" for a code of another engine."""
+    """Returns the meaning of an error code; "" for a code of another engine."""
     return CODES[code].meaning if code in CODES else ""
 
 
@@ -85,37 +82,37 @@ def _reasons(codes: dict[str, int]) -> list[tuple[str, str, int]]:
     return [(code, meaning(code), n) for code, n in ordered]
 
 
-def funnel_section(dataset: Dataset, stages: Sequence[Stage]) -> Html:
-    whole = stages[0].before or 1
+def funnel(inputs: Inputs) -> Section | None:
+    """Returns the bars of the funnel's steps, each with its losses."""
+    dataset = inputs.dataset
+    if not dataset:
+        return None
+    steps = read_funnel(dataset, inputs.selections)
+    whole = steps[0].before or 1
     parts = []
-    for stage in stages:
-        bar = bars(
-            [(foreign(stage.name, 60), stage.kept, f"{count(stage.kept)} · {percent(stage.kept / whole)}")], whole=whole
-        )
-        lost = bars(
-            [
-                (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
-                for reason, words, rows in stage.lost
-            ],
-            tone="bad",
-        )
-        parts.append(fill('<div class="stage">{}{}</div>', bar, fill('<div class="lost">{}</div>', lost)))
-        if not stage.adds_up:
-            parts.append(
-                note(
-                    "These numbers do not add up: {} entered, {} left, {} are accounted for.",
-                    count(stage.before),
-                    count(stage.kept),
-                    count(sum(rows for _, _, rows in stage.lost)),
-                )
-            )
-    if all(stage.adds_up for stage in stages):
-        parts.append(note("Every row is accounted for: each stage's losses sum to what it lost."))
+    for step in steps:
+        text = f"{count(step.kept)} · {percent(step.kept / whole)}"
+        bar = bars([(foreign(step.name, 60), step.kept, text)], whole=whole)
+        losses = [
+            (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
+            for reason, words, rows in step.lost
+        ]
+        lost = bars(losses, tone="bad")
+        parts.append(fill('<div class="step">{}<div class="lost">{}</div></div>', bar, lost))
+        if not step.adds_up:
+            numbers = (step.before, step.kept, sum(rows for _, _, rows in step.lost))
+            text = "These numbers do not add up: {} entered, {} left, {} are accounted for."
+            parts.append(note(text, *map(count, numbers)))
+    if all(step.adds_up for step in steps):
+        parts.append(note("Every row is accounted for: each step's losses sum to what it lost."))
     for name in dataset.column_sets():
         unread = 0
         for unit in dataset.units:
             if dataset.store.exists(record_name(score_stage(name), unit.name)):
                 unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
         if unread:
-            parts.append(note("The scorer {} could not decode {} stored pictures.", name, count(unread)))
-    return section("funnel", "From URLs to samples", join(parts))
+            parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
+    first, _, *others = steps
+    cards = [card(count(first.kept), first.name, f"of {count(first.before)} URLs of the plan")]
+    cards += [card(count(step.kept), step.name, f"{percent(step.kept / whole)} of the URLs") for step in others]
+    return Section(name="funnel", title="From URLs to samples", parts=parts, cards=cards)

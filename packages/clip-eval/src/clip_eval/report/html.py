@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from clip_eval.results import in_percent
 
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff￾￿]")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-class Html(str):
-    """Text that is markup: it is inserted as it stands."""
+class Html(Markup):
+    """Text that is markup: it is inserted unchanged, and its `format` and `join` escape what they insert."""
 
-    __slots__ = ()
-
-
-def escape(value: Any) -> Html:
-    """The value as text that no browser takes for markup; control characters and half code points are replaced."""
-    return value if isinstance(value, Html) else Html(html.escape(CONTROL.sub("\ufffd", str(value)), quote=True))
+    @classmethod
+    def escape(cls, value: Any, /) -> Html:
+        """Returns the value escaped, with control characters and lone surrogates replaced."""
+        return super().escape(value if isinstance(value, Html) else CONTROL.sub("\ufffd", str(value)))
 
 
 def fill(template: str, *values: Any, **named: Any) -> Html:
-    """`template.format` with escaped values; literal braces are doubled as there."""
-    return Html(template.format(*(escape(value) for value in values), **{name: escape(v) for name, v in named.items()}))
+    """Returns `template.format` with escaped values."""
+    return Html(template).format(*values, **named)
 
 
 def join(parts: Iterable[Any], between: str = "") -> Html:
-    return Html(between.join(escape(part) for part in parts))
+    """Returns the escaped parts in a row."""
+    return Html(between).join(parts)
+
+
+def element(tag: str, *content: Any, **attributes: Any) -> Html:
+    """Returns an element. `kind` is its class; floats are rounded to one decimal, and `_` in a name becomes `-`."""
+    words = [
+        fill(' {}="{}"', {"kind": "class"}.get(name, name.replace("_", "-")), _attribute(value))
+        for name, value in attributes.items()
+    ]
+    return fill("<{0}{1}>{2}</{0}>", tag, join(words), join(content))
+
+
+def _attribute(value: Any) -> Any:
+    return f"{value:.1f}" if isinstance(value, float) else value
 
 
 def foreign(text: str, limit: int = 160) -> Html:
-    """A caption or URL of the dataset: cut to `limit` characters, and isolated from the page's text direction."""
+    """Returns a caption or URL, cut to `limit` characters and isolated from the page's text direction."""
     short = text if len(text) <= limit else text[: limit - 1] + "…"
     return fill('<bdi title="{}">{}</bdi>', text[:2000], short) if short is not text else fill("<bdi>{}</bdi>", short)
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Sequence[int] = ()) -> Html:
-    """A table; the columns in `numeric` are aligned to the right."""
+    """Returns a table; the columns in `numeric` are aligned to the right."""
 
     def cells(tag: str, values: Sequence[Any]) -> Html:
         return join(
@@ -52,12 +65,13 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Sequenc
     return fill('<div class="scroll"><table>{}<tbody>{}</tbody></table></div>', head, body)
 
 
-def section(name: str, title: str, *parts: Any) -> Html:
-    return fill('<section id="{}"><h2>{}</h2>{}</section>', name, title, join(parts))
+def card(value: str, name: str, below: str = "") -> Html:
+    """Returns a key figure for the top of the page."""
+    return fill('<div class="figure"><b>{}</b><span>{}</span><small>{}</small></div>', value, name, below)
 
 
 def figure(caption: Any, *parts: Any, kind: str = "") -> Html:
-    """A panel; `kind` is "wide" for one that stands alone, "span" for one over two columns of a grid."""
+    """Returns a panel; `kind` is "wide" for one that stands alone, "span" for one over two columns of a grid."""
     return fill('<figure class="{}"><figcaption>{}</figcaption>{}</figure>', kind, caption, join(parts))
 
 
@@ -66,12 +80,12 @@ def grid(parts: Iterable[Any], kind: str = "figures") -> Html:
 
 
 def note(template: str, *values: Any) -> Html:
-    """A remark in small print."""
+    """Returns a remark in small print."""
     return fill('<p class="note">{}</p>', fill(template, *values))
 
 
 def bars(rows: Sequence[tuple[Any, float, str]], tone: str = "accent", whole: float | None = None) -> Html:
-    """Horizontal bars of (label, value, figure); the longest, or `whole`, fills the line."""
+    """Returns horizontal bars of (label, value, figure). The longest value, or `whole`, fills the line."""
     whole = whole or max((value for _, value, _ in rows), default=1) or 1
     return fill(
         '<div class="bars">{}</div>',
@@ -98,7 +112,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Rounded to a tenth of a second, from a minute on to a second, from an hour on to a minute."""
+    """Returns a duration to a tenth of a second; to a second from a minute on, to a minute from an hour on."""
     if round(seconds, 1) < 60:
         return "< 0.1 s" if 0 < seconds < 0.05 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

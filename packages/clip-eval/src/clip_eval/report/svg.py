@@ -1,4 +1,4 @@
-"""Small charts as inline SVG. Colours come from the page's style sheet, so that they follow light and dark."""
+"""Small charts as inline SVG. Colours come from the page's style sheet, which follows light and dark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_eval.report.html import Html, fill, join
+from clip_eval.report.html import Html, element, join
 from clip_eval.results import in_percent
 
 POINTS = 240  # of a line: more than this cannot be seen in its width
@@ -53,126 +53,78 @@ class _Frame:
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
     def axes(self, x_name: str) -> Html:
-        parts = []
+        right, parts = self.width - self.right, []
         for tick in ticks(self.y0, self.y1, 5):
-            y = round(self.y(tick), 1)
-            parts.append(
-                fill(
-                    '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" class="end">{}</text>',
-                    self.left,
-                    self.width - self.right,
-                    y,
-                    y,
-                    self.left - 6,
-                    y + 3.5,
-                    number(tick),
-                )
-            )
+            y = self.y(tick)
+            parts.append(element("line", kind="grid", x1=self.left, x2=right, y1=y, y2=y))
+            parts.append(element("text", number(tick), kind="end", x=self.left - 6, y=y + 3.5))
         for tick in ticks(self.x0, self.x1, 6):
-            parts.append(
-                fill(
-                    '<text x="{}" y="{}" class="mid">{}</text>',
-                    round(self.x(tick), 1),
-                    self.height - self.bottom + 15,
-                    number(tick),
-                )
-            )
-        middle = (self.left + self.width - self.right) / 2
-        parts.append(fill('<text x="{}" y="{}" class="mid axis">{}</text>', middle, self.height - 4, x_name))
-        return join(parts)
+            y = self.height - self.bottom + 15
+            parts.append(element("text", number(tick), kind="mid", x=self.x(tick), y=y))
+        middle = (self.left + right) / 2
+        return join([*parts, element("text", x_name, kind="mid axis", x=middle, y=self.height - 4)])
 
 
 def chart(width: int, height: int, title: str, *parts: Html) -> Html:
-    return fill(
-        '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">{3}</svg>',
-        width,
-        height,
-        title,
-        join(parts),
-    )
+    size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
+    return element("svg", *parts, **size, role="img", aria_label=title)
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], open_end: bool = False) -> Html:
-    """Counts [N] between edges [N + 1]; with `open_end` the last count holds all above its lower edge."""
+    """Returns bars for counts [N] between edges [N + 1]. With `open_end` the last count includes all above."""
     width, height = 330, 150
     frame = _Frame(width=width, height=height, x0=edges[0], x1=edges[-1], y0=0, y1=max([*counts, 1]), bottom=20)
     ends = [f"– {number(edge)}" for edge in edges[1:-1]] + ["and more" if open_end else f"– {number(edges[-1])}"]
-    boxes = join(
-        fill(
-            '<rect class="accent" x="{}" y="{}" width="{}" height="{}"><title>{} {}: {}</title></rect>',
-            f"{frame.x(low):.1f}",
-            f"{frame.y(value):.1f}",
-            f"{max(frame.x(high) - frame.x(low) - 1, 0.5):.1f}",
-            f"{frame.y(0) - frame.y(value):.1f}",
-            number(low),
-            end,
-            f"{value:,}",
-        )
-        for low, high, end, value in zip(edges[:-1], edges[1:], ends, counts, strict=True)
-        if value
-    )
-    return chart(width, height, title, frame.axes(""), boxes)
+    boxes = []
+    for low, high, end, n in zip(edges[:-1], edges[1:], ends, counts, strict=True):
+        if n:
+            hover = element("title", f"{number(low)} {end}: {n:,}")
+            x, y, across = frame.x(low), frame.y(n), max(frame.x(high) - frame.x(low) - 1, 0.5)
+            boxes.append(element("rect", hover, kind="accent", x=x, y=y, width=across, height=frame.y(0) - y))
+    return chart(width, height, title, frame.axes(""), *boxes)
 
 
 def lines(title: str, curves: Sequence[Line], width: int = 330, height: int = 170, x_name: str = "step") -> Html:
-    """Curves over one x axis, with a legend when there are several. The y axis starts at 0 unless that flattens all."""
+    """Returns curves over one x axis, with a legend if there are several. The y axis may start at 0."""
     xs, ys = [value for curve in curves for value in curve.x], [value for curve in curves for value in curve.y]
     low, high = min(ys), max(ys)
     base = 0.0 if low >= 0 and low < 0.6 * high else low - 0.08 * ((high - low) or abs(high) or 1)
     top = high + 0.05 * ((high - base) or 1)
-    frame = _Frame(
-        width=width, height=height, x0=min(xs), x1=max(xs), y0=base, y1=top, top=28 if len(curves) > 1 else 10
-    )
+    room = 28 if len(curves) > 1 else 10
+    frame = _Frame(width=width, height=height, x0=min(xs), x1=max(xs), y0=base, y1=top, top=room)
     parts, at = [frame.axes(x_name)], frame.left
     for curve in curves:
         thin = _thin(curve)
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in thin)
-        parts.append(fill('<polyline class="line {}" points="{}"/>', curve.tone, path))
-        if curve.dots:
-            parts += [
-                fill(
-                    '<circle class="{}" cx="{}" cy="{}" r="3"><title>{} {}: {}</title></circle>',
-                    curve.tone,
-                    f"{frame.x(x):.1f}",
-                    f"{frame.y(y):.1f}",
-                    x_name,
-                    number(x),
-                    f"{y:.4g}",
-                )
-                for x, y in thin
-            ]
+        parts.append(element("polyline", kind=f"line {curve.tone}", points=path))
+        for x, y in thin if curve.dots else ():
+            hover = element("title", f"{x_name} {number(x)}: {y:.4g}")
+            parts.append(element("circle", hover, kind=curve.tone, cx=frame.x(x), cy=frame.y(y), r=3))
         if len(curves) > 1:
-            parts.append(
-                fill(
-                    '<rect class="{}" x="{}" y="8" width="14" height="3"/><text x="{}" y="13">{}</text>',
-                    curve.tone,
-                    at,
-                    at + 19,
-                    curve.name,
-                )
-            )
+            parts.append(element("rect", kind=curve.tone, x=at, y=8, width=14, height=3))
+            parts.append(element("text", curve.name, x=at + 19, y=13))
             at += 34 + 7 * len(curve.name)
     return chart(width, height, title, *parts)
 
 
 def _thin(curve: Line) -> list[tuple[float, float]]:
-    """At most POINTS points: means of equal runs."""
+    """Returns at most POINTS points: means of equal runs."""
     runs = np.array_split(np.arange(len(curve.x)), min(POINTS, len(curve.x)))
     x, y = np.asarray(curve.x, float), np.asarray(curve.y, float)
     return [(float(x[run].mean()), float(y[run].mean())) for run in runs]
 
 
 def interval(value: float, low: float, high: float, chance: float, width: int = 220) -> Html:
-    """A value with its interval on a line from 0 to 1; the tick is chance."""
-    x = [f"{4 + share * (width - 8):.1f}" for share in (low, high, value, chance)]
+    """Returns a value with its interval on a line from 0 to 1; the tick is chance."""
+    left, right, at, tick = (4 + share * (width - 8) for share in (low, high, value, chance))
     return chart(
         width,
         18,
         f"{value:.3f}, between {low:.3f} and {high:.3f}, chance {chance:.3f}",
-        fill('<line class="grid" x1="4" x2="{}" y1="9" y2="9"/>', width - 4),
-        fill('<line class="chance" x1="{0}" x2="{0}" y1="3" y2="15"/>', x[3]),
-        fill('<line class="line accent thick" x1="{}" x2="{}" y1="9" y2="9"/>', x[0], x[1]),
-        fill('<circle class="accent" cx="{}" cy="9" r="4"/>', x[2]),
+        element("line", kind="grid", x1=4, x2=width - 4, y1=9, y2=9),
+        element("line", kind="chance", x1=tick, x2=tick, y1=3, y2=15),
+        element("line", kind="line accent thick", x1=left, x2=right, y1=9, y2=9),
+        element("circle", kind="accent", cx=at, cy=9, r=4),
     )
 
 
@@ -186,66 +138,28 @@ def heat_map(
     size: int = 9,
     text: bool = False,
 ) -> Html:
-    """(row, column, share between 0 and 1, hover text) as squares whose strength is the share; rows down, columns up.
+    """Returns (row, column, share between 0 and 1, hover text) as squares whose strength is the share.
 
-    The diagonal of a square map is outlined. With `text` the share is written into the square, in percent.
+    Squares off the diagonal have the colour of a mistake. With `text` the share is written into the square, in percent.
     """
-    width, height = margin + cell * len(columns) + 4, margin + cell * len(rows) + 4
-    parts = [
-        fill(
-            '<text x="{}" y="{}" class="end" style="font-size:{}px">{}</text>',
-            margin - 4,
-            round(margin + cell * (i + 0.5) + size * 0.35, 1),
-            size,
-            _cut(name),
-        )
-        for i, name in enumerate(rows)
-    ]
-    parts += [
-        fill(
-            '<text transform="translate({} {}) rotate(-90)" style="font-size:{}px">{}</text>',
-            round(margin + cell * (i + 0.5) + size * 0.35, 1),
-            margin - 4,
-            size,
-            _cut(name),
-        )
-        for i, name in enumerate(columns)
-    ]
-    parts.append(
-        fill(
-            '<rect class="ground" x="{0}" y="{0}" width="{1}" height="{2}"/>',
-            margin,
-            cell * len(columns),
-            cell * len(rows),
-        )
-    )
+    across, down, style = cell * len(columns), cell * len(rows), f"font-size:{size}px"
+    parts = [element("rect", kind="ground", x=margin, y=margin, width=across, height=down)]
+    for i, name in enumerate(rows):
+        place = margin + cell * (i + 0.5) + size * 0.35
+        parts.append(element("text", _cut(name), kind="end", x=margin - 4, y=place, style=style))
+    for i, name in enumerate(columns):
+        place = margin + cell * (i + 0.5) + size * 0.35
+        turn = f"translate({place:.1f} {margin - 4}) rotate(-90)"
+        parts.append(element("text", _cut(name), transform=turn, style=style))
     for row, column, share, hover in cells:
-        x, y = margin + cell * column, margin + cell * row
-        parts.append(
-            fill(
-                '<rect class="{}" x="{}" y="{}" width="{}" height="{}" fill-opacity="{}"><title>{}</title></rect>',
-                "accent" if row == column or text else "bad",
-                x,
-                y,
-                cell - 1,
-                cell - 1,
-                f"{0.1 + 0.9 * math.sqrt(share):.2f}" if share else "0",
-                hover,
-            )
-        )
+        x, y, tone = margin + cell * column, margin + cell * row, "accent" if row == column or text else "bad"
+        box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1}
+        strength = f"{0.1 + 0.9 * math.sqrt(share):.2f}" if share else "0"
+        parts.append(element("rect", element("title", hover), kind=tone, **box, fill_opacity=strength))
         if text:
-            tone = "onmark" if share > 0.12 else ""
-            parts.append(
-                fill(
-                    '<text x="{}" y="{}" class="mid {}" style="font-size:{}px">{}</text>',
-                    x + cell / 2,
-                    y + cell / 2 + 4,
-                    tone,
-                    size,
-                    in_percent(share, 0).replace(" ", ""),
-                )
-            )
-    return chart(width, height, title, *parts)
+            kind, said = f"mid {'onmark' if share > 0.12 else ''}", in_percent(share, 0).replace(" ", "")
+            parts.append(element("text", said, kind=kind, x=x + cell / 2, y=y + cell / 2 + 4, style=style))
+    return chart(margin + across + 4, margin + down + 4, title, *parts)
 
 
 def _cut(name: str, limit: int = 20) -> str:
@@ -253,7 +167,7 @@ def _cut(name: str, limit: int = 20) -> str:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers inside [low, high], roughly `about` of them."""
+    """Returns about `about` round numbers inside [low, high]."""
     span = high - low
     if not span > 0:
         return [low]
@@ -264,7 +178,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A short label: 0.25, 12, 3.4k, 2M, 1e-05."""
+    """Returns a short label: 0.25, 12, 3.4k, 2M, 1e-05."""
     if value == 0:
         return "0"
     size = abs(value)

@@ -1,73 +1,39 @@
-"""The report's training section: curves from a run's log."""
+"""The report's sections on training: curves from the logs of runs, and the wall time of a pipeline's stages."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from clip_core.store import Store
-from clip_eval.errors import ClipEvalError
-from clip_eval.report.html import Html, bars, count, duration, figure, fill, grid, note, percent, section
+from clip_eval.report.html import Html, bars, card, count, duration, figure, grid, note, percent
+from clip_eval.report.inputs import Inputs, Section
+from clip_eval.report.runs import Run
 from clip_eval.report.svg import POINTS, Line, lines
 
 STAGES = ("plan", "acquire", "score", "select", "train", "evaluate", "report")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a training run has left behind."""
-
-    name: str
-    """Its folder."""
-    steps: list[dict[str, Any]]
-    """The log's lines with a loss, one per step, ascending."""
-    validation: list[dict[str, Any]]
-    """The log's lines with a held-out loss, one per step, ascending."""
-    config: dict[str, Any]
-    """config.json, or empty."""
-    done: dict[str, Any]
-    """done.json, or empty while the run goes on."""
-
-
-def read_run(folder: str) -> Run | None:
-    """The run in a folder; None when it has no log yet. A last line that a kill has cut off is ignored."""
-    store = Store(folder)
-    if not store.exists("log.jsonl"):
+def training(inputs: Inputs) -> Section | None:
+    """Returns curves of each run."""
+    if not inputs.runs:
         return None
-    steps: dict[int, dict[str, Any]] = {}
-    validation: dict[int, dict[str, Any]] = {}
-    text = store.read_bytes("log.jsonl")
-    for line in text[: text.rfind(b"\n") + 1].splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ClipEvalError(
-                f"{folder}/log.jsonl is damaged: not a line of JSON ({error}): {line[:80]!r}"
-            ) from error
-        if "val_loss" in row:  # a step that was repeated after a resume is the later line's
-            validation[row["step"]] = row
-        elif "loss" in row and "event" not in row:
-            steps[row["step"]] = row
-    if not steps:
-        return None
-    return Run(
-        name=folder,
-        steps=[steps[step] for step in sorted(steps)],
-        validation=[validation[step] for step in sorted(validation)],
-        config=store.read_json("config.json") if store.exists("config.json") else {},
-        done=store.read_json("done.json") if store.exists("done.json") else {},
-    )
-
-
-def training_section(runs: Sequence[Run]) -> Html:
-    parts: list[Html] = []
-    for run in runs:
-        if len(runs) > 1:
+    parts, cards = [], []
+    for run in inputs.runs:
+        several = len(inputs.runs) > 1
+        if several:
             parts.append(note("Run {}", run.name))
         parts += _run(run)
-    return section("training", "Training", *parts)
+        cards.append(_card(run, f"{run.name}: " if several else ""))
+    return Section(name="training", title="Training", parts=parts, cards=cards)
+
+
+def _card(run: Run, name: str) -> Html:
+    last, held_out = run.steps[-1], ""
+    if run.validation:
+        at = run.validation[-1]["step"]
+        held_out = f"held out {run.validation[-1]['val_loss']:.3f}"
+        held_out += f" after {count(at)} steps" if at != last["step"] else ""
+    return card(f"{last['loss']:.3f}", f"{name}loss after {count(last['step'])} steps", held_out)
 
 
 def _run(run: Run) -> list[Html]:
@@ -103,15 +69,19 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str, title: str, tone: str =
     return Line(name=title, x=[x for x, _ in points], y=[y for _, y in points], tone=tone, dots=dots)
 
 
-def time_section(seconds: Mapping[str, float], runs: Sequence[Run]) -> Html:
-    """Wall time per stage, in the order of the pipeline and stages of other names after it."""
+def time(inputs: Inputs) -> Section | None:
+    """Returns the wall time of each stage: those of the pipeline in its order, then the others."""
+    seconds = inputs.seconds
+    if seconds is None:
+        return None
     total = sum(seconds.values()) or 1
-    order = [*(name for name in STAGES if name in seconds), *(name for name in seconds if name not in STAGES)]
+    order = sorted(seconds, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     rows = [(name, seconds[name], f"{duration(seconds[name])} · {percent(seconds[name] / total, 0)}") for name in order]
     remarks = [note("{} in all.", duration(total))]
-    for run in runs:
+    for run in inputs.runs:
         wait, elapsed = (run.steps[-1].get(name) for name in ("wait_s", "time_s"))
         if wait is not None and elapsed:
-            said = fill("Training {}waited", fill("in {} ", run.name) if len(runs) > 1 else "")
-            remarks.append(note("{} {} for the loader: {} of its time.", said, duration(wait), percent(wait / elapsed)))
-    return section("time", "Where the time goes", bars(rows), *remarks)
+            name = f"in {run.name} " if len(inputs.runs) > 1 else ""
+            share = percent(wait / elapsed)
+            remarks.append(note("Training {}waited {} for the loader: {} of its time.", name, duration(wait), share))
+    return Section(name="time", title="Where the time goes", parts=[bars(rows), *remarks])

@@ -37,10 +37,7 @@ def run(config: Config) -> int:
     FORMATS.check(config.to)  # before the model: it fails sooner
     output = local_path(config.output, "output")
     model = create_model(
-        config.model,
-        config.pretrained or None,
-        force_quick_gelu=config.quick_gelu,
-        require_pretrained=True,
+        config.model, config.pretrained or None, force_quick_gelu=config.quick_gelu, require_pretrained=True
     )
     options = {name: getattr(config, name) for name in ("precision", "pixels_inside", "l2_inside", "pairs")}
     check = export_model(model, config.to, output, **options)

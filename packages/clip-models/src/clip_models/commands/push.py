@@ -32,10 +32,7 @@ def run(config: Config) -> int:
     from clip_models.factory import create_model
 
     model = create_model(
-        config.model,
-        config.pretrained or None,
-        force_quick_gelu=config.quick_gelu,
-        require_pretrained=True,
+        config.model, config.pretrained or None, force_quick_gelu=config.quick_gelu, require_pretrained=True
     )
     options = {name: getattr(config, name) for name in ("private", "licence", "description", "training_data")}
     print(push_to_hub(model, config.repo_id, commit_message=config.message, **options))

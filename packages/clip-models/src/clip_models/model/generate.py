@@ -129,7 +129,7 @@ class NextToken:
         return x if text.config.embed_cls else text.ln_final(x)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rules:
     """The rules of every kind of generation."""
 
@@ -360,14 +360,7 @@ def generate(
     choose = _chooser(generation_type, temperature, top_p, top_k)
     if repetition_penalty <= 0:
         raise ClipModelsError(f"repetition_penalty {repetition_penalty} must be positive")
-    rules = Rules(
-        seq_len=seq_len,
-        min_seq_len=min_seq_len,
-        end=end,
-        pad=pad,
-        repetition_penalty=repetition_penalty,
-        stopping_criteria=tuple(stopping_criteria or ()),
-    )
+    rules = Rules(seq_len, min_seq_len, end, pad, repetition_penalty, stopping_criteria or ())
     with evaluating(model), FewRows():
         next_token = NextToken(model, model(image)["image_embs"], window)
         if generation_type == "beam_search":

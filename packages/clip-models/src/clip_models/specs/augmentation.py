@@ -1,17 +1,17 @@
 """AugmentationConfig: the random steps of preprocessing in training, as data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
-from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
-from clip_models.specs.values import check_fields, from_dict
+from clip_models.specs.values import PlainData, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
+class AugmentationConfig(PlainData):
     """The keys of OpenCLIP's AugmentationCfg, and two more: `hflip` and `interpolation`. What is set is applied."""
+
+    WHERE = "augmentation"
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Bounds of the crop's share of the area."""
@@ -73,12 +73,3 @@ class AugmentationConfig:
         if isinstance(self.color_jitter, int | float):
             return (float(self.color_jitter),) * 3 + (0.0,)
         return (*self.color_jitter, 0.0) if len(self.color_jitter) == 3 else tuple(self.color_jitter)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON types; `from_dict` is its inverse."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Reads an `aug_cfg` of OpenCLIP. Raises ClipModelsError for unknown keys and wrong types."""
-        return from_dict(cls, data, "augmentation")

@@ -1,6 +1,5 @@
 """OpenCLIP's description of a model, open_clip_config.json, to a spec and back."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -272,10 +271,9 @@ def _read_tokenizer(keys: _Keys, model_name: str) -> _Plain:
         arguments.move(("strip_sep_token", "language"), tokenizer)
         if (mode := keys.take("tokenizer_mode")) is not None:
             tokenizer["mode"] = mode
-    elif "siglip" in model_name.lower():
-        lower = model_name.lower()
-        tokenizer = {"kind": "sentencepiece"}
-        tokenizer["name"] = "gemma" if "siglip2" in lower else "mc4" if "i18n" in lower else "c4-en"
+    elif "siglip" in (lower := model_name.lower()):
+        name = "gemma" if "siglip2" in lower else "mc4" if "i18n" in lower else "c4-en"
+        tokenizer = {"kind": "sentencepiece", "name": name}
     else:
         tokenizer = {"kind": "clip-bpe"}
         if (reduction := arguments.take("reduction_mask")) is not None:
@@ -283,10 +281,6 @@ def _read_tokenizer(keys: _Keys, model_name: str) -> _Plain:
     arguments.move(("clean",), tokenizer)
     arguments.finish(f" with a tokenizer of the kind {tokenizer['kind']}")
     return tokenizer
-
-
-def _values(config: TowerConfig) -> _Plain:
-    return {key: item for key, item in to_dict(config).items() if key != "kind"}
 
 
 def _written(values: _Plain, defaults: Mapping[str, Any]) -> _Plain:
@@ -298,42 +292,30 @@ def _written(values: _Plain, defaults: Mapping[str, Any]) -> _Plain:
     }
 
 
-@functools.singledispatch
 def _write_tower(config: TowerConfig) -> _Plain:
     """Returns the `vision_cfg` or `text_cfg` of a tower."""
+    values = {key: item for key, item in to_dict(config).items() if key != "kind"}
+    match config:
+        case ViTConfig() | CLIPTextConfig():
+            eps, tanh = values.pop("norm_eps"), values.pop("gelu_tanh")
+            written = _written(values, _VISION_DEFAULTS if isinstance(config, ViTConfig) else _TEXT_DEFAULTS)
+            if eps != CLIPTextConfig.norm_eps:
+                written["norm_kwargs"] = {"eps": eps}
+            return written | ({"act_kwargs": {"approximate": "tanh"}} if tanh else {})
+        case ResNetConfig():
+            return _written(values, _VISION_DEFAULTS)
+        case TimmConfig():
+            written = {"image_size": values["image_size"], "patch_dropout": config.patch_dropout}
+            written |= {f"timm_{key}": values[key] for key in _TIMM_KEYS if values[key] not in ({}, None)}
+            return _written(written, _VISION_DEFAULTS) | ({"timm_proj": None} if config.proj == "" else {})
+        case ModernTextConfig():
+            return {"text_arch": "modern", "variable_text": True, **_written(values, _TEXT_DEFAULTS)}
+        case HFTextConfig():
+            return _write_hf_text(config)
     raise ClipModelsError(f"OpenCLIP's config cannot express a tower of the kind {config.kind!r}; use save_model")
 
 
-@_write_tower.register
-def _(config: ViTConfig) -> _Plain:
-    return _write_native(config, _VISION_DEFAULTS)
-
-
-@_write_tower.register
-def _(config: ResNetConfig) -> _Plain:
-    return _written(_values(config), _VISION_DEFAULTS)
-
-
-@_write_tower.register
-def _(config: TimmConfig) -> _Plain:
-    values = _values(config)
-    written = {"image_size": values["image_size"], "patch_dropout": config.patch_dropout}
-    written |= {f"timm_{key}": values[key] for key in _TIMM_KEYS if values[key] not in ({}, None)}
-    return _written(written, _VISION_DEFAULTS) | ({"timm_proj": None} if config.proj == "" else {})
-
-
-@_write_tower.register
-def _(config: CLIPTextConfig) -> _Plain:
-    return _write_native(config, _TEXT_DEFAULTS)
-
-
-@_write_tower.register
-def _(config: ModernTextConfig) -> _Plain:
-    return {"text_arch": "modern", "variable_text": True, **_written(_values(config), _TEXT_DEFAULTS)}
-
-
-@_write_tower.register
-def _(config: HFTextConfig) -> _Plain:
+def _write_hf_text(config: HFTextConfig) -> _Plain:
     text: _Plain = {
         "hf_model_name": config.model_name,
         "hf_pooler_type": config.pooler_type,
@@ -346,31 +328,15 @@ def _(config: HFTextConfig) -> _Plain:
     return text
 
 
-def _write_native(config: ViTConfig | CLIPTextConfig, defaults: _Plain) -> _Plain:
-    values = _values(config)
-    eps, tanh = values.pop("norm_eps"), values.pop("gelu_tanh")
-    written = _written(values, defaults)
-    if eps != CLIPTextConfig.norm_eps:
-        written["norm_kwargs"] = {"eps": eps}
-    return written | ({"act_kwargs": {"approximate": "tanh"}} if tanh else {})
-
-
 def _write_tokenizer(config: TokenizerConfig) -> _Plain:
     if config.kind == "sentencepiece":
         raise ClipModelsError(f"OpenCLIP's config cannot express the sentencepiece tokenizer {config.name!r}; use hf")
-    text: _Plain = {}
-    if config.kind == "hf":
-        text["hf_tokenizer_name"] = config.name
-    if config.kind == "tiktoken":
-        text |= {"tokenizer_type": "tiktoken", "tiktoken_name": config.name}
-    if config.mode:
-        text["tokenizer_mode"] = config.mode
-    arguments: _Plain = {
-        "clean": config.clean,
-        "strip_sep_token": config.strip_sep_token,
-        "language": config.language,
-        "reduction_mask": config.reduction,
+    names = {"hf": {"hf_tokenizer_name": config.name}}
+    names["tiktoken"] = {"tokenizer_type": "tiktoken", "tiktoken_name": config.name}
+    arguments = {"clean": config.clean, "strip_sep_token": config.strip_sep_token, "language": config.language}
+    arguments["reduction_mask"] = config.reduction
+    options = {
+        "tokenizer_mode": config.mode,
+        "tokenizer_kwargs": {key: item for key, item in arguments.items() if item},
     }
-    if arguments := {key: item for key, item in arguments.items() if item}:
-        text["tokenizer_kwargs"] = arguments
-    return text
+    return {**names.get(config.kind, {}), **{key: item for key, item in options.items() if item}}

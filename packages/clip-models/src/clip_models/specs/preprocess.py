@@ -1,12 +1,10 @@
 """PreprocessConfig: how images become the input of a tower."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
-from clip_core.config import to_dict
 from clip_models.errors import ClipModelsError
-from clip_models.specs.values import check_fields, from_dict
+from clip_models.specs.values import PlainData, check_fields
 
 OPENAI_DATASET_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_DATASET_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -15,8 +13,13 @@ ResizeMode = Literal["shortest", "longest", "squash"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """How an image is preprocessed for the tower. The fields are the keys of OpenCLIP's preprocess_cfg."""
+class PreprocessConfig(PlainData):
+    """How an image is preprocessed for the tower. The fields are the keys of OpenCLIP's preprocess_cfg.
+
+    `to_dict` returns the preprocessing of a sample stream, without its "augment" key.
+    """
+
+    WHERE = "preprocess"
 
     size: tuple[int, int] = (224, 224)
     """Height and width of the result, in pixels."""
@@ -41,12 +44,3 @@ class PreprocessConfig:
             raise ClipModelsError(f"preprocess.std {list(self.std)} must be positive")
         if not 0 <= self.fill_color <= 255:
             raise ClipModelsError(f"preprocess.fill_color {self.fill_color} is outside 0 to 255")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON types: the preprocessing of a sample stream, without its "augment" key."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Reads a `preprocess_cfg` of OpenCLIP. Raises ClipModelsError for unknown keys and wrong types."""
-        return from_dict(cls, data, "preprocess")

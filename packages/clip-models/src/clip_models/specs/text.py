@@ -1,7 +1,7 @@
 """The kinds of text tower, and CoCa's decoder. Field names are OpenCLIP's `text_cfg` keys where it has them."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs.tokenizer import CLIP_BPE_VOCAB_SIZE
@@ -106,6 +106,10 @@ class DecoderConfig(TransformerSizes):
     """Longest input in tokens."""
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Classes of the output."""
+    # The rest of what a block takes is fixed in OpenCLIP.
+    norm_eps: ClassVar[float] = 1e-5
+    gelu_tanh: ClassVar[bool] = False
+    ls_init_value: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         self.check_sizes("decoder")

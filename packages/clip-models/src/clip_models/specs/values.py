@@ -2,20 +2,29 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from clip_core import config
 from clip_models.errors import ClipModelsError
 
-T = TypeVar("T")
 
+class PlainData:
+    """Base of the configs that are stored as JSON."""
 
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Builds the config `cls` from plain types. `where` names the data in errors."""
-    try:
-        return config.from_dict(cls, data, where)
-    except config.ConfigError as error:
-        raise ClipModelsError(str(error)) from error
+    WHERE: ClassVar[str]
+    """Name of the data in errors."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON types; `from_dict` is its inverse."""
+        return config.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Builds the config from plain types. Raises ClipModelsError for unknown keys and wrong types."""
+        try:
+            return config.from_dict(cls, data, cls.WHERE)
+        except config.ConfigError as error:
+            raise ClipModelsError(str(error)) from error
 
 
 def check_fields(value: Any, where: str, *positive: str) -> None:

@@ -147,6 +147,15 @@ def names_under(module: nn.Module, *parts: str) -> list[str]:
     ]
 
 
+def group_stack(
+    module: nn.Module, start: Sequence[str], blocks: Sequence[str], end: Sequence[str], head: Sequence[str]
+) -> list[list[str]]:
+    """Returns the parameters of `start`; of each block, the last with those of `end`; and of `head`. None is empty."""
+    groups = [names_under(module, *parts) for parts in (start, *((block,) for block in blocks), head)]
+    groups[-2] += names_under(module, *end)
+    return [group for group in groups if group]
+
+
 def unlock_last(module: nn.Module, groups: list[list[str]], unlocked: int) -> None:
     """Freezes the parameters of all groups but the last `unlocked`, which are trained."""
     if unlocked < 0:

@@ -5,7 +5,6 @@ Parameter names and shapes are OpenCLIP's. Parallelism and compilation are appli
 Shapes: B batch, L tokens, D width, H heads, C channels of a head.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -128,25 +127,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A pre-norm residual block."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        *,
-        quick_gelu: bool = False,
-        gelu_tanh: bool = False,
-        causal: bool = False,
-        ls_init_value: float | None = None,
-        norm_eps: float = 1e-5,
-    ) -> None:
+    def __init__(self, config: Any, quick_gelu: bool, causal: bool = False) -> None:
+        """`config`: that of a native tower or of a decoder."""
         super().__init__()
-        self.ln_1 = LayerNorm(width, norm_eps)
-        self.attn = Attention(width, heads, causal)
-        self.ls_1 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
-        self.ln_2 = LayerNorm(width, norm_eps)
-        self.mlp = MLP(width, int(width * mlp_ratio), activation(quick_gelu, gelu_tanh))
-        self.ls_2 = nn.Identity() if ls_init_value is None else LayerScale(width, ls_init_value)
+        width, scale = config.width, config.ls_init_value
+        self.ln_1 = LayerNorm(width, config.norm_eps)
+        self.attn = Attention(width, config.heads, causal)
+        self.ls_1 = nn.Identity() if scale is None else LayerScale(width, scale)
+        self.ln_2 = LayerNorm(width, config.norm_eps)
+        self.mlp = MLP(width, int(width * config.mlp_ratio), activation(quick_gelu, config.gelu_tanh))
+        self.ls_2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
         """[B, L, D] → [B, L, D], or → [B, D] with `pool_B`, the token of each sample that is needed afterwards.
@@ -165,27 +155,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks; `resblocks` is what compilation, sharding and activation checkpointing are applied to."""
 
-    def __init__(self, blocks: Iterable[Block]) -> None:
+    def __init__(self, config: Any, quick_gelu: bool, causal: bool = False) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.resblocks = nn.ModuleList(blocks)
-
-    @classmethod
-    def of(cls, config: Any, quick_gelu: bool, causal: bool = False) -> "Transformer":
-        """Returns the blocks of the config of a native tower."""
-        return cls(
-            Block(
-                config.width,
-                config.heads,
-                config.mlp_ratio,
-                quick_gelu=quick_gelu,
-                gelu_tanh=config.gelu_tanh,
-                causal=causal,
-                ls_init_value=config.ls_init_value,
-                norm_eps=config.norm_eps,
-            )
-            for _ in range(config.layers)
-        )
+        self.resblocks = nn.ModuleList(Block(config, quick_gelu, causal) for _ in range(config.layers))
 
     @property
     def dtype(self) -> torch.dtype:

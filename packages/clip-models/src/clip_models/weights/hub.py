@@ -68,10 +68,7 @@ def download_weights(repo: str, revision: str | None = None, cache_dir: Place = 
 
 
 def find_file(
-    repo: str,
-    names: Sequence[str] | dict[str, None],
-    revision: str | None = None,
-    cache_dir: Place = None,
+    repo: str, names: Sequence[str] | dict[str, None], revision: str | None = None, cache_dir: Place = None
 ) -> Path:
     """Returns the local copy of the first of `names` that the repository has.
 

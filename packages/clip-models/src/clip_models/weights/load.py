@@ -15,10 +15,9 @@ from clip_models.specs import ModelSpec
 from clip_models.weights.convert.description import Description, describe_beside, describe_spec, reconcile
 from clip_models.weights.convert.formats import convert, detect
 from clip_models.weights.convert.huggingface import spec_from_huggingface
-from clip_models.weights.convert.implied import check_implied, settle_logits
 from clip_models.weights.convert.prefixes import plain_names
 from clip_models.weights.convert.resizing import resize_to
-from clip_models.weights.fit import advising, build_empty, require_finite, require_fit
+from clip_models.weights.fit import advising, build_empty, check_implied, require_finite, require_fit, settle_logits
 from clip_models.weights.hub import WEIGHTS_NAMES
 from clip_models.weights.metadata import OURS, parse_spec, read_spec
 from clip_models.weights.tensorfiles import WEIGHTS_SUFFIXES, read_names, read_tensors
@@ -43,11 +42,7 @@ def load_model(
 
 
 def load_pretrained(
-    spec: ModelSpec,
-    path: str | os.PathLike[str],
-    *,
-    sure_of: Collection[str] = (),
-    entry: str | None = None,
+    spec: ModelSpec, path: str | os.PathLike[str], *, sure_of: Collection[str] = (), entry: str | None = None
 ) -> CLIP:
     """Returns a float32 model of the architecture `spec` with the weights of a file in any known format, or a folder.
 

@@ -16,10 +16,7 @@ from clip_models.weights.tensorfiles import digest, write_safetensors
 
 
 def save_model(
-    path: str | os.PathLike[str],
-    model: CLIP,
-    spec: ModelSpec,
-    extra_metadata: Mapping[str, str] | None = None,
+    path: str | os.PathLike[str], model: CLIP, spec: ModelSpec, extra_metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes `model` and its description to one safetensors file, atomically; equal weights give equal bytes.
 

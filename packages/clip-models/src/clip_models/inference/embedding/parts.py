@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ class Part:
     """Samples of the source, embedded and rejected."""
     source: str
     """Digest of their keys and captions."""
-    rows: int
+    rows: int = 0
     """Embedded ones."""
-    truncated: int
+    truncated: int = 0
     """Captions that were longer than the model's context."""
-    rejects: tuple[tuple[str, str, str], ...]
+    rejects: tuple[tuple[str, str, str], ...] = ()
     """(key, code, reason)"""
-    files: Mapping[str, int]
-    """Size of each file."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """Size of each file; none before it is written."""
 
 
 class PartFolder:
@@ -54,15 +54,12 @@ class PartFolder:
     def _claim(self) -> None:
         with self._store.trying("write in", ""):
             (self.root / "parts").mkdir(parents=True, exist_ok=True)
-        if not self._store.exists(MANIFEST):
-            if other := [entry for entry in self._store.list() if entry != "parts"]:
-                raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
-            self.write_manifest({"complete": False})
-            return
-        found = self._store.read_json(MANIFEST)
+        found = self._store.read_json(MANIFEST) if self._store.exists(MANIFEST) else {}
+        if not found and (other := [entry for entry in self._store.list() if entry != "parts"]):
+            raise ClipModelsError(f"output {self.root} holds {other[0]}; choose an empty folder")
         if found.get("fingerprint") == self.fingerprint:
             return
-        if not self._store.list("parts"):  # that run made nothing: a wrong flag, or an empty source
+        if not (found and self._store.list("parts")):  # a run that made nothing: a wrong flag, or an empty source
             self.write_manifest({"complete": False})
             return
         before = found.get("config", {})

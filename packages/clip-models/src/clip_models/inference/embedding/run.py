@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from clip_models.errors import ClipModelsError, first_line, local_path
 from clip_models.inference.embedding.config import FREE, EmbedConfig
 from clip_models.inference.embedding.inputs import open_source, storage_reason
 from clip_models.inference.embedding.parts import Part, PartFolder
-from clip_models.inference.embedding.samples import CaptionError, Sample, Unused, read_caption
+from clip_models.inference.embedding.samples import Sample, SampleError, Unused, read_caption
 
 if TYPE_CHECKING:
     from clip_models.inference.encoder import Encoder
@@ -48,22 +48,6 @@ class EmbedSummary:
     """Captions that lost their end."""
     parts: int
     """Output files."""
-
-
-@dataclass(frozen=True)
-class _Reject:
-    code: str
-    reason: str
-
-
-@dataclass
-class _PartEnd:
-    """Comes after the samples of a part."""
-
-    number: int
-    samples: int
-    source: str
-    done: Part | None
 
 
 @dataclass
@@ -139,7 +123,6 @@ class _Run:
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     def execute(self, encoder: Encoder, output: str) -> EmbedSummary:
-
         self.encoder = encoder
         described = self._describe()
         fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -152,13 +135,12 @@ class _Run:
             self._feed() as items,
         ):
             for item in items:
-                if not isinstance(item, _PartEnd):
-                    key, future = item
-                    self._add(building, key, future.result())
+                if not isinstance(item, Part):
+                    self._add(building, *item)
                     bar.update()
                     continue
-                part = item.done or self._finish(building, item)
-                if item.done and self.progress:
+                part = item if item.files else self._finish(building, item)
+                if item.files and self.progress:
                     bar.initial += part.samples  # of an earlier run: they do not count for the rate
                     bar.update(part.samples)
                 building = _Building()
@@ -191,12 +173,13 @@ class _Run:
             **{f.name: getattr(config, f.name) for f in dataclasses.fields(EmbedConfig) if f.name not in FREE},
         }
 
-    def _add(self, building: _Building, key: str, found: Any) -> None:
-        if isinstance(found, _Reject):
-            building.rejects.append((_utf8(key), found.code, _utf8(found.reason)))
+    def _add(self, building: _Building, key: str, future: Future[tuple[np.ndarray | None, str | None]]) -> None:
+        try:
+            building.batch.append(future.result())
+        except (ImageError, SampleError) as error:
+            building.rejects.append((_utf8(key), error.code, _utf8(str(error))))
             return
         building.keys.append(_utf8(key))
-        building.batch.append(found)
         if len(building.batch) == self.config.batch_size:
             self._encode(building)
 
@@ -211,7 +194,7 @@ class _Run:
             features = self.encoder.encode_texts(texts, self.config.normalize)
             building.features.setdefault("text", []).append(features)
 
-    def _finish(self, building: _Building, end: _PartEnd) -> Part:
+    def _finish(self, building: _Building, part: Part) -> Part:
         import torch
 
         if building.batch:
@@ -228,23 +211,16 @@ class _Run:
                     f"the {kind} embedding of {building.keys[finite.argmin()]} is not finite in {self.config.precision}"
                     f" and {self.config.dtype}; use precision fp32 or bf16, and dtype float32"
                 )
-        part = Part(
-            number=end.number,
-            samples=end.samples,
-            source=end.source,
-            rows=len(building.keys),
-            truncated=building.truncated,
-            rejects=tuple(building.rejects),
-            files={},
-        )
+        rejects = tuple(building.rejects)
+        part = dataclasses.replace(part, rows=len(building.keys), truncated=building.truncated, rejects=rejects)
         self.folder.write_part(part, building.keys, arrays, self.config.format)
         return part
 
     @contextmanager
     def _feed(self) -> Iterator[Iterator[Any]]:
-        """Yields (key, future of `_prepare`) of each sample to be done, in order, and a _PartEnd after each part.
+        """Yields (key, future of `_prepare`) of each sample to be done, in order, and a Part after those of a part.
 
-        The number of samples in progress is bounded.
+        A Part without files is still to be written. The number of samples in progress is bounded.
         """
         ready: queue.Queue[Any] = queue.Queue(2 * self.config.batch_size + self.workers)
         stopped = threading.Event()
@@ -284,9 +260,10 @@ class _Run:
         done = self.folder.read_part(0)
 
         def end() -> None:
-            if done is not None and (done.samples, done.source) != (count, digest.hexdigest()):
+            part = Part(number=number, samples=count, source=digest.hexdigest())
+            if done is not None and (done.samples, done.source) != (part.samples, part.source):
                 raise self._changed(number)
-            put(_PartEnd(number, count, digest.hexdigest(), done))
+            put(done or part)
 
         for sample in self.samples:
             if isinstance(sample, Unused):
@@ -312,24 +289,24 @@ class _Run:
         rows = self.config.part_rows
         return any(self.folder.read_part(number) is None for number in range(first // rows, (stop - 1) // rows + 1))
 
-    def _prepare(self, sample: Sample) -> tuple[np.ndarray | None, str | None] | _Reject:
-        """Returns (pixels, caption), None for what is not embedded, or the reason of a rejection."""
+    def _prepare(self, sample: Sample) -> tuple[np.ndarray | None, str | None]:
+        """Returns (pixels, caption), None for what is not embedded. Raises ImageError or SampleError."""
         pixels = text = None
         if sample.problem:
-            return _Reject(*sample.problem)
+            raise SampleError(*sample.problem)
         try:
             if "text" in self.kinds:
                 text = read_caption(_called(sample.text), sample.caption_field)
             if "image" in self.kinds:
                 if sample.image is None:
-                    return _Reject("no_image", "there is no image")
+                    raise SampleError("no_image", "there is no image")
                 pixels = self._decode(_called(sample.image), sample.key)
-        except (ImageError, CaptionError) as error:
-            return _Reject(error.code, str(error))
+        except (ImageError, SampleError):
+            raise
         except FileNotFoundError as error:
             is_text = "text" in self.kinds and text is None
             absent = f"{error.filename} does not exist" if error.filename else first_line(error)
-            return _Reject("no_caption" if is_text else "missing", absent)
+            raise SampleError("no_caption" if is_text else "missing", absent) from error
         except Exception as error:
             if (reason := storage_reason(error)) is None:
                 raise

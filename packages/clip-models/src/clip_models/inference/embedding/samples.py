@@ -39,8 +39,8 @@ class Unused:
     no_image, not_opened, blank_line, or the code with which its sample is rejected"""
 
 
-class CaptionError(Exception):
-    """A caption that cannot be used: `code` no_caption, empty_caption or bad_caption."""
+class SampleError(Exception):
+    """A sample that is rejected; `code` as in `EmbedSummary.rejected`."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -48,29 +48,29 @@ class CaptionError(Exception):
 
 
 def read_caption(value: Any, json_field: str = "") -> str:
-    """Returns the caption in a string or bytes, or in a field of a JSON object. Raises CaptionError."""
+    """Returns the caption in a string or bytes, or in a field of a JSON object. Raises SampleError."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8-sig").strip("\r\n")
         except UnicodeDecodeError as error:
-            raise CaptionError("bad_caption", f"the caption is not UTF-8: {error.reason} at {error.start}") from error
+            raise SampleError("bad_caption", f"the caption is not UTF-8: {error.reason} at {error.start}") from error
     if value is not None and json_field:
         try:
             fields = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise CaptionError("bad_caption", f"the caption's member is not JSON: {error}") from error
+            raise SampleError("bad_caption", f"the caption's member is not JSON: {error}") from error
         if not isinstance(fields, dict) or json_field not in fields:
             known = ", ".join(fields) if isinstance(fields, dict) else "no fields"
-            raise CaptionError("no_caption", f"the JSON has no field {json_field!r}; it has {known[:200]}")
+            raise SampleError("no_caption", f"the JSON has no field {json_field!r}; it has {known[:200]}")
         value = fields[json_field]
     if value is None:
-        raise CaptionError("no_caption", "there is no caption")
+        raise SampleError("no_caption", "there is no caption")
     if not isinstance(value, str):
-        raise CaptionError("no_caption", f"the caption is of type {type(value).__name__}, not a string")
+        raise SampleError("no_caption", f"the caption is of type {type(value).__name__}, not a string")
     if not value.strip():
-        raise CaptionError("empty_caption", "the caption is empty")
+        raise SampleError("empty_caption", "the caption is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise CaptionError("bad_caption", f"the caption holds half a character at {error.start}") from error
+        raise SampleError("bad_caption", f"the caption holds half a character at {error.start}") from error
     return value

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import ViTConfig, as_pair
-from clip_models.towers.base import Found, ImageTower, Indices, names_under
+from clip_models.towers.base import Found, ImageTower, Indices, group_stack
 from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
 from clip_models.towers.layers import LayerNorm, Transformer
@@ -39,7 +39,7 @@ class VisionTransformer(ImageTower):
             patches = self.grid_size[0] * self.grid_size[1]
             self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.ln_pre = nn.Identity() if config.no_ln_pre else LayerNorm(width, config.norm_eps)
-        self.transformer = Transformer.of(config, quick_gelu)
+        self.transformer = Transformer(config, quick_gelu)
         pooled_width = width
         self.attn_pool: AttentionalPooler | None = None
         if config.attentional_pool:
@@ -111,13 +111,9 @@ class VisionTransformer(ImageTower):
 
     def layer_groups(self) -> list[list[str]]:
         """Embeddings; each block, the last with the norm; the projection."""
-        *blocks, last = [f"transformer.resblocks.{index}" for index in range(self.config.layers)]
-        return [
-            names_under(self, "conv1", "class_embedding", "positional_embedding", "ln_pre"),
-            *(names_under(self, block) for block in blocks),
-            names_under(self, last, "attn_pool", "ln_post"),
-            names_under(self, "proj"),
-        ]
+        blocks = [f"transformer.resblocks.{index}" for index in range(self.config.layers)]
+        start = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+        return group_stack(self, start, blocks, ("attn_pool", "ln_post"), ("proj",))
 
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.resblocks)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
-from clip_models.towers.base import Found, Indices, TextTower, names_under
+from clip_models.towers.base import Found, Indices, TextTower, group_stack
 from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
 from clip_models.towers.layers import Block, LayerNorm, Transformer
 
@@ -41,7 +41,7 @@ class TextLayers(nn.Module):
             self.cls_emb = nn.Parameter(0.01 * torch.randn(width))
         with NoRandomInit():  # drawn below, and only there
             self.token_embedding = nn.Embedding(config.vocab_size, width)
-            self.transformer = Transformer.of(config, quick_gelu, causal=not config.no_causal_mask)
+            self.transformer = Transformer(config, quick_gelu, causal=not config.no_causal_mask)
         self.ln_final = LayerNorm(width, config.norm_eps)
         if config.proj_type == "none":
             self.text_projection = None
@@ -153,14 +153,9 @@ class TextTransformer(TextLayers, TextTower):
 
     def layer_groups(self) -> list[list[str]]:
         """Embeddings; each block, the last with the norm; the projection."""
-        *blocks, last = [f"transformer.resblocks.{index}" for index in range(self._text.layers)]
-        groups = [
-            names_under(self, "token_embedding", "positional_embedding", "cls_emb"),
-            *(names_under(self, block) for block in blocks),
-            names_under(self, last, "ln_final"),
-            names_under(self, "text_projection"),
-        ]
-        return [group for group in groups if group]
+        blocks = [f"transformer.resblocks.{index}" for index in range(self._text.layers)]
+        start = ("token_embedding", "positional_embedding", "cls_emb")
+        return group_stack(self, start, blocks, ("ln_final",), ("text_projection",))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.transformer.grad_checkpointing = enable

@@ -40,10 +40,10 @@ class CrossAttention(Attention):
 class CrossBlock(Block):
     """A pre-norm residual block whose attention goes to the tokens of an image."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, quick_gelu: bool) -> None:
-        super().__init__(width, heads, mlp_ratio, quick_gelu=quick_gelu)
-        self.attn: CrossAttention = CrossAttention(width, heads)
-        self.ln_1_kv = LayerNorm(width)
+    def __init__(self, config: DecoderConfig, quick_gelu: bool) -> None:
+        super().__init__(config, quick_gelu)
+        self.attn: CrossAttention = CrossAttention(config.width, config.heads)
+        self.ln_1_kv = LayerNorm(config.width)
 
     def keys_values(self, image_BMD: Tensor) -> Tensor:
         """Returns the input of `look` from the images: [2, B, H, M, C]."""
@@ -65,15 +65,11 @@ class MultimodalDecoder(Tower):
 
     def __init__(self, config: DecoderConfig, quick_gelu: bool) -> None:
         super().__init__()
-        width, heads, ratio = config.width, config.heads, config.mlp_ratio
+        width = config.width
         self.context_length = config.context_length
         with NoRandomInit():  # drawn below, and only there
-            self.resblocks = nn.ModuleList(
-                Block(width, heads, ratio, quick_gelu=quick_gelu, causal=True) for _ in range(config.layers)
-            )
-            self.cross_attn = nn.ModuleList(
-                CrossBlock(width, heads, ratio, quick_gelu=quick_gelu) for _ in range(config.layers)
-            )
+            self.resblocks = nn.ModuleList(Block(config, quick_gelu, causal=True) for _ in range(config.layers))
+            self.cross_attn = nn.ModuleList(CrossBlock(config, quick_gelu) for _ in range(config.layers))
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, config.vocab_size))
         init_text_blocks(self.resblocks, width, config.layers)

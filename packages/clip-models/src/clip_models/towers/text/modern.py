@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.specs import ModernTextConfig
-from clip_models.towers.base import Found, Indices, TextTower, names_under, take_indices
+from clip_models.towers.base import Found, Indices, TextTower, group_stack, take_indices
 from clip_models.towers.common import call_block, check_text, cut_captions, valid_tokens
 from clip_models.towers.layers import LayerNorm, LayerScale, attend
 
@@ -295,11 +295,9 @@ class ModernTextTransformer(TextTower):
 
     def layer_groups(self) -> list[list[str]]:
         """Embeddings; each block, the last with the final norm; pooling and projection."""
-        groups = [names_under(self, "token_embedding", "reg_tokens", "norm_pre")]
-        groups += [names_under(self, f"blocks.{number}") for number in range(len(self.blocks))]
-        groups[-1] += names_under(self, "ln_final")
-        head = names_under(self, "pool", "text_projection")
-        return [*groups, head] if head else groups
+        blocks = [f"blocks.{number}" for number in range(len(self.blocks))]
+        start, head = ("token_embedding", "reg_tokens", "norm_pre"), ("pool", "text_projection")
+        return group_stack(self, start, blocks, ("ln_final",), head)
 
     def no_weight_decay(self) -> set[str]:
         """Learned tokens, which weight decay would pull to zero."""

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from clip_models.specs import ModelSpec
-from clip_models.weights.convert import big_vision, hf_clip, hf_siglip, mobileclip
+from clip_models.weights.convert import big_vision, mobileclip
+from clip_models.weights.convert.steps import convert_to_ours
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 FORMATS = (
     Format("big_vision", ("img/embedding/kernel", "params/img/embedding/kernel"), big_vision.convert_tensors),
     Format("MobileCLIP", (mobileclip.FASTVIT_MARKER, mobileclip.HYBRID_MARKER), mobileclip.convert_tensors),
-    Format("Hugging Face SigLIP", ("vision_model.head.probe",), hf_siglip.convert_tensors),
-    Format("Hugging Face CLIP", ("vision_model.pre_layrnorm.weight",), hf_clip.convert_tensors),
+    Format("Hugging Face SigLIP", ("vision_model.head.probe",), partial(convert_to_ours, "hf_siglip")),
+    Format("Hugging Face CLIP", ("vision_model.pre_layrnorm.weight",), partial(convert_to_ours, "hf_clip")),
     Format("OpenAI", OPENAI_SIZES),
 )
 """The first with a matching marker counts; others are OpenCLIP's."""

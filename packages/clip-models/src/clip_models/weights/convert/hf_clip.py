@@ -15,22 +15,8 @@ from clip_models.specs import (
     ViTConfig,
     as_pair,
 )
-from clip_models.weights.convert.hf_configs import (
-    text_fields,
-    to_text_config,
-    to_vision_config,
-    tower_config,
-    vision_fields,
-)
-from clip_models.weights.convert.steps import (
-    Step,
-    convert_to_ours,
-    convert_to_theirs,
-    count_blocks,
-    move,
-    move_layer,
-    transpose,
-)
+from clip_models.weights.convert.hf_configs import from_theirs, to_theirs, tower_config
+from clip_models.weights.convert.steps import convert_to_theirs
 
 ACTIVATIONS = {"quick_gelu": (True, False), "gelu": (False, False), "gelu_pytorch_tanh": (False, True)}
 """hidden_act → (quick_gelu, gelu_tanh)."""
@@ -49,13 +35,15 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
     quick_gelu, gelu_tanh = ACTIVATIONS[text["hidden_act"]]
     eos, vocab = text["eos_token_id"], text["vocab_size"]
     by_argmax = config["model_type"] == "clip" and eos in (_LEGACY_EOS, vocab - 1)
+    sizes = from_theirs("vision", vision)
+    head_width = sizes["width"] // sizes.pop("heads")
     return ModelSpec(
         name=name,
         embed_dim=config.get("projection_dim", 512),
         quick_gelu=quick_gelu,
-        vision=ViTConfig(**vision_fields(vision), gelu_tanh=gelu_tanh),
+        vision=ViTConfig(**sizes, head_width=head_width, gelu_tanh=gelu_tanh),
         text=CLIPTextConfig(
-            **text_fields(text),
+            **from_theirs("text", text),
             pool_type="argmax" if by_argmax else "eos",
             eos_id=None if by_argmax else eos,
             gelu_tanh=gelu_tanh,
@@ -63,16 +51,6 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
         preprocess=PreprocessConfig(size=as_pair(vision["image_size"])),
         tokenizer=TokenizerConfig() if vocab == CLIP_BPE_VOCAB_SIZE else TokenizerConfig(kind="hf", name=name),
     )
-
-
-def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Converts transformers' names to OpenCLIP's, the text tower at the root."""
-    return convert_to_ours(_steps(*count_layers(tensors)), tensors)
-
-
-def count_layers(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Returns the numbers of blocks of the image and the text tower."""
-    return [count_blocks(rf"{tower}_model\.encoder\.layers\.(\d+)\.", tensors) for tower in ("vision", "text")]
 
 
 def to_huggingface(
@@ -90,7 +68,7 @@ def to_huggingface(
         "projection_dim": spec.embed_dim,
         "logit_scale_init_value": 2.6592 if spec.init_logit_scale is None else spec.init_logit_scale,
         "text_config": {
-            **to_text_config(text),
+            **to_theirs("text", text),
             "projection_dim": spec.embed_dim,
             "hidden_act": act,
             "pad_token_id": text.pad_id,
@@ -98,14 +76,14 @@ def to_huggingface(
             "eos_token_id": eos,
         },
         "vision_config": {
-            **to_vision_config(vision),
+            **to_theirs("vision", vision),
             "projection_dim": spec.embed_dim,
             "image_size": as_pair(vision.image_size)[0],
             "hidden_act": act,
         },
     }
     at_root = {name.removeprefix("text."): tensor for name, tensor in model.state_dict().items()}
-    return config, convert_to_theirs(_steps(vision.layers, text.layers), at_root)
+    return config, convert_to_theirs("hf_clip", at_root)
 
 
 def _check_exportable(spec: ModelSpec, vision: ViTConfig, text: CLIPTextConfig) -> None:
@@ -129,39 +107,3 @@ def _check_exportable(spec: ModelSpec, vision: ViTConfig, text: CLIPTextConfig) 
 def _only(config: Any, names: set[str]) -> Any:
     """Returns a config with the named fields of `config` and the defaults of the others."""
     return type(config)(**{name: getattr(config, name) for name in names})
-
-
-def _steps(vision_layers: int, text_layers: int) -> list[Step]:
-    return [
-        move("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-        move("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight"),
-        move("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-        *move_layer("vision_model.pre_layrnorm", "visual.ln_pre"),  # their spelling
-        *block_steps("vision_model.encoder.layers", "visual.transformer.resblocks", vision_layers),
-        *move_layer("vision_model.post_layernorm", "visual.ln_post"),
-        move("visual_projection.weight", "visual.proj", transpose, transpose),
-        move("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
-        move("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-        *block_steps("text_model.encoder.layers", "transformer.resblocks", text_layers),
-        *move_layer("text_model.final_layer_norm", "ln_final"),
-        move("text_projection.weight", "text_projection", transpose, transpose),
-    ]
-
-
-NATIVE_BLOCK = ("ln_1", "ln_2", "attn.out_proj", "mlp.c_fc", "mlp.c_proj", "attn.in_proj_")
-TIMM_BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2", "attn.qkv.")
-"""Names of the layers of a block, and how the names of the fused projection begin."""
-_BLOCK = ("layer_norm1", "layer_norm2", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-
-
-def block_steps(theirs: str, ours: str, layers: int, names: tuple[str, ...] = NATIVE_BLOCK) -> list[Step]:
-    """Returns the steps from blocks of transformers' CLIP and SigLIP to ours."""
-    *layer_names, fused = names
-    steps = []
-    for i in range(layers):
-        for old, new in zip(_BLOCK, layer_names, strict=True):
-            steps += move_layer(f"{theirs}.{i}.{old}", f"{ours}.{i}.{new}")
-        for kind in ("weight", "bias"):
-            parts = tuple(f"{theirs}.{i}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            steps.append(Step(parts, (f"{ours}.{i}.{fused}{kind}",)))
-    return steps

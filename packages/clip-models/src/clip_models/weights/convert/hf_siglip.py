@@ -8,16 +8,8 @@ from torch import Tensor, nn
 from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig, ModelSpec, PreprocessConfig, TimmConfig, TokenizerConfig, as_pair
 from clip_models.tables import read_table
-from clip_models.weights.convert.hf_clip import TIMM_BLOCK, block_steps, count_layers
-from clip_models.weights.convert.hf_configs import mlp_ratio, text_fields, to_text_config, tower_config
-from clip_models.weights.convert.steps import (
-    Step,
-    convert_to_ours,
-    convert_to_theirs,
-    move,
-    move_layer,
-    to_scalar,
-)
+from clip_models.weights.convert.hf_configs import from_theirs, mlp_ratio, to_theirs, tower_config
+from clip_models.weights.convert.steps import convert_to_theirs
 
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
@@ -42,7 +34,7 @@ def spec_from_config(config: Mapping[str, Any], name: str) -> ModelSpec:
         init_logit_bias=-10.0,
         vision=_trunk(vision),
         text=CLIPTextConfig(
-            **text_fields(text),
+            **from_theirs("text", text),
             no_causal_mask=True,
             pool_type="last",
             proj_bias=True,
@@ -75,11 +67,6 @@ def _trunk(vision: Mapping[str, Any]) -> TimmConfig:
     return TimmConfig(model_name=name, image_size=vision["image_size"], pool="map", proj="none", model_kwargs=kwargs)
 
 
-def convert_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Converts transformers' names to OpenCLIP's, the text tower under `text.`."""
-    return convert_to_ours(_steps(*count_layers(tensors)), tensors)
-
-
 def to_huggingface(
     model: nn.Module, spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -95,7 +82,7 @@ def to_huggingface(
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
         "text_config": {
-            **to_text_config(text),
+            **to_theirs("text", text),
             "hidden_act": "gelu_pytorch_tanh" if text.gelu_tanh else "gelu",
             "projection_size": spec.embed_dim,
             "pad_token_id": text.pad_id,
@@ -113,7 +100,7 @@ def to_huggingface(
             "layer_norm_eps": block.norm1.eps,
         },
     }
-    return config, convert_to_theirs(_steps(len(trunk.blocks), text.layers), tensors)
+    return config, convert_to_theirs("hf_siglip", tensors)
 
 
 def _check_exportable(spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -130,36 +117,3 @@ def _check_exportable(spec: ModelSpec, vision: TimmConfig, text: CLIPTextConfig,
     }
     if found := [name for name, is_so in odd.items() if is_so]:
         raise ClipModelsError(f"{spec.name!r} has {found[0]}; transformers has no counterpart")
-
-
-def _steps(vision_layers: int, text_layers: int) -> list[Step]:
-    theirs, ours = "vision_model", "visual.trunk"
-    steps = [
-        *move_layer(f"{theirs}.embeddings.patch_embedding", f"{ours}.patch_embed.proj"),
-        move(
-            f"{theirs}.embeddings.position_embedding.weight",
-            f"{ours}.pos_embed",
-            lambda pos_ND: pos_ND[None],
-            lambda pos_1ND: pos_1ND[0],
-        ),
-        *move_layer(f"{theirs}.post_layernorm", f"{ours}.norm"),
-        move(f"{theirs}.head.probe", f"{ours}.attn_pool.latent"),
-        *move_layer(f"{theirs}.head.attention.out_proj", f"{ours}.attn_pool.proj"),
-        *move_layer(f"{theirs}.head.layernorm", f"{ours}.attn_pool.norm"),
-        *move_layer(f"{theirs}.head.mlp.fc1", f"{ours}.attn_pool.mlp.fc1"),
-        *move_layer(f"{theirs}.head.mlp.fc2", f"{ours}.attn_pool.mlp.fc2"),
-    ]
-    for kind in ("weight", "bias"):
-        fused = f"{theirs}.head.attention.in_proj_{kind}"
-        steps.append(Step((fused,), tuple(f"{ours}.attn_pool.{part}.{kind}" for part in ("q", "kv")), ratio=(1, 2)))
-    steps += block_steps(f"{theirs}.encoder.layers", f"{ours}.blocks", vision_layers, TIMM_BLOCK)
-    steps += [
-        move("text_model.embeddings.token_embedding.weight", "text.token_embedding.weight"),
-        move("text_model.embeddings.position_embedding.weight", "text.positional_embedding"),
-        *block_steps("text_model.encoder.layers", "text.transformer.resblocks", text_layers),
-        *move_layer("text_model.final_layer_norm", "text.ln_final"),
-        *move_layer("text_model.head", "text.text_projection"),
-        move("logit_scale", "logit_scale", to_scalar, lambda value: value.reshape(1)),
-        move("logit_bias", "logit_bias", to_scalar, lambda value: value.reshape(1)),
-    ]
-    return steps

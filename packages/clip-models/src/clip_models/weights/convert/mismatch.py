@@ -12,7 +12,6 @@ from clip_models.model import build_model
 from clip_models.specs import CLIPTextConfig, ModelSpec, TimmConfig, ViTConfig, get_model_spec, list_models
 from clip_models.tables import read_table
 from clip_models.towers.common import NoRandomInit
-from clip_models.weights.convert.steps import count_blocks
 
 _Shape = tuple[int, ...]
 _Facts = dict[tuple[str, str], Any]
@@ -88,5 +87,7 @@ def _facts(tensors: Mapping[str, Tensor]) -> _Facts:
         for name, shape in named.items():
             if len(shape) > 1 and re.fullmatch(row["tensor"], name):
                 facts.setdefault((row["tower"], row["size"]), shape[row["axis"]])
-    layers = {(tower, "layers"): count_blocks(pattern, named) for tower, pattern in tables["layers"].items()}
-    return facts | {key: count for key, count in layers.items() if count}
+    for tower, pattern in tables["layers"].items():
+        if numbers := [int(match[1]) for name in named if (match := re.match(pattern, name))]:
+            facts[tower, "layers"] = max(numbers) + 1
+    return facts

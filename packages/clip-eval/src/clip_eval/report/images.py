@@ -1,4 +1,4 @@
-"""Stored pictures as small data: URIs, decoded and encoded again: no byte of a dataset's file reaches the page."""
+"""Stored images as small data: URIs. They are decoded and encoded again: no byte of a file reaches the page."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import lru_cache
 from typing import Any
 
 from clip_data.dataset import Dataset, parse_key, shard_name
-from clip_eval.report.html import Html, escape, fill, foreign
+from clip_eval.report.html import Html, fill, foreign, join
 
 SIDE = 112  # pixels; drawn at half to full size
 COLUMNS = ["uid", "image_offset", "image_length", "caption"]
-MISSING = Html('<span class="missing">no picture</span>')
+MISSING = Html('<span class="missing">no image</span>')
 
 
-class Pictures:
+class Images:
     """Thumbnails of one dataset's samples, found by their keys. Those that were taken down are not shown."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -27,7 +27,7 @@ class Pictures:
         return self.dataset.sidecar(self.dataset.units[ordinal], COLUMNS)
 
     def describe(self, key: str) -> dict[str, Any]:
-        """The sample's row: uid, image_offset, image_length, caption; empty when there is none to be shown."""
+        """Returns the sample's row (uid, image_offset, image_length, caption); empty if it must not be shown."""
         ordinal, row = parse_key(key) or (len(self.dataset.units), 0)
         if ordinal >= len(self.dataset.units):
             return {}
@@ -35,8 +35,8 @@ class Pictures:
         found = table.slice(row, 1).to_pylist()[0] if row < table.num_rows else {}
         return {} if found.get("uid") in self._gone else found
 
-    def thumbnail(self, key: str, title: str = "") -> Html:
-        """An <img> of at most SIDE pixels, or a placeholder when there is no picture that decodes."""
+    def thumbnail(self, key: str) -> Html:
+        """Returns an <img> of at most SIDE pixels, or a placeholder if no image decodes."""
         from PIL import Image
 
         from clip_core.images import load_image
@@ -49,18 +49,16 @@ class Pictures:
             data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
             small = load_image(data)
         except (OSError, ValueError):
-            return MISSING  # a damaged sample is shown as missing, and counted where it is read in earnest
+            return MISSING  # a damaged sample is shown as missing; evaluation and training count it
         small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=82)
         source = Html("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
-        caption = escape((title or row["caption"] or "")[:500])
+        caption = (row["caption"] or "")[:500]
         return fill('<img src="{}" alt="{}" title="{}" width="{}" height="{}">', source, caption, caption, *small.size)
 
     def card(self, key: str, *lines: Any, tone: str = "") -> Html:
-        """A picture with its caption and further lines below."""
+        """Returns an image with its caption and further lines below."""
         caption = foreign(self.describe(key).get("caption") or "", 90)
         below = [fill("<small>{}</small>", line) for line in lines]
-        return fill(
-            '<div class="card {}">{}<p>{}</p>{}</div>', tone, self.thumbnail(key), caption, Html("".join(below))
-        )
+        return fill('<div class="card {}">{}<p>{}</p>{}</div>', tone, self.thumbnail(key), caption, join(below))

@@ -1,4 +1,4 @@
-"""Small pictures for tests, in any format and mode."""
+"""Small images for tests, in any format and mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """An RGB picture with soft structure, different for each seed."""
+    """An RGB image with soft structure, different for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
 

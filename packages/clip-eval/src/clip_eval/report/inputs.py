@@ -1,0 +1,98 @@
+"""What the sections of a report are made from, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from clip_core import ClipError
+from clip_core.store import Store
+from clip_data.dataset import Dataset, is_dataset
+from clip_eval.config import ReportConfig
+from clip_eval.errors import ClipEvalError
+from clip_eval.report.html import Html
+from clip_eval.report.images import Images
+from clip_eval.report.runs import Run, read_run
+from clip_eval.report.scan import Scan, scan
+from clip_eval.results import Row, file_in_store, read_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the page."""
+
+    name: str
+    """Anchor of the section and, capitalized, its link."""
+    title: str
+    """Heading."""
+    parts: Sequence[Html]
+    """The body."""
+    cards: Sequence[Html] = ()
+    """Key figures for the top of the page."""
+
+
+class Inputs:
+    """The inputs of a report. Each is read when a section first uses it, and is None or empty if it does not exist."""
+
+    def __init__(self, config: ReportConfig) -> None:
+        self.config = config
+        self.absent: list[str] = []
+        """what the config names and what does not exist"""
+        self.images = cache(_images)
+        """function from the folder of a dataset to its Images, or to None"""
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        if not self.config.dataset or is_dataset(Store(self.config.dataset)):
+            return Dataset.open(self.config.dataset) if self.config.dataset else None
+        self.absent.append(f"dataset {self.config.dataset}")
+        return None
+
+    @cached_property
+    def selections(self) -> list[str]:
+        """The selections of the config that exist."""
+        known = self.dataset.selections() if self.dataset else self.config.selections
+        self.absent += [f"selection {name}" for name in self.config.selections if name not in known]
+        return [name for name in self.config.selections if name in known]
+
+    @cached_property
+    def scan(self) -> Scan | None:
+        """Rows of the dataset; None if no unit is finished."""
+        found = scan(self.dataset) if self.dataset else None
+        return found if found and found.units else None
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        runs = {folder: read_run(folder) for folder in self.config.runs}
+        self.absent += [f"training run {folder}" for folder, run in runs.items() if run is None]
+        return [run for run in runs.values() if run]
+
+    @cached_property
+    def seconds(self) -> dict[str, float] | None:
+        """The wall time of each stage of a pipeline."""
+        file = self.config.timings
+        if not file:
+            return None
+        store, name = file_in_store(file)
+        if not store.exists(name):
+            self.absent.append(f"timings {file}")
+            return None
+        try:
+            return {str(stage): float(seconds) for stage, seconds in store.read_json(name).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ClipEvalError(f"{file} must be a JSON object of stages and their seconds: {error}") from error
+
+    @cached_property
+    def results(self) -> list[Row]:
+        rows = read_results(Store(self.config.evaluation)) if self.config.evaluation else []
+        if self.config.evaluation and not rows:
+            self.absent.append(f"evaluation {self.config.evaluation}")
+        return rows
+
+
+def _images(dataset: str) -> Images | None:
+    try:
+        return Images(Dataset.open(dataset))
+    except ClipError:
+        return None  # results outlive their data; the section says so

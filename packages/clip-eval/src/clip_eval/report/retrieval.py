@@ -1,0 +1,53 @@
+"""Figures of retrieval: the best answers for some images and captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clip_eval.report.html import Html, figure, fill, foreign, grid, join, note
+from clip_eval.report.images import Images
+
+
+def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
+    """Returns the figures of a retrieval benchmark."""
+    if images is None:
+        return [note("The dataset {} does not exist: no images are shown.", foreign(details["dataset"]))]
+    to_text = [
+        fill(
+            '<div class="query">{}<ol>{}</ol></div>',
+            images.thumbnail(example["query"]),
+            join([*map(_answer, example["top"]), _missed(example)]),
+        )
+        for example in details["image_to_text"]
+    ]
+    to_image = [
+        fill(
+            '<div class="answers"><p>{}{}</p><div>{}</div></div>',
+            foreign(example["query"], 140),
+            fill(" <small>first match at rank {}</small>", example["rank"] + 1),
+            join(
+                fill('<span class="{}">{}</span>', _tone(found), images.thumbnail(found["candidate"]))
+                for found in example["top"]
+            ),
+        )
+        for example in details["text_to_image"]
+    ]
+    return [
+        figure("From an image to its captions: the five best", grid(to_text, "queries"), kind="wide"),
+        figure("From a caption to its images: the five best", grid(to_image, "queries"), kind="wide"),
+    ]
+
+
+def _tone(found: dict[str, Any]) -> str:
+    return "hit" if found["positive"] else ""
+
+
+def _answer(found: dict[str, Any]) -> Html:
+    return fill('<li class="{}">{}</li>', _tone(found), foreign(found["candidate"], 110))
+
+
+def _missed(example: dict[str, Any]) -> Html:
+    """Returns the right caption if it is not among those shown."""
+    if any(found["positive"] for found in example["top"]):
+        return Html("")
+    return fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, foreign(example["best"], 110))

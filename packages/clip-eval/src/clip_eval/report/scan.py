@@ -1,0 +1,81 @@
+"""Rows of a dataset for the report. Of a large dataset at most SCANNED units are read, evenly spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_name
+from clip_data.tables import read_table
+
+SCANNED = 32
+COLUMNS = ["uid", "key", "url", "caption", "status", "error", "width", "height"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Columns of some units, one after the other."""
+
+    dataset: Dataset
+    """The dataset."""
+    units: list[Unit]
+    """The units that were read."""
+    of: int
+    """Finished units of the dataset."""
+    rows: dict[str, list[Any]]
+    """COLUMNS: one entry per attempted row."""
+    scores: dict[str, np.ndarray]
+    """Numeric columns of the scorers, "set: column" → float64 [stored samples with a value]."""
+
+    @property
+    def part(self) -> str:
+        """Words for a page that shows a part of the units."""
+        return f", from {len(self.units)} of {self.of} units, evenly spread" if len(self.units) < self.of else ""
+
+    def stored(self) -> list[int]:
+        return [i for i, status in enumerate(self.rows["status"]) if status == SUCCESS]
+
+    def kept(self, selection: str) -> set[int]:
+        """Returns the rows of the scan that a selection keeps."""
+        kept, start = set(), 0
+        for unit in self.units:
+            rows = read_table(self.dataset.store, selection_name(selection, unit), ["row"])["row"].to_pylist()
+            kept |= {start + row for row in rows}
+            start += unit.rows
+        return kept
+
+    def by_uid(self, rows: Any, count: int) -> list[int]:
+        """Returns the `count` rows with the smallest uids: an arbitrary sample that is the same in every run."""
+        return sorted(rows, key=self.rows["uid"].__getitem__)[:count]
+
+
+def scan(dataset: Dataset) -> Scan:
+    done = dataset.committed("acquire")
+    finished = [unit for unit in dataset.units if unit.name in done]
+    units = [finished[i] for i in np.unique(np.linspace(0, len(finished) - 1, SCANNED).astype(int))] if finished else []
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    scores: dict[str, list[np.ndarray]] = {}
+    for unit in units:
+        sidecar = dataset.sidecar(unit, COLUMNS)
+        for name in COLUMNS:
+            rows[name] += sidecar[name].to_pylist()
+        for owner in dataset.column_sets():
+            file = column_name(owner, unit)
+            if dataset.store.exists(file):
+                for name, values in _numeric(read_table(dataset.store, file)):
+                    scores.setdefault(f"{owner}: {name}", []).append(values)
+    joined = {name: np.concatenate(values) for name, values in scores.items()}
+    return Scan(dataset=dataset, units=units, of=len(finished), rows=rows, scores=joined)
+
+
+def _numeric(columns: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the integers and floats of a table without its nulls and its hashes."""
+    import pyarrow as pa
+
+    for field in columns.schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        if number and not field.name.endswith("hash"):
+            yield field.name, columns[field.name].drop_null().to_numpy().astype(np.float64)
