@@ -1,13 +1,14 @@
 """The state of an optimizer as named tensors, for checkpoints.
 
 Keys are "<parameter>|<quantity>" and, for what the optimizer counts in its groups, "group <index>|<quantity>". A Python
-number is a tensor of one element, and its key ends with its type: "weight|use_muon:bool".
+number is an int64 of one element, and its key ends with its type: "weight|use_muon:bool".
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +17,17 @@ from torch import Tensor, nn
 from clip_train.errors import ClipTrainError
 from clip_train.optim.groups import OWN_KEYS
 
-_NUMBERS: dict[str, tuple[type, torch.dtype]] = {
-    "bool": (bool, torch.bool),
-    "int": (int, torch.int64),
-    "float": (float, torch.float64),
+_FLOAT, _INT = struct.Struct("<d"), struct.Struct("<q")
+_NUMBERS: dict[str, tuple[Callable[[Any], int], Callable[[int], Any]]] = {
+    "bool": (int, bool),
+    "int": (int, int),
+    # Weights files do not hold float64: its bits are those of an int64.
+    "float": (
+        lambda value: _INT.unpack(_FLOAT.pack(value))[0],
+        lambda bits: _FLOAT.unpack(_INT.pack(bits))[0],
+    ),
 }
+"""Types of numbers: to an int64, and back."""
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -31,7 +38,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         if isinstance(value, Tensor):
             tensors[f"{owner}|{quantity}"] = value.detach().cpu().contiguous()
         elif kind in _NUMBERS:
-            tensors[f"{owner}|{quantity}:{kind}"] = torch.tensor(value, dtype=_NUMBERS[kind][1])
+            tensors[f"{owner}|{quantity}:{kind}"] = torch.tensor(_NUMBERS[kind][0](value), dtype=torch.int64)
         else:
             raise ClipTrainError(
                 f"the optimizer keeps a {kind}, {quantity}, for {owner}: checkpoints hold tensors and numbers; choose "
@@ -50,7 +57,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     for key, tensor in tensors.items():
         owner, label = key.rsplit("|", 1)
         quantity, _, kind = label.partition(":")
-        value = _NUMBERS[kind][0](tensor.item()) if kind else tensor
+        value = _NUMBERS[kind][1](int(tensor)) if kind else tensor
         if owner in groups:
             counted.append((owner, quantity, value))
         else:
