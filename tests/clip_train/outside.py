@@ -34,5 +34,5 @@ def sgd(groups: Any, config: Any) -> Any:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
 
 
-def linear(step: int, steps: int) -> float:
-    return 1 - step / steps
+def linear(seen: int, plan: Any) -> float:
+    return 1 - seen / (plan.total - plan.warmup)

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from clip_train.checkpoint import Checkpoints, _digest
-from clip_train.config import OptimConfig
 from clip_train.errors import ClipTrainError
 from clip_train.optim.build import make_optimizer
+from clip_train.optim.config import OptimConfig
 from clip_train.parallel import World
 
 HERE = World(0, 1, torch.device("cpu"))

@@ -13,9 +13,9 @@ from clip_models import ModelSpec, get_model_spec, get_tokenizer
 from clip_models.model import build_model
 from clip_models.specs import CLIPTextConfig, HFTextConfig, ModernTextConfig, TextConfig, TokenizerConfig
 from clip_models.towers import common
-from clip_train.config import OptimConfig
 from clip_train.gradients import Gradients
 from clip_train.optim.build import make_optimizer
+from clip_train.optim.config import OptimConfig
 from clip_train.parallel import World
 from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support import coca

@@ -117,7 +117,8 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert set(steps[0]) == {
         *("step", "epoch", "samples", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s"),
-        *("loader_wait_s", "corrupt", "wait_s", "time_s"),
+        *("grad_norm_image", "grad_norm_text", "grad_norm_other"),
+        *("loader_wait_s", "corrupt", "skipped", "wait_s", "time_s"),
     }
     assert (steps[-1]["epoch"], steps[-1]["samples"]) == (2.0, 80)
     assert [line["lr"] for line in steps[:3]] == [5e-4, 1e-3, 1e-3]

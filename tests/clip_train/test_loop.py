@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from clip_train.config import OptimConfig
 from clip_train.errors import ClipTrainError
 from clip_train.loop import Hook, Loop, Step
-from clip_train.optim.build import make_optimizer
+from clip_train.optim.build import Optimization
+from clip_train.optim.config import OptimConfig, SpikeConfig
 
 
 class Square:
@@ -47,12 +47,13 @@ class Recorder(Hook):
         self.ended += 1
 
 
-def make_loop(factors, **options) -> tuple[Loop, Recorder]:
+def make_loop(factors, optim=(), **options) -> tuple[Loop, Recorder]:
     task, recorder = Square(), Recorder()
-    optimizer = make_optimizer(task.model, OptimConfig(lr=1.0, weight_decay=0.0))
+    parts = Optimization(task.model, OptimConfig(lr=1.0, weight_decay=0.0, **dict(optim)), torch.device("cpu"))
     batches = ({"factor": factor} for factor in factors)
     options = {"rate": lambda step: 0.1 / (step + 1), "steps": 3, **options}
-    return Loop(task=task, gradients=task, optimizer=optimizer, batches=batches, hooks=[recorder], **options), recorder
+    parts = {"optimizer": parts.optimizer, "clip": parts.clip, "guard": parts.guard}
+    return Loop(task=task, gradients=task, batches=batches, hooks=[recorder], **parts, **options), recorder
 
 
 def test_hooks_see_every_step_with_its_rate_and_its_gradient_norm():
@@ -74,7 +75,7 @@ def test_a_loop_continues_where_it_is_told_to():
 
 @pytest.mark.parametrize(("limit", "used"), [(1.0, 1.0), (100.0, 5.0), (0.0, 5.0)])
 def test_the_gradient_is_clipped_to_its_norm_and_reported_as_it_was(limit, used):
-    loop, recorder = make_loop([1.0], steps=1, grad_clip_norm=limit)
+    loop, recorder = make_loop([1.0], {"grad_clip_norm": limit}, steps=1)
     seen = []
     loop.optimizer.register_step_pre_hook(lambda *_: seen.append(float(loop.task.model.weight.grad.norm())))
     loop.run()
@@ -92,6 +93,45 @@ def test_what_is_not_finite_never_reaches_the_weights(bad):
     assert len(weights) == 1
     assert torch.equal(loop.task.model.weight.detach(), weights[0])
     assert recorder.ended == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])  # one that skips on the device, and one that does not
+def test_a_spike_is_skipped_and_counted_and_the_run_goes_on(name):
+    optim = {"name": name, "spike": SpikeConfig(action="skip", window=3)}
+    factors = [1.0, 1.0, 1.0, 30.0, 1.0]
+    loop, recorder = make_loop(factors, optim, steps=5, rate=lambda step: 0.01)
+    weights = []
+    recorder.on_step = lambda loop, step: weights.append((step.skipped, loop.task.model.weight.detach().clone()))
+    loop.run()
+    assert [skipped for skipped, _ in weights] == [False, False, False, True, False]
+    assert torch.equal(weights[3][1], weights[2][1])
+    assert loop.metrics["skipped"] == 1
+    # Neither the weights nor the state have seen the spike: a run without it ends with the same bits.
+    other, _ = make_loop([1.0] * 4, optim, steps=4, rate=lambda step: 0.01)
+    other.run()
+    assert torch.equal(other.task.model.weight, loop.task.model.weight)
+
+
+def test_a_spike_stops_the_run_before_it_reaches_the_weights():
+    loop, _ = make_loop([1.0, 1.0, 1.0, 30.0], {"spike": SpikeConfig(action="stop", window=3)}, steps=4)
+    with pytest.raises(ClipTrainError, match=r"step 4: the loss is .* \(optim\.spike allows .*Lower optim\.lr"):
+        loop.run()
+
+
+def test_a_run_that_skips_too_often_ends():
+    spike = SpikeConfig(action="skip", window=2, most=3)
+    loop, recorder = make_loop([1.0, 1.0, *[50.0] * 9], {"spike": spike}, steps=11)
+    with pytest.raises(ClipTrainError, match=r"step 6: .* in 4 steps in a row \(optim\.spike\.most = 3\)"):
+        loop.run()
+    assert len(recorder.steps) == 5
+
+
+def test_the_rate_of_a_group_is_a_share_of_the_schedules():
+    loop, recorder = make_loop([1.0] * 3, {"rates": {"weight": 0.5}})
+    used = []
+    loop.optimizer.register_step_pre_hook(lambda *_: used.append(loop.optimizer.param_groups[0]["lr"]))
+    loop.run()
+    assert used == [step.lr * 0.5 for step in recorder.steps]
 
 
 def test_a_parameter_that_the_loss_does_not_reach_is_named():

@@ -2,6 +2,7 @@
 
 checkpoints/step-00000100/model.safetensors      the weights with their description, as clip-models saves them
                           optimizer.safetensors  state of the optimizer, one tensor for each (parameter, quantity)
+                          ema.safetensors, …     tensors of further parts of the run, such as the averaged weights
                           rng.safetensors        states of the random generators of every rank
                           state.json             step, stream, metrics, sizes and sha256 of all files; written last
 checkpoints/damaged-step-00000200-01234567/      a damaged one that was set aside
@@ -16,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -28,6 +29,7 @@ from clip_core.files import sha256_of, sync
 from clip_core.store import TEMPORARY, Store
 from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.errors import ClipTrainError
+from clip_train.optim.state import load_optimizer, optimizer_tensors
 from clip_train.parallel import World
 
 FORMAT = 2
@@ -46,14 +48,32 @@ class Resumed:
     """newer checkpoints that were damaged and set aside: folder, checkpoint, reason"""
 
 
+class Part(Protocol):
+    """A further part of a run's state."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns named tensors."""
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state` returned."""
+
+
 class Checkpoints:
     """The checkpoints of a run folder. `save` and `resume` are called on every rank; rank 0 writes.
 
-    `save_weights(path)` writes the model to a safetensors file. `fingerprint` identifies the run's config.
+    `save_weights(path)` writes the model to a safetensors file. `fingerprint` identifies the run's config. Each of the
+    `parts` has a file of its name.
     """
 
     def __init__(
-        self, run: Path, world: World, *, keep: int, fingerprint: str, save_weights: Callable[[Path], None]
+        self,
+        run: Path,
+        world: World,
+        *,
+        keep: int,
+        fingerprint: str,
+        save_weights: Callable[[Path], None],
+        parts: Mapping[str, Part] | None = None,
     ) -> None:
         self.folder = run / "checkpoints"
         self._store = Store(self.folder)
@@ -61,6 +81,8 @@ class Checkpoints:
         self._keep = keep
         self._fingerprint = fingerprint
         self._save_weights = save_weights
+        self._parts = {f"{name}.safetensors": part for name, part in (parts or {}).items()}
+        self._files = (*_FILES, *self._parts)
 
     def steps(self) -> list[int]:
         """Returns the saved steps, oldest first."""
@@ -100,16 +122,18 @@ class Checkpoints:
                 building = staging / "step"
                 building.mkdir()
                 self._save_weights(building / _FILES[0])
-                write_safetensors(building / _FILES[1], _optimizer_tensors(model, optimizer), {})
+                write_safetensors(building / _FILES[1], optimizer_tensors(model, optimizer), {})
                 rng = {f"{rank}.{name}": state for rank, own in enumerate(generators) for name, state in own.items()}
                 write_safetensors(building / _FILES[2], rng, {})
+                for name, part in self._parts.items():
+                    write_safetensors(building / name, {key: t.cpu() for key, t in part.state().items()}, {})
                 state = {
                     "format": FORMAT,
                     "step": step,
                     "config": self._fingerprint,
                     "stream": dict(stream),
                     "metrics": dict(metrics),
-                    "files": {name: _describe(building / name) for name in _FILES},
+                    "files": {name: _describe(building / name) for name in self._files},
                 }
                 Store(building).write_json("state.json", {**state, "sha256": _digest(state)})
                 self._store.publish(building, self.path(step).name)
@@ -131,7 +155,9 @@ class Checkpoints:
         state, damaged = found
         path = self.path(state["step"])
         model.load_state_dict(load_file(path / _FILES[0], device=str(self._world.device)))
-        _load_optimizer(model, optimizer, load_file(path / _FILES[1]))
+        load_optimizer(model, optimizer, load_file(path / _FILES[1]))
+        for name, part in self._parts.items():
+            part.load_state(load_file(path / name))
         _restore_generators(load_file(path / _FILES[2]), self._world)
         return Resumed(state["step"], state["stream"], state["metrics"], tuple(damaged))
 
@@ -163,7 +189,7 @@ class Checkpoints:
             raise ValueError("state.json has changed since it was saved")
         if state["format"] != FORMAT:
             raise ClipTrainError(f"the checkpoint {path} has format {state['format']!r}; this version reads {FORMAT}")
-        for name in _FILES:
+        for name in self._files:
             if _describe(path / name) != state["files"][name]:
                 raise ValueError(f"{name} has changed since it was saved")
         if state["step"] != step:
@@ -201,29 +227,6 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns {"<parameter>|<quantity>": tensor} on the CPU."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for quantity, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor):
-                raise ClipTrainError(f"the optimizer keeps {quantity} = {value!r} for {name}: it has to be a tensor")
-            tensors[f"{name}|{quantity}"] = value.detach().cpu().contiguous()
-    return tensors
-
-
-def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, quantity = key.rsplit("|", 1)
-        states.setdefault(name, {})[quantity] = value
-    order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    saved = optimizer.state_dict()
-    saved["state"] = {order[id(parameters[name])]: state for name, state in states.items()}
-    optimizer.load_state_dict(saved)
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
-from clip_train.optim import OPTIMIZERS, SCHEDULES
+from clip_train.optim.config import OptimConfig, check_optim
+from clip_train.optim.plan import Plan, make_plan
 from clip_train.tasks import TaskConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
 
@@ -58,28 +59,6 @@ class ModelConfig:
     """an architecture of clip-models, e.g. ViT-B-32"""
     pretrained: str = ""
     """a weights file to start from; empty draws random weights from the seed"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimizer and its learning rate."""
-
-    name: str = "adamw"
-    """the optimizer: a registered name, or package.module:function"""
-    lr: float = 5e-4
-    """peak learning rate"""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """decay of the first and of the second moment"""
-    eps: float = 1e-6
-    """added to the square root of the second moment"""
-    weight_decay: float = 0.2
-    """decoupled decay of matrices; not applied to vectors, scalars and what the model exempts (position tables)"""
-    warmup: int = 0
-    """steps of linear warm-up"""
-    schedule: str = "cosine"
-    """after the warm-up: cosine (a half cosine down to 0), constant, or package.module:function"""
-    grad_clip_norm: float = 0.0
-    """largest global gradient norm; 0 disables clipping"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +129,8 @@ class FitConfig:
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
     config.task.check(get_model_spec(config.model.name))
-    OPTIMIZERS.check(config.optim.name)
-    SCHEDULES.check(config.optim.schedule)
-    train, optim, data, val = config.train, config.optim, config.data, config.val
+    check_optim(config.optim)
+    train, data, val = config.train, config.data, config.val
     lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
     given = {name: value for name, value in lengths.items() if value}
     if len(given) != 1:
@@ -179,9 +157,6 @@ def resolve(config: FitConfig) -> FitConfig:
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
         ("data.canonical_streams", data.canonical_streams, 0),
-        ("optim.weight_decay", optim.weight_decay, 0),
-        ("optim.warmup", optim.warmup, 0),
-        ("optim.grad_clip_norm", optim.grad_clip_norm, 0),
     ]
     for name, value, least in at_least:
         if value < least:
@@ -189,14 +164,11 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
         if value > ceiling:
             raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")
-    for name, value in (("optim.lr", optim.lr), ("optim.eps", optim.eps), ("train.timeout", train.timeout)):
-        if value <= 0:
-            raise ClipTrainError(f"{name} = {value} must be above 0")
+    if train.timeout <= 0:
+        raise ClipTrainError(f"train.timeout = {train.timeout} must be above 0")
     for source in (*data.sources, *val.sources):
         if source.weight <= 0:
             raise ClipTrainError(f"the weight of {source.dataset} is {source.weight}: it must be above 0")
-    if not all(0 <= beta < 1 for beta in optim.betas):
-        raise ClipTrainError(f"optim.betas = {optim.betas} must be in [0, 1)")
     for name, value in (("data.hflip", data.hflip), ("data.max_corrupt", data.max_corrupt)):
         if not 0 <= value <= 1:
             raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
@@ -218,6 +190,10 @@ def total_steps(config: FitConfig, samples: int) -> int:
     steps = train.steps or int(seen // train.batch_size)
     if steps < 1:
         raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
-    if config.optim.warmup >= steps and config.optim.schedule != "constant":
-        raise ClipTrainError(f"optim.warmup = {config.optim.warmup} must be below the {steps} steps of the run")
+    plan_of(config, steps, samples)
     return steps
+
+
+def plan_of(config: FitConfig, steps: int, samples: int) -> Plan:
+    """Returns the lengths of the schedule. Raises ClipTrainError if they do not fit into the run."""
+    return make_plan(config.optim, steps=steps, batch_size=config.train.batch_size, epoch=samples)

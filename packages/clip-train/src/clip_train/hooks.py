@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from clip_core.console import progress_bar
@@ -13,6 +14,7 @@ from clip_data.stream import OnceReader, SampleStream
 from clip_train.checkpoint import Checkpoints
 from clip_train.errors import ClipTrainError
 from clip_train.loop import Hook, Loop, Step
+from clip_train.optim.averages import Ema
 from clip_train.parallel import World
 from clip_train.runfolder import RunLog
 
@@ -87,6 +89,7 @@ class Logging(RunHook):
                 **step.losses,
                 "lr": step.lr,
                 "grad_norm": step.grad_norm,
+                **step.norms,
                 **loop.task.report(),
                 "samples_per_s": self._steps * self.batch_size / self._seconds,
                 "loader_wait_s": wait / self._steps,
@@ -94,7 +97,8 @@ class Logging(RunHook):
             seen = step.step * self.batch_size
             place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
             times = {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
-            self.log.write({**place, **values, "corrupt": corrupt, **times})
+            counts = {"corrupt": corrupt, "skipped": loop.metrics.get("skipped", 0)}
+            self.log.write({**place, **values, **counts, **times})
             self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
             self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
             if corrupt > self._corrupt:
@@ -139,6 +143,16 @@ class CorruptLimit(RunHook):
 
 
 @dataclass(kw_only=True)
+class Averaging(Hook):
+    """Updates the moving average of the weights."""
+
+    ema: Ema
+
+    def on_step(self, loop: Loop, step: Step) -> None:
+        self.ema.update(step.step)
+
+
+@dataclass(kw_only=True)
 class Validation(RunHook):
     """Measures the mean loss over the full batches of held-out samples, in their order. Ranks share the batches."""
 
@@ -146,17 +160,21 @@ class Validation(RunHook):
     """yields each sample once in every iteration"""
     batch_size: int
     max_corrupt: float
+    weights: Mapping[str, Callable[[], AbstractContextManager[Any]]] = field(
+        default_factory=lambda: {"val_loss": nullcontext}
+    )
+    """by the name of a loss, the context that has its weights in the model; `val_loss` is among them"""
 
     def on_step(self, loop: Loop, step: Step) -> None:
         if not self.due(loop, step):
             return
-        losses: dict[int, float] = {}
+        losses: dict[int, dict[str, float]] = {}
         left_out = 0
         for number, batch in enumerate(self.batches):
             if len(batch["text"]) < self.batch_size:
                 left_out += len(batch["text"])
             elif number % self.world.size == self.world.rank:
-                losses[number] = float(loop.task.evaluate(loop.task.prepare(batch)))
+                losses[number] = self._measure(loop, batch)
         stats = self.batches.stats
         mine = (stats["samples"] + stats["corrupt"], stats["corrupt"], self.batches.corrupt_uids[:3])
         gathered = self.world.gather((losses, mine))
@@ -169,13 +187,22 @@ class Validation(RunHook):
                 f"only {left_out} samples of val.sources can be read: lower val.batch_size = {self.batch_size}"
             )
         # Added in the order of the batches: the sum is the same on every number of ranks.
-        loss = math.fsum(everywhere[number] for number in sorted(everywhere)) / len(everywhere)
-        loop.metrics["val_loss"] = loss
+        rows = [everywhere[number] for number in sorted(everywhere)]
+        means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in self.weights}
+        loop.metrics.update(means)
         if self.log:
             used = len(everywhere) * self.batch_size
             counts = {"samples": used, "left_out": left_out, "corrupt": stats["corrupt"]}
-            self.log.write({"step": step.step, "event": "validation", "val_loss": loss, **counts})
-            self.log.scalars({"val/loss": loss}, step.step)
+            self.log.write({"step": step.step, "event": "validation", **means, **counts})
+            self.log.scalars({f"val/{name.removeprefix('val_')}": mean for name, mean in means.items()}, step.step)
+
+    def _measure(self, loop: Loop, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the loss of one batch under each kind of weights."""
+        prepared, found = loop.task.prepare(batch), {}
+        for name, weights in self.weights.items():
+            with weights():
+                found[name] = float(loop.task.evaluate(prepared))
+        return found
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
+from clip_train.optim.clip import Clip
+from clip_train.optim.guard import Guard, update
 from clip_train.tasks.base import Task
 
 
@@ -31,6 +31,10 @@ class Step:
     """seconds of waiting for the batch"""
     seconds: float
     """seconds of the whole step, including the wait"""
+    norms: dict[str, float] = field(default_factory=dict)
+    """gradient norm of each tower before clipping, as `grad_norm_image`"""
+    skipped: bool = False
+    """whether the update was left out, as `optim.spike` says"""
 
 
 class Hook:
@@ -53,12 +57,13 @@ class Loop:
     task: Task
     gradients: Gradients
     optimizer: torch.optim.Optimizer
+    clip: Clip
+    guard: Guard
     batches: Iterator[Mapping[str, Any]]
     rate: Callable[[int], float]
     """learning rate as a function of the step, from 0"""
     steps: int
     start: int = 0
-    grad_clip_norm: float = 0.0
     hooks: Sequence[Hook] = ()
     collective: Callable[[], AbstractContextManager[Any]] = nullcontext
     """context for the part of a step that communicates between ranks"""
@@ -74,6 +79,7 @@ class Loop:
             for number in range(self.start, self.steps):
                 step = self._step(number)
                 self.metrics["loss"] = step.losses["loss"]
+                self.metrics["skipped"] = self.metrics.get("skipped", 0) + step.skipped
                 for hook in self.hooks:
                     hook.on_step(self, step)
         finally:
@@ -96,25 +102,29 @@ class Loop:
         wait = time.perf_counter() - asked
         lr = self.rate(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)
         with self.collective():
             losses = self.gradients.backward(self.task.prepare(batch), number)
             if number == self.start:
                 self._check_gradients()
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norms = self.clip.norms()
+            good = self.guard.judge(losses["loss"], norms["grad_norm"])
             values = {name: float(loss) for name, loss in losses.items()}
-            grad_norm = float(norm)
-        if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
-            raise ClipTrainError(
-                f"step {number + 1}: the loss is {values['loss']} and the gradient norm {grad_norm}; checkpoints are "
-                f"not affected. Lower optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
-            )
-        if self.grad_clip_norm and grad_norm > self.grad_clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self.grad_clip_norm, norm)
-        self.optimizer.step()
+            read = {name: float(norm) for name, norm in norms.items()}
+        grad_norm, skipped = read.pop("grad_norm"), not bool(good)
+        if skipped:
+            self.guard.refuse(number + 1, values["loss"], grad_norm, lr)
+        self.clip.apply(norms)
+        update(self.optimizer, good)
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step()
         return Step(
-            step=number + 1, losses=values, lr=lr, grad_norm=grad_norm, wait_s=wait, seconds=time.perf_counter() - asked
+            step=number + 1,
+            losses=values,
+            lr=lr,
+            grad_norm=grad_norm,
+            norms=read,
+            skipped=skipped,
+            wait_s=wait,
+            seconds=time.perf_counter() - asked,
         )

@@ -16,12 +16,12 @@ from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, 
 from clip_models import CLIP, create_model, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
-from clip_train.config import DataConfig, FitConfig, total_steps
+from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
-from clip_train.hooks import CorruptLimit, Logging, Saving, Validation
+from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
-from clip_train.optim.build import learning_rate, make_optimizer
+from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
 from clip_train.watch import Watch
@@ -48,8 +48,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
-        optimizer = make_optimizer(model, config.optim)
-        rate = learning_rate(config.optim, steps)
+        optim = Optimization(model, config.optim, world.device)
+        rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
         stream = stack.enter_context(_stream(config, manifest, model, world))
 
         world.lead(lambda: stack.enter_context(folder.locked()))
@@ -59,8 +59,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
             save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
+            parts=optim.parts,
         )
-        resumed = checkpoints.resume(model, optimizer)
+        resumed = checkpoints.resume(model, optim.optimizer)
         if resumed is None:
             world.lead(folder.check_new)
             resumed = Resumed(0, {}, {}, ())
@@ -78,17 +79,20 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             Loop(
                 task=task,
                 gradients=gradients,
-                optimizer=optimizer,
+                optimizer=optim.optimizer,
                 batches=iter(stream),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
-                grad_clip_norm=config.optim.grad_clip_norm,
-                hooks=_hooks(config, model, manifest, val_manifest, checkpoints, stream=stream, log=log, world=world),
+                clip=optim.clip,
+                guard=optim.guard,
+                hooks=_hooks(
+                    config, model, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
+                ),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
-        return world.lead(partial(_export, config, folder, model, steps, metrics))
+        return world.lead(partial(_export, config, folder, model, steps, metrics, optim))
 
 
 def _hooks(
@@ -97,11 +101,13 @@ def _hooks(
     manifest: Manifest,
     val_manifest: Manifest | None,
     checkpoints: Checkpoints,
+    optim: Optimization,
     **shared: Any,
 ) -> list[Hook]:
     """Returns the hooks in order; `shared` are the fields that all of them have."""
     log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
     hooks: list[Hook] = [
+        *([Averaging(ema=optim.ema)] if optim.ema else []),
         Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
         CorruptLimit(every=log_every, limit=limit, samples=manifest.samples, **shared),
     ]
@@ -115,7 +121,14 @@ def _hooks(
             timeout=config.train.timeout,
         )
         hooks.append(
-            Validation(every=val.every, batches=reader, batch_size=val.batch_size, max_corrupt=limit, **shared)
+            Validation(
+                every=val.every,
+                batches=reader,
+                batch_size=val.batch_size,
+                max_corrupt=limit,
+                weights=optim.weights,
+                **shared,
+            )
         )
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
 
@@ -170,8 +183,14 @@ def _preprocess(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
     return {**model.spec.preprocess.to_dict(), "augment": augment}
 
 
-def _export(config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float]) -> FitResult:
-    save_model(folder.model, model, model.spec, _made_by(config))
+def _export(
+    config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float], optim: Optimization
+) -> FitResult:
+    """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
+    for name, context in optim.weights.items():
+        with context():
+            path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
+            save_model(path, model, model.spec, _made_by(config))
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
 
 

@@ -1,0 +1,82 @@
+"""What may reach the weights: no update of a step that is not finite, and none of a spike if the config says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_train.errors import ClipTrainError
+from clip_train.optim.config import SpikeConfig
+
+
+class Guard:
+    """Judges each step on the device, and keeps the losses and gradient norms of the last good steps for it.
+
+    Loss and norm are those of all ranks, so that all ranks judge alike.
+    """
+
+    def __init__(self, config: SpikeConfig, device: torch.device) -> None:
+        self._config = config
+        factors = [factor or torch.inf for factor in (config.loss, config.norm)]
+        self._factors = torch.tensor(factors, device=device)
+        self._window = torch.full((2, config.window), torch.nan, device=device)
+        self._streak = torch.zeros((), dtype=torch.int64, device=device)
+
+    def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Returns a bool scalar on the device: whether the update of a step with this loss and norm may be made."""
+        new = torch.stack([loss.detach().float(), norm.detach().float()])
+        good = new.isfinite().all()
+        if self._config.action == "off":
+            return good
+        good = good & (new <= self._limits()).all()
+        self._window = torch.where(good, torch.cat([self._window[:, 1:], new[:, None]], dim=1), self._window)
+        self._streak = torch.where(good, 0, self._streak + 1)
+        return good
+
+    def refuse(self, step: int, loss: float, norm: float, lr: float) -> None:
+        """Raises ClipTrainError if a step that `judge` has not passed ends the run."""
+        if not torch.tensor([loss, norm]).isfinite().all():
+            raise ClipTrainError(
+                f"step {step}: the loss is {loss} and the gradient norm {norm}; checkpoints are not affected. Lower "
+                f"optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
+            )
+        spike, streak = self._config, int(self._streak)
+        if spike.action == "skip" and streak <= spike.most:
+            return
+        limits = self._limits().tolist()
+        row = f" in {streak} steps in a row (optim.spike.most = {spike.most})" if spike.action == "skip" else ""
+        raise ClipTrainError(
+            f"step {step}: the loss is {loss:.4g} (optim.spike allows {limits[0]:.4g}) and the gradient norm "
+            f"{norm:.4g} ({limits[1]:.4g}){row}; checkpoints are not affected. Lower optim.lr (now {lr:g}), set "
+            "optim.grad_clip_norm, or raise the limits of optim.spike"
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the window, float32 [2, steps], and the number of steps skipped in a row."""
+        return {"window": self._window, "streak": self._streak}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `state` returned."""
+        self._window, self._streak = (tensors[name].to(self._window.device) for name in ("window", "streak"))
+
+    def _limits(self) -> Tensor:
+        """Returns the largest loss and norm that are no spikes; infinity until the window is full."""
+        ordered = self._window.sort(dim=1).values  # NaN, of steps that have not been, comes last
+        median = ordered[:, (self._config.window - 1) // 2]
+        return torch.where(ordered[:, -1].isnan(), torch.inf, median * self._factors)
+
+
+def update(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
+    """Takes the optimizer's step if `good`, a bool scalar, is true. Otherwise neither weights nor state change.
+
+    Fused optimizers decide on the device; the others wait for the value.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        fused: Any = optimizer
+        fused.found_inf, fused.grad_scale = (~good).float(), None
+        optimizer.step()
+    elif good:
+        optimizer.step()

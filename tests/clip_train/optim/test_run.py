@@ -1,0 +1,83 @@
+"""Whole runs: what is averaged, skipped and counted survives a stop to the bit, and is validated and exported."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_train import DataConfig, FitConfig, ModelConfig, Source, TrainConfig, ValConfig, fit
+from clip_train.errors import Requeue
+from clip_train.loop import Loop
+from clip_train.optim.config import EmaConfig, OptimConfig, SpikeConfig
+
+
+def recipe(datasets: Path, run: Path, optim: OptimConfig) -> FitConfig:
+    sources = {name: (Source(dataset=str(datasets / name)),) for name in ("train", "val")}
+    return FitConfig(
+        run=str(run),
+        model=ModelConfig(name="ViT-Ti-4-24"),
+        data=DataConfig(sources=sources["train"], workers=0),
+        val=ValConfig(sources=sources["val"], batch_size=8),
+        optim=optim,
+        train=TrainConfig(steps=5, batch_size=8, precision="fp32", threads=1, log_every=1, device="cpu"),
+    )
+
+
+def event(run: Path, name: str) -> dict:
+    rows = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [row for row in rows if row.get("event") == name][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optim",
+    [
+        OptimConfig(ema=EmaConfig(decay=0.9), spike=SpikeConfig(action="skip", window=2, loss=1.01, norm=1.01)),
+        OptimConfig(name="adamw-schedulefree", schedule="constant", ema=EmaConfig(decay=0.5, warmup=False)),
+        OptimConfig(name="muon", schedule="wsd", warmup="8 samples", cooldown="16 samples", image_layer_decay=0.7),
+    ],
+    ids=["ema and spikes", "schedule-free", "muon"],
+)
+def test_a_stopped_run_ends_with_the_bits_of_a_whole_one(datasets, tmp_path, monkeypatch, optim):
+    pytest.importorskip("timm")
+    pytest.importorskip("schedulefree")
+    whole, stopped = tmp_path / "whole", recipe(datasets, tmp_path / "stopped", optim)
+    result = fit(dataclasses.replace(stopped, run=str(whole)))
+    step = Loop._step
+
+    def stopping(loop: Loop, number: int):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(loop, number)
+
+    monkeypatch.setattr(Loop, "_step", stopping)
+    with pytest.raises(Requeue):
+        fit(stopped)
+    monkeypatch.undo()
+    assert fit(stopped).model_sha256 == result.model_sha256
+    last = f"checkpoints/step-{5:08d}"
+    files = {path.name for path in (whole / last).iterdir()} - {"state.json"}
+    assert ("ema.safetensors" in files, "spike.safetensors" in files) == (
+        optim.ema.decay > 0,
+        optim.spike.action != "off",
+    )
+    for name in files - {"rng.safetensors"}:
+        assert (whole / last / name).read_bytes() == (Path(stopped.run) / last / name).read_bytes(), name
+    validated = event(whole, "validation")
+    assert validated == event(Path(stopped.run), "validation")
+    exported = load_file(whole / "model.safetensors")
+    trained = load_file(whole / last / "model.safetensors")
+    same = all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert same == (not optim.name.endswith("schedulefree"))
+    if optim.ema.decay:
+        average, kept = load_file(whole / "model-ema.safetensors"), load_file(whole / last / "ema.safetensors")
+        assert all(torch.equal(average[name], kept[name]) for name in kept)
+        assert validated["val_loss_ema"] != validated["val_loss"]
+    if optim.spike.action != "off":
+        rows = map(json.loads, (whole / "log.jsonl").read_text().splitlines())
+        assert [row["skipped"] for row in rows if "event" not in row][-1] > 0  # limits that are this low are passed
