@@ -1,4 +1,4 @@
-"""The ranks of a run: one process, or several that torchrun or another launcher has started."""
+"""The ranks of a run: one process, or several that torchrun, srun or another launcher has started."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ class World:
 
 @contextmanager
 def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[World]:
-    """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if any.
+    """Joins the process group that the variables of the launcher describe, if any; see `read_launch`.
 
-    `device`: auto, cpu or cuda; on CUDA each rank uses the device of its LOCAL_RANK. Raises RankLost, which names the
+    `device`: auto, cpu or cuda; on CUDA each rank uses the device of its local rank. Raises RankLost, which names the
     ranks that do not join, or that made a collective fail.
     """
     launch, watch = read_launch(), watch or Watch(TIMEOUT_S)
