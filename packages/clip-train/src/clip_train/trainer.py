@@ -20,15 +20,16 @@ from clip_train.config import DataConfig, FitConfig, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.hooks import CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
+from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import learning_rate, make_optimizer
-from clip_train.parallel import World, join_world
+from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
 from clip_train.watch import Watch
 
 
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
-    watch = Watch(config.train.timeout)
+    watch = Watch(config.train.timeout, join=config.train.join_timeout, storage=config.checkpoint.timeout)
     watch.saved = max(saved_steps(folder.path), default=None)
     with (
         watch.running(),
@@ -73,11 +74,16 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             if log:
                 for moved in resumed.damaged:
                     log.write({"step": resumed.step, "event": "damaged_checkpoint", **moved})
+            if config.train.node_check:
+                rates = check_nodes(world, folder.path, config.train.node_check)
+                if log:
+                    log.write({"step": resumed.step, "event": "node_check", **rates})
+            batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
                 task=task,
                 optimizer=optimizer,
-                batches=iter(stream),
+                batches=watch.batches(stream, batch_s),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
@@ -110,7 +116,7 @@ def _hooks(
             tokenizer=_tokenizer(model, config.data),
             batch_size=val.batch_size,
             workers=config.data.workers,
-            timeout=config.train.timeout,
+            timeout=config.data.timeout,
         )
         hooks.append(
             Validation(every=val.every, batches=reader, batch_size=val.batch_size, max_corrupt=limit, **shared)
@@ -141,7 +147,7 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
         world_size=world.size,
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
-        timeout=config.train.timeout,
+        timeout=config.data.timeout,
     )
 
 
