@@ -109,6 +109,18 @@ def wait_for(condition, what: str, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+def pids(job: str, rank: int) -> list[int]:
+    """The processes of a rank of a job of two."""
+    marks = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}", "SLURM_STEP_NUM_TASKS=2"}
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if marks <= {*path.read_bytes().decode(errors="replace").split("\0")}:
+                found.append(int(path.parent.name))
+    assert found
+    return found
+
+
 def start_again(job: str, run: Path, starts: int) -> None:
     """Has a requeued job start now, the `starts`-th time in all."""
 
@@ -146,7 +158,8 @@ def test_a_job_that_is_warned_and_preempted_ends_with_the_weights_of_a_plain_sru
 
     start_again(job, run, 2)
     wait_for(lambda: lines(run)[-1]["step"] > warned + 1, "steps after the warning")
-    said("scancel", "--signal=STOP", job)  # so that it is not done before SLURM preempts it, which continues it
+    for pid in pids(job, 0) + pids(job, 1):  # so that it is not done before SLURM preempts it, which continues it
+        os.kill(pid, signal.SIGSTOP)
     said("srun", "--partition=high", "--nodes=2", "--ntasks=2", "true")
     wait_for(lambda: state(job) == "PENDING", "the requeue")
     preempted = saved(run)[-1]
@@ -184,23 +197,13 @@ def test_a_task_that_is_killed_is_named_and_ends_the_job(slurm, tmp_path, config
     endless = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=100_000))
     job = said(TRAINER, "submit", written(endless, tmp_path), "--nodes", 2).split()[1].rstrip(",")
     wait_for(lambda: len(lines(run)) > 3, "the first steps")
-    pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if is_rank(path, job, "1")]
-    assert pids
-    for pid in pids:  # rank 1 and its reader
+    for pid in pids(job, 1):  # rank 1 and its reader
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: state(job) in ("", "FAILED"), "the end of the job")
     told = (run / f"job-{job}.log").read_text()
     assert "error: rank 0 cannot go on: rank 1 (process " in told
     assert "Traceback" not in told
-
-
-def is_rank(environ: Path, job: str, rank: str) -> bool:
-    try:
-        variables = environ.read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode(), b"SLURM_STEP_NUM_TASKS=2"} <= {*variables}
 
 
 def test_a_munge_that_does_not_run_is_told(slurm, tmp_path, config, monkeypatch):

@@ -142,3 +142,13 @@ def test_each_run_folder_has_a_job_name_of_its_own(tmp_path, monkeypatch):
     assert name_of(Path("a/run")) == name_of(tmp_path / "a" / "run")
     assert name_of(Path("a/run")) != name_of(Path("b/run"))
     assert re.fullmatch(r"clip-a-b-[0-9a-f]{6}", name_of(Path("a b")))
+
+
+def test_the_image_has_every_package_and_only_files_that_exist():
+    text = (ROOT / "infra/docker/Dockerfile").read_text()
+    copied = re.findall(r"^COPY (packages/\S+/pyproject.toml) ", text, re.MULTILINE)
+    assert sorted(copied) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("packages/*/pyproject.toml"))
+    sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()]
+    assert all((ROOT / source).exists() for source in sources)
+    required = re.search(r'required-version = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert f'"uv>={required[1]},<1"' in text

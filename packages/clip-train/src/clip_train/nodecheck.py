@@ -67,7 +67,7 @@ def _matmul(world: World, folder: Path) -> Rates:
     generator = torch.Generator(device).manual_seed(world.rank)
     left, right = (torch.randn(side, side, generator=generator, device=device, dtype=dtype) for _ in range(2))
     first = left @ right
-    seconds = []
+    seconds: list[float] = []
     for _ in range(REPEATS):
         with _timed(seconds, device):
             again = left @ right

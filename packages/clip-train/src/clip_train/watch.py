@@ -24,7 +24,7 @@ from clip_train.errors import Requeue, Stopped
 GRACE_S = {
     signal.SIGTERM: 45.0,
     signal.SIGINT: 45.0,
-    signal.SIGUSR1: 240.0,  # train.sbatch asks for it five minutes before the time limit
+    signal.SIGUSR1: 240.0,  # slurm.WARNING_S comes before the time limit
 }
 """Longest time from a stop signal to the end of the process."""
 DIAGNOSIS_S = 10.0  # seconds of the grace for asking what the other ranks are doing
