@@ -160,7 +160,7 @@ def test_a_job_that_is_warned_and_preempted_ends_with_the_weights_of_a_plain_sru
     wait_for(lambda: lines(run)[-1]["step"] > warned + 1, "steps after the warning")
     for pid in pids(job, 0) + pids(job, 1):  # so that it is not done before SLURM preempts it, which continues it
         os.kill(pid, signal.SIGSTOP)
-    said("srun", "--partition=high", "--nodes=2", "--ntasks=2", "true")
+    said("srun", "--partition=high", "--exclusive", "--nodes=2", "--ntasks=2", "true")
     wait_for(lambda: state(job) == "PENDING", "the requeue")
     preempted = saved(run)[-1]
     assert warned <= preempted < 120  # equal when SLURM's five seconds did not do for a save
