@@ -53,6 +53,11 @@ def test_a_task_of_srun_is_a_rank(launched):
     assert 20_000 <= launch.port < 32_500
 
 
+def test_the_tasks_of_one_node_need_no_name_service(launched):
+    assert launched({**STEP, "SLURM_STEP_NUM_NODES": "1"}).host == "localhost"
+    assert launched({**STEP, "SLURM_STEP_NUM_NODES": "2"}).host == "n1"
+
+
 def test_what_the_user_says_about_the_meeting_place_comes_first(launched):
     launch = launched({**STEP, **MEET})
     assert (launch.rank, launch.host, launch.port) == (1, "h", 29500)

@@ -120,7 +120,9 @@ def _refuse_contradiction(launcher: Launcher, rank: int, size: int) -> None:
 
 
 def _first_host(nodes: str) -> str:
-    """Returns the first host of a SLURM list: gpu-a03 of `gpu-a[03-05,09]-ib,gpu-b1`, with its ending."""
+    """Returns the first host of a SLURM list: gpu-a03-ib of `gpu-a[03-05,09]-ib,gpu-b1`."""
+    if os.environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "localhost"  # names of nodes need not be in the name service
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else "")
 
