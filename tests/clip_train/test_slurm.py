@@ -179,16 +179,16 @@ def test_a_job_that_is_warned_and_preempted_ends_with_the_weights_of_a_plain_sru
 
 def test_the_tasks_of_one_node_need_no_variable(slurm, tmp_path, config, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR")
-    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     output = said("srun", "--nodes=1", "--ntasks=2", TRAINER, "fit", written(short, tmp_path))
-    assert output.startswith("2 steps, loss")
+    assert output.startswith("3 steps, loss")
     assert lines(Path(config.run))[0]["ranks"] == 2
 
 
 def test_a_batch_script_without_srun_is_one_process(slurm, tmp_path, config):
-    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     output = said("salloc", "--nodes=2", "--ntasks=2", TRAINER, "fit", written(short, tmp_path))
-    assert "2 steps, loss" in output
+    assert "3 steps, loss" in output
     assert lines(Path(config.run))[0]["ranks"] == 1
 
 
