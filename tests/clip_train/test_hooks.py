@@ -18,7 +18,7 @@ class World:
         self.more = more
 
     def gather(self, value):
-        return [value, (*value[:2], value[2] + self.more)]
+        return [value, (*value[:2], value[2] + self.more, value[3] + self.more)]
 
 
 def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
@@ -72,6 +72,8 @@ def test_the_slowest_rank_is_the_one_that_all_wait_for(tmp_path):
     rows = lines(tmp_path)
     assert rows[1]["loader_wait_s"] == pytest.approx((sum(WAITS[1:10]) + 2) / 9)
     assert rows[-1]["wait_s"] == pytest.approx(sum(WAITS) + 2 * len(rows))
+    assert {row["slowest_rank"] for row in rows} == {1}
+    assert rows[1]["slowest_step_s"] == pytest.approx((sum(WAITS[1:10]) + 9 * 0.5 + 2) / 9)
 
 
 class Pair:

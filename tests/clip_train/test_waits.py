@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, Source, TrainConfig
+from clip_train.watch import REPEAT_S, Watch
 from tests.clip_train.test_fit import logged, start, wait_for
 from tests.support.distributed import free_port, rank_environment
 from tests.support.streams import alive, children
@@ -32,7 +35,8 @@ def endless(tmp_path, datasets) -> FitConfig:
 
 
 def within(config: FitConfig, seconds: float) -> FitConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, timeout=seconds))
+    train = dataclasses.replace(config.train, timeout=seconds, join_timeout=max(seconds, 2))
+    return dataclasses.replace(config, train=train)
 
 
 def start_ranks(config: FitConfig, folder: Path, ranks: tuple[int, ...] = (0, 1)) -> list[subprocess.Popen[str]]:
@@ -57,7 +61,7 @@ def test_a_rank_that_never_joins_is_named(endless, tmp_path):
     code, line = ended(process)
     assert code == 2
     assert line.startswith("error: rank 0: of 2 ranks, rank 1 did not come to MASTER_ADDR:MASTER_PORT = 127.0.0.1:")
-    assert "train.timeout" in line
+    assert "train.join_timeout" in line
 
 
 @pytest.mark.slow
@@ -151,3 +155,74 @@ def test_a_rank_that_dies_is_named(endless, tmp_path):
     assert code == 2
     assert line.startswith(f"error: rank 0 cannot go on: rank 1 (process {ranks[1].pid} on ")
     assert "does not answer; it was in clip_" in line
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_a_rank_that_waits_at_once(endless, tmp_path):
+    ranks = start_ranks(endless, tmp_path)
+    wait_for(logged(Path(endless.run), 3), ranks[0])
+    ranks[1].send_signal(signal.SIGSTOP)
+    try:
+        ranks[0].send_signal(signal.SIGTERM)
+        time.sleep(REPEAT_S + 1)
+        assert ranks[0].poll() is None
+        asked = time.monotonic()
+        ranks[0].send_signal(signal.SIGTERM)
+        code, line = ended(ranks[0], 20)
+        assert time.monotonic() - asked < 5
+    finally:
+        ranks[1].kill()
+        ranks[1].communicate()
+    assert code == 75
+    assert line.startswith("error: rank 0 was sent SIGTERM a second time and ends at once in clip_")
+
+
+def test_stacks_are_shown_when_a_wait_ends_the_process():
+    code = """
+import threading
+from clip_train.watch import Watch
+def stuck():
+    with watch.limited(1, "for what does not come"):
+        threading.Event().wait()
+watch = Watch(600)
+with watch.running():
+    stuck()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert re.fullmatch(r"stacks of the trainer \(process \d+\):", lines[0])
+    assert any(line.endswith("in stuck") for line in lines)
+    assert lines[-1].startswith("error: the trainer has waited 1 s for what does not come and still is in ")
+
+
+def test_batches_pass_the_watch_unchanged_and_a_late_one_ends_the_process():
+    assert list(Watch(600).batches([1, 2, 3], 600)) == [1, 2, 3]
+    code = """
+import time
+from clip_train.watch import Watch
+watch = Watch(600)
+def late():
+    yield 1
+    time.sleep(100)
+with watch.running():
+    for batch in watch.batches(late(), 1):
+        print(batch, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "1\n")
+    assert "error: the trainer has waited 1 s (data.timeout) for a batch" in done.stderr
+
+
+def test_storage_that_does_not_answer_ends_the_process():
+    code = """
+import time, torch
+from clip_train.parallel import World
+from clip_train.watch import Watch
+watch = Watch(600, storage=1)
+with watch.running():
+    World(0, 1, torch.device("cpu"), watch).lead(lambda: time.sleep(100))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 2
+    assert "error: the trainer has waited 1 s (checkpoint.timeout) for storage" in done.stderr

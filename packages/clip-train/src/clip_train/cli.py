@@ -1,5 +1,6 @@
 """The command `clip-train`: `clip-train fit recipe.toml --optim.lr 1e-3`."""
 
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -8,7 +9,10 @@ from clip_core.cli import run_commands
 from clip_train.errors import RankLost
 from clip_train.launch import read_launch
 
-COMMANDS = {"fit": "train a model from a recipe"}
+COMMANDS = {
+    "fit": "train a model from a recipe",
+    "submit": "train on a SLURM cluster: write the batch script of a run and submit it",
+}
 ABOUT = """\
 Running the same command again continues a run that was stopped.
 Exit codes: 0 done; 2 an error, printed in one line; 75 stopped by SIGTERM or SIGUSR1 after a checkpoint; 143 stopped
@@ -17,7 +21,9 @@ by them before the first checkpoint."""
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the console script, and `python -m clip_train` for torchrun."""
-    run_commands("clip_train", COMMANDS, ABOUT, args, quiet=_printed_by_rank_0)
+    words = sys.argv[1:] if args is None else args
+    # `submit … -- --optim.lr 1e-3`: flags of the job and of the training need not be told apart.
+    run_commands("clip_train", COMMANDS, ABOUT, [word for word in words if word != "--"], quiet=_printed_by_rank_0)
 
 
 def _printed_by_rank_0(error: ClipError) -> bool:

@@ -33,6 +33,8 @@ class DataConfig:
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
     """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
+    timeout: float = 600.0
+    """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
     """largest share of corrupt samples of those read so far; above it the run stops; 1.0 allows all"""
 
@@ -86,7 +88,12 @@ class TrainConfig:
     log_every: int = 10
     """steps between two lines of the log"""
     timeout: float = 600.0
-    """largest number of seconds that one wait for other ranks or for the next batch may take"""
+    """largest number of seconds that one wait for other ranks may take"""
+    join_timeout: float = 600.0
+    """largest number of seconds that the ranks may take to come together at the start"""
+    node_check: float = 0.0
+    """measures products, links and storage of each rank before the first step, and ends the run if a rank has less than
+    this share of the median; 0 skips the check"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,8 @@ class CheckpointConfig:
     """steps between two checkpoints"""
     keep: int = 2
     """number of the newest checkpoints that are kept"""
+    timeout: float = 1800.0
+    """largest number of seconds that one task of rank 0 in the run folder, such as a save, may take"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,7 @@ class FitConfig:
         del whole["run"], whole["checkpoint"], whole["val"]["overlap"]
         del whole["data"]["workers"], whole["data"]["long_captions"], whole["data"]["max_corrupt"]
         del whole["train"]["log_every"], whole["train"]["device"], whole["train"]["timeout"]
+        del whole["train"]["join_timeout"], whole["train"]["node_check"], whole["data"]["timeout"]
         return whole
 
     def fingerprint(self) -> str:
@@ -164,12 +174,23 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
         if value > ceiling:
             raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")
-    if train.timeout <= 0:
-        raise ClipTrainError(f"train.timeout = {train.timeout} must be above 0")
+    above_0 = [
+        ("train.timeout", train.timeout),
+        ("train.join_timeout", train.join_timeout),
+        ("data.timeout", data.timeout),
+        ("checkpoint.timeout", config.checkpoint.timeout),
+    ]
+    for name, value in above_0:
+        if value <= 0:
+            raise ClipTrainError(f"{name} = {value} must be above 0")
     for source in (*data.sources, *val.sources):
         if source.weight <= 0:
             raise ClipTrainError(f"the weight of {source.dataset} is {source.weight}: it must be above 0")
-    for name, value in (("data.hflip", data.hflip), ("data.max_corrupt", data.max_corrupt)):
+    for name, value in (
+        ("data.hflip", data.hflip),
+        ("data.max_corrupt", data.max_corrupt),
+        ("train.node_check", train.node_check),
+    ):
         if not 0 <= value <= 1:
             raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):

@@ -17,6 +17,7 @@ from clip_train.loop import Hook, Loop, Step
 from clip_train.optim.averages import Ema
 from clip_train.parallel import World
 from clip_train.runfolder import RunLog
+from clip_train.waiting import WAITS
 
 JUDGED_FROM = 1000  # samples that are read before their corrupt share is judged; fewer if an epoch has fewer
 
@@ -79,9 +80,11 @@ class Logging(RunHook):
             self._bar.update()
 
     def _write(self, loop: Loop, step: Step) -> None:
-        ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait))
-        corrupt = self._corrupt_before + sum(count for count, _, _ in ranks)
-        wait = max(seconds for _, _, seconds in ranks)  # the others wait for the slowest rank
+        busy = self._seconds - WAITS.take()
+        ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait, busy))
+        corrupt = self._corrupt_before + sum(count for count, *_ in ranks)
+        wait = max(seconds for _, _, seconds, _ in ranks)  # the others wait for the slowest rank
+        slowest, (*_, slowest_s) = max(enumerate(ranks), key=lambda row: row[1][-1])
         self._waited += wait
         loop.metrics["wait_s"] = self._waited
         if self.log:
@@ -98,11 +101,13 @@ class Logging(RunHook):
             place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
             times = {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
             counts = {"corrupt": corrupt, "skipped": loop.metrics.get("skipped", 0)}
+            if self.world.size > 1:
+                times |= {"slowest_rank": slowest, "slowest_step_s": slowest_s / self._steps}
             self.log.write({**place, **values, **counts, **times})
             self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
             self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
             if corrupt > self._corrupt:
-                uids = [uid for _, some, _ in ranks for uid in some]
+                uids = [uid for _, some, *_ in ranks for uid in some]
                 self.log.write({"step": step.step, "event": "corrupt", "samples": corrupt, "uids": uids})
         self._steps, self._seconds, self._wait, self._corrupt = 0, 0.0, 0.0, corrupt
 

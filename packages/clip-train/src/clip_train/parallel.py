@@ -1,4 +1,4 @@
-"""The ranks of a run: one process, or several that torchrun or another launcher has started."""
+"""The ranks of a run: one process, or several that torchrun, srun or another launcher has started."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError, RankLost
 from clip_train.launch import Launch, read_launch
 from clip_train.peers import Peers
+from clip_train.waiting import WAITS
 from clip_train.watch import Watch
 
 TIMEOUT_S = 600.0
@@ -45,18 +46,18 @@ class World:
 
     def lead(self, act: Callable[[], T]) -> T:
         """Runs `act` on rank 0. Every rank returns its result, or raises ClipTrainError with its message."""
-        if self.size == 1:
-            return act()
+        with self.watch.storing():
+            return act() if self.size == 1 else self._lead(act)
+
+    def _lead(self, act: Callable[[], T]) -> T:
         answer: list[tuple[T | None, str]] = [(None, "")]
         if self.leads:
             try:
                 answer = [(act(), "")]
             except Exception as error:
-                with self.collective():
-                    dist.broadcast_object_list([(None, str(error) or repr(error))])
+                dist.broadcast_object_list([(None, str(error) or repr(error))])
                 raise
-        with self.collective():
-            dist.broadcast_object_list(answer)
+        dist.broadcast_object_list(answer)
         result, message = answer[0]
         if message:
             raise ClipTrainError(message)
@@ -100,9 +101,9 @@ class World:
 
 @contextmanager
 def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[World]:
-    """Joins the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe, if any.
+    """Joins the process group that the variables of the launcher describe, if any; see `read_launch`.
 
-    `device`: auto, cpu or cuda; on CUDA each rank uses the device of its LOCAL_RANK. Raises RankLost, which names the
+    `device`: auto, cpu or cuda; on CUDA each rank uses the device of its local rank. Raises RankLost, which names the
     ranks that do not join, or that made a collective fail.
     """
     launch, watch = read_launch(), watch or Watch(TIMEOUT_S)
@@ -111,7 +112,7 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
         yield World(0, 1, place, watch)
         return
     watch.name = f"rank {launch.rank}"
-    peers = Peers(launch, watch.timeout, watch.where)
+    peers = Peers(launch, watch.join, watch.where)
     watch.diagnose = peers.status
     how = ""
     try:
@@ -121,7 +122,7 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
             store=dist.PrefixStore("group", peers.store),
             rank=launch.rank,
             world_size=launch.size,
-            timeout=timedelta(seconds=watch.timeout + MARGIN_S),
+            timeout=timedelta(seconds=max(watch.timeout, watch.storage) + MARGIN_S),
         )
         yield World(launch.rank, launch.size, place, watch)
     except BaseException as error:
@@ -156,12 +157,14 @@ def _device(device: str, launch: Launch) -> torch.device:
 def all_gather(local: Tensor) -> Tensor:
     """Gathers [B, …] of every rank into [W·B, …] in rank order. Has no gradient."""
     out = local.new_empty(dist.get_world_size() * local.shape[0], *local.shape[1:])
-    dist.all_gather_into_tensor(out, local.contiguous())
+    with WAITS.waiting(local.device):
+        dist.all_gather_into_tensor(out, local.contiguous())
     return out
 
 
 def reduce_scatter(whole: Tensor) -> Tensor:
     """Sums [W·B, …] over the ranks and returns this rank's rows, [B, …]. Has no gradient."""
     out = whole.new_empty(whole.shape[0] // dist.get_world_size(), *whole.shape[1:])
-    dist.reduce_scatter_tensor(out, whole.contiguous())
+    with WAITS.waiting(whole.device):
+        dist.reduce_scatter_tensor(out, whole.contiguous())
     return out

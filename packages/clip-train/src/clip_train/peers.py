@@ -27,7 +27,7 @@ class Peers:
     """The ranks at the store of MASTER_ADDR:MASTER_PORT. `where` returns the function that this rank is in."""
 
     def __init__(self, launch: Launch, timeout: float, where: Callable[[], str]) -> None:
-        """Waits until all ranks have joined. Raises RankLost, which names the missing ones."""
+        """Waits up to `timeout` seconds until all ranks have joined. Raises RankLost, which names the missing ones."""
         self._launch, self._where, self._timeout = launch, where, timeout
         self._deadline = time.monotonic() + timeout
         self._prefix = f"clip-train {next(_visits)}"
@@ -68,7 +68,7 @@ class Peers:
                 if time.monotonic() > self._deadline:
                     raise RankLost(
                         f"rank {launch.rank}: rank 0 has not come to {self._place} within {self._timeout:g} s "
-                        f"({error.strerror or error})"
+                        f"(train.join_timeout; {error.strerror or error})"
                     ) from error
                 time.sleep(0.2)
         try:
@@ -95,7 +95,7 @@ class Peers:
                 missing = [f"rank {rank}" for rank in ranks if not self.store.check([_key(rank)])]
                 raise RankLost(
                     f"rank {self._launch.rank}: of {len(ranks)} ranks, {_shown(missing, ', ')} did not come to "
-                    f"{self._place} within {self._timeout:g} s (train.timeout)"
+                    f"{self._place} within {self._timeout:g} s (train.join_timeout)"
                 )
             time.sleep(0.1)
 

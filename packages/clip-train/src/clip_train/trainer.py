@@ -21,15 +21,16 @@ from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
+from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
-from clip_train.parallel import World, join_world
+from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
 from clip_train.watch import Watch
 
 
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
-    watch = Watch(config.train.timeout)
+    watch = Watch(config.train.timeout, join=config.train.join_timeout, storage=config.checkpoint.timeout)
     watch.saved = max(saved_steps(folder.path), default=None)
     with (
         watch.running(),
@@ -38,13 +39,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         ExitStack() as stack,
     ):
         _check_batch(config, world)
-        manifest = build_manifest(config.data.sources)
+        manifest, val_manifest = _manifests(config, world)
         steps = total_steps(config, manifest.samples)
-        val_manifest = _val_manifest(config)
-        if val_manifest and config.val.overlap == "error":
-            world.lead(
-                partial(refuse_overlap, manifest, val_manifest, name="val.sources", option="val.overlap = 'allow'")
-            )
         model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
@@ -72,15 +68,14 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
-            if log:
-                for moved in resumed.damaged:
-                    log.write({"step": resumed.step, "event": "damaged_checkpoint", **moved})
+            _log_start(config, folder, resumed, log, world)
+            batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
                 task=task,
                 gradients=gradients,
                 optimizer=optim.optimizer,
-                batches=iter(stream),
+                batches=watch.batches(stream, batch_s),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
@@ -118,7 +113,7 @@ def _hooks(
             tokenizer=_tokenizer(model, config.data),
             batch_size=val.batch_size,
             workers=config.data.workers,
-            timeout=config.train.timeout,
+            timeout=config.data.timeout,
         )
         hooks.append(
             Validation(
@@ -144,16 +139,29 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _val_manifest(config: FitConfig) -> Manifest | None:
+def _manifests(config: FitConfig, world: World) -> tuple[Manifest, Manifest | None]:
+    """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
+    manifest = build_manifest(config.data.sources)
     if not config.val.sources:
-        return None
-    manifest = build_manifest(config.val.sources)
-    if manifest.samples < config.val.batch_size:
+        return manifest, None
+    held_out = build_manifest(config.val.sources)
+    if held_out.samples < config.val.batch_size:
         raise ClipTrainError(
-            f"val.batch_size = {config.val.batch_size} is more than the {manifest.samples} samples of val.sources: "
+            f"val.batch_size = {config.val.batch_size} is more than the {held_out.samples} samples of val.sources: "
             "lower it, or give more data"
         )
-    return manifest
+    if config.val.overlap == "error":
+        world.lead(partial(refuse_overlap, manifest, held_out, name="val.sources", option="val.overlap = 'allow'"))
+    return manifest, held_out
+
+
+def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunLog | None, world: World) -> None:
+    """Logs the damaged checkpoints that were found, and measures the nodes if the config says so."""
+    events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
+    if config.train.node_check:
+        events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
+    for event in events if log else ():
+        log.write({"step": resumed.step, **event})
 
 
 def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) -> SampleStream:
@@ -167,7 +175,7 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
         world_size=world.size,
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
-        timeout=config.train.timeout,
+        timeout=config.data.timeout,
     )
 
 

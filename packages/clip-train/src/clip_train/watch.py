@@ -6,6 +6,7 @@ A separate thread therefore checks the deadlines.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -13,8 +14,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 from clip_data.stream.worker import kill_workers
 from clip_train.errors import Requeue, Stopped
@@ -22,19 +24,26 @@ from clip_train.errors import Requeue, Stopped
 GRACE_S = {
     signal.SIGTERM: 45.0,
     signal.SIGINT: 45.0,
-    signal.SIGUSR1: 240.0,  # train.sbatch asks for it five minutes before the time limit
+    signal.SIGUSR1: 240.0,  # slurm.WARNING_S comes before the time limit
 }
 """Longest time from a stop signal to the end of the process."""
 DIAGNOSIS_S = 10.0  # seconds of the grace for asking what the other ranks are doing
 POLL_S = 0.5
+AT_ONCE = (signal.SIGTERM, signal.SIGINT)  # a second one ends the process without waiting for anything
+REPEAT_S = 2.0  # launchers pass on a signal that the process has had directly: sooner, it is the same one
+T = TypeVar("T")
 
 
 class Watch:
     """Whether this process has to stop, and the deadlines of what it is doing."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, *, join: float | None = None, storage: float | None = None) -> None:
         self.timeout = timeout
-        """largest number of seconds that one wait for other processes may take"""
+        """largest number of seconds that one wait for other ranks may take"""
+        self.join = timeout if join is None else join
+        """largest number of seconds that the ranks may take to come together"""
+        self.storage = timeout if storage is None else storage
+        """largest number of seconds that one task of rank 0, such as a save, may take"""
         self.saved: int | None = None
         """step of the newest checkpoint"""
         self.training = False
@@ -46,17 +55,37 @@ class Watch:
         """describes what the other ranks are doing; may take seconds, or never return"""
         self._main = threading.get_ident()
         self._deadlines: list[tuple[float, str, int]] = []  # (time, description for the message, signal or 0)
+        self._first: dict[int, float] = {}  # when a signal first came
         self._ended = threading.Event()
 
     @contextmanager
-    def collective(self) -> Iterator[None]:
-        """Limits work of all ranks together: ends the process if it takes longer than `timeout`."""
-        limit = (time.monotonic() + self.timeout, f"has waited {self.timeout:g} s (train.timeout) for others", 0)
+    def limited(self, seconds: float, what: str) -> Iterator[None]:
+        """Ends the process if the block takes longer. `what` completes the message, as in "waited 3 s " + what."""
+        limit = (time.monotonic() + seconds, f"has waited {seconds:g} s {what}", 0)
         self._deadlines.append(limit)
         try:
             yield
         finally:
             self._deadlines.remove(limit)
+
+    def collective(self) -> AbstractContextManager[None]:
+        """Limits work of all ranks together to `timeout`."""
+        return self.limited(self.timeout, "(train.timeout) for others")
+
+    def storing(self) -> AbstractContextManager[None]:
+        """Limits what rank 0 does for all ranks, mostly in the run folder, to `storage`."""
+        return self.limited(self.storage, "(checkpoint.timeout) for storage")
+
+    def batches(self, source: Iterable[T], seconds: float) -> Iterator[T]:
+        """Yields the items of `source` and limits the wait for each one."""
+        items = iter(source)
+        while True:
+            with self.limited(seconds, "(data.timeout) for a batch"):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
     def ending(self) -> SystemExit:
         """Returns the exception that ends the process after a stop signal."""
@@ -105,27 +134,48 @@ class Watch:
         while not self._ended.is_set():
             if select.select([signals], [], [], POLL_S)[0]:
                 for number in signals.recv(64):
-                    if number in GRACE_S:
-                        grace = min(self.timeout, GRACE_S[signal.Signals(number)])
-                        why = f"was sent {signal.Signals(number).name} {grace:g} s ago"
-                        at = time.monotonic() + max(grace - DIAGNOSIS_S, grace / 2)
-                        self._deadlines.append((at, why, number))
+                    self._hear(number)
             for limit in list(self._deadlines):
                 if limit[0] < time.monotonic():
                     self._end(limit)
 
+    def _hear(self, number: int) -> None:
+        if number not in GRACE_S:
+            return
+        now, name = time.monotonic(), signal.Signals(number).name
+        first = self._first.setdefault(number, now)
+        if first == now:
+            grace = min(self.timeout, GRACE_S[signal.Signals(number)])
+            at = now + max(grace - DIAGNOSIS_S, grace / 2)
+            self._deadlines.append((at, f"was sent {name} {grace:g} s ago", number))
+        elif number in AT_ONCE and now - first >= REPEAT_S:
+            self._exit(number, f"was sent {name} a second time and ends at once in {self.where()}")
+
     def _end(self, limit: tuple[float, str, int]) -> None:
-        """Ends the process at once. Work that may block runs in daemon threads."""
+        """Ends the process because of a limit, with what the other ranks are doing."""
         _, why, number = limit
         where, others = self.where(), ["the state of the other ranks is not known"]
         _for_seconds(DIAGNOSIS_S, lambda: others.append(self.diagnose() or "no other rank is missing"))
         if self._ended.is_set() or limit not in self._deadlines:
             return  # the main thread has finished its work in the meantime
+        self._exit(number, f"{why} and still is in {where}; {others[-1]}", _stacks())
+
+    def _exit(self, number: int, why: str, stacks: str = "") -> None:
+        """Ends the process at once. Work that may block runs in daemon threads."""
         again = "run again" if self.saved is None else f"run again to continue after step {self.saved}, which is saved"
-        line = f"error: {self.name} {why} and still is in {where}; {others[-1]}; {again}"
-        _for_seconds(1.0, lambda: print(f"\n{line}", file=sys.stderr, flush=True))
+        shown = f"stacks of {self.name} (process {os.getpid()}):\n{stacks}\n" if stacks else ""
+        line = f"\n{shown}error: {self.name} {why}; {again}"
+        _for_seconds(1.0, lambda: print(line, file=sys.stderr, flush=True))
         kill_workers()
         os._exit({0: 2, signal.SIGINT: 130}.get(number) or int(str(self.ending().code)))
+
+
+def _stacks() -> str:
+    """Returns the stacks of all threads, through memory: faulthandler would hold the GIL while a pipe is full."""
+    with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as memory:
+        faulthandler.dump_traceback(memory)
+        memory.seek(0)
+        return memory.read()
 
 
 def _for_seconds(seconds: float, act: Callable[[], object]) -> None:

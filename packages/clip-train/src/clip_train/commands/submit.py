@@ -1,0 +1,63 @@
+"""`clip-train submit`: writes the batch script of a run into its folder and submits it to SLURM."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from clip_train import slurm
+from clip_train.config import FitConfig, resolve
+from clip_train.errors import ClipTrainError
+from clip_train.runfolder import RunFolder
+
+__all__ = ["Config", "run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(FitConfig):
+    """A training run, and what it asks of SLURM."""
+
+    nodes: int = 1
+    """nodes of the job"""
+    gpus: int = 0
+    """GPUs of each node, each with a rank of its own; 0 trains on CPUs with one rank on each node"""
+    cpus: int = 0
+    """CPUs of each rank; 0 leaves it to the cluster"""
+    time: str = ""
+    """time limit, e.g. 24:00:00 or 2-12; the run is saved and queued again before it; empty for the partition's"""
+    partition: str = ""
+    """partition of the job; empty for the default"""
+    account: str = ""
+    """account that pays; empty for the default"""
+    options: tuple[str, ...] = ()
+    """further options of sbatch, without their dashes: qos=high exclusive"""
+    dry_run: bool = False
+    """prints the script and neither writes nor submits anything"""
+
+
+def run(config: Config) -> int:
+    fit = resolve(FitConfig(**{f.name: getattr(config, f.name) for f in fields(FitConfig)}))
+    path = Path(fit.run)
+    names = ("nodes", "gpus", "cpus", "time", "partition", "account", "options")
+    job = slurm.Job(
+        **{name: getattr(config, name) for name in names},
+        name=slurm.name_of(path),
+        log=f"{fit.run}/job-%j.log",
+        trainer=slurm.trainer_path(),
+    )
+    job.check()
+    if fit.train.batch_size % (ranks := job.nodes * max(job.gpus, 1)):
+        raise ClipTrainError(f"train.batch_size = {fit.train.batch_size} is not divisible by {ranks} ranks")
+    recipe, script = path / "config.json", path / slurm.SCRIPT
+    text = job.script(str(recipe), str(script))
+    if config.dry_run:
+        print(text, end="")
+        return 0
+    folder = RunFolder(fit)
+    if folder.finished():
+        raise ClipTrainError(f"the run in {path} is finished: its weights are {folder.model}")
+    slurm.refuse_private(path)
+    slurm.refuse_second(job)
+    folder.write_config()
+    script.write_text(text, encoding="utf-8")
+    number = slurm.submit(script, recipe)
+    print(f"job {number}, {job.name}: its output is {fit.run}/job-{number}.log")
+    return 0
