@@ -160,8 +160,9 @@ def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunL
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
-    for event in events if log else ():
-        log.write({"step": resumed.step, **event})
+    if log:
+        for event in events:
+            log.write({"step": resumed.step, **event})
 
 
 def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) -> SampleStream:
