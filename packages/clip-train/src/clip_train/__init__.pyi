@@ -1,7 +1,6 @@
 from .config import CheckpointConfig as CheckpointConfig
 from .config import DataConfig as DataConfig
 from .config import FitConfig as FitConfig
-from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import Source as Source
 from .config import TrainConfig as TrainConfig
@@ -9,7 +8,14 @@ from .config import ValConfig as ValConfig
 from .entrypoint import fit as fit
 from .errors import ClipTrainError as ClipTrainError
 from .errors import Requeue as Requeue
+from .losses.caption import caption_loss as caption_loss
 from .losses.contrastive import contrastive_loss as contrastive_loss
+from .losses.distillation import distillation_loss as distillation_loss
+from .losses.sigmoid import sigmoid_loss as sigmoid_loss
+from .model import LockConfig as LockConfig
+from .model import ModelConfig as ModelConfig
 from .runfolder import FitResult as FitResult
 from .tasks import TaskConfig as TaskConfig
+from .tasks.coca import CoCaConfig as CoCaConfig
 from .tasks.contrastive import ContrastiveConfig as ContrastiveConfig
+from .tasks.siglip import SigLIPConfig as SigLIPConfig

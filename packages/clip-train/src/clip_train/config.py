@@ -9,6 +9,7 @@ from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
+from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
 from clip_train.tasks import TaskConfig
@@ -54,16 +55,6 @@ class ValConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The model and its initial weights."""
-
-    name: str
-    """an architecture of clip-models, e.g. ViT-B-32"""
-    pretrained: str = ""
-    """a weights file to start from; empty draws random weights from the seed"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Length, batch size and arithmetic."""
 
@@ -79,6 +70,8 @@ class TrainConfig:
     """parts that each rank computes one after another in a step, for less memory; the gradient stays the same"""
     precision: Literal["fp32", "bf16"] = "bf16"
     """precision of the towers: fp32, or bf16 autocast with fp32 weights; the loss is always computed in fp32"""
+    grad_checkpointing: bool = False
+    """compute the activations inside each block again in the backward pass, for less memory"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses CUDA if it is available"""
     seed: int = 0
@@ -108,6 +101,15 @@ class CheckpointConfig:
     """largest number of seconds that one task of rank 0 in the run folder, such as a save, may take"""
 
 
+_NOT_DECIDING = {
+    "": ("run", "checkpoint"),
+    "data": ("workers", "long_captions", "max_corrupt", "timeout"),
+    "val": ("overlap",),
+    "train": ("log_every", "device", "grad_checkpointing", "timeout", "join_timeout", "node_check"),
+}
+"""Keys, by table, that may change when a run is continued."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """One training run: the same config in the same folder continues it."""
@@ -125,10 +127,9 @@ class FitConfig:
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
         whole = to_dict(self)
-        del whole["run"], whole["checkpoint"], whole["val"]["overlap"]
-        del whole["data"]["workers"], whole["data"]["long_captions"], whole["data"]["max_corrupt"]
-        del whole["train"]["log_every"], whole["train"]["device"], whole["train"]["timeout"]
-        del whole["train"]["join_timeout"], whole["train"]["node_check"], whole["data"]["timeout"]
+        for table, keys in _NOT_DECIDING.items():
+            for key in keys:
+                del (whole[table] if table else whole)[key]
         return whole
 
     def fingerprint(self) -> str:
@@ -139,6 +140,7 @@ class FitConfig:
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
     config.task.check(get_model_spec(config.model.name))
+    config.model.lock.check()
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}

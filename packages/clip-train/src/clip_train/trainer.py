@@ -13,7 +13,7 @@ import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import CLIP, create_model, get_tokenizer, save_model
+from clip_models import CLIP, get_tokenizer, save_model
 from clip_train.captions import WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
@@ -21,6 +21,7 @@ from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
+from clip_train.model import make_model
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -41,7 +42,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         _check_batch(config, world)
         manifest, val_manifest = _manifests(config, world)
         steps = total_steps(config, manifest.samples)
-        model = create_model(config.model.name, config.model.pretrained or None, seed=config.train.seed)
+        model = make_model(config.model, seed=config.train.seed, grad_checkpointing=config.train.grad_checkpointing)
         task = config.task.build(model, precision=config.train.precision, world=world)
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
         optim = Optimization(model, config.optim, world.device)

@@ -1,0 +1,105 @@
+"""The model of a run and its initial weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from clip_train.errors import ClipTrainError
+
+if TYPE_CHECKING:
+    from clip_models import CLIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockConfig:
+    """Towers whose weights stay as they are (locked-image tuning, LiT, Zhai et al. 2022)."""
+
+    image: bool = False
+    """lock the image tower"""
+    image_unlocked_groups: int = 0
+    """groups of layers at the output of a locked image tower that are trained"""
+    image_freeze_batch_norms: bool = False
+    """batch norms of the locked layers use their stored statistics and do not update them"""
+    text: bool = False
+    """lock the text tower"""
+    text_unlocked_groups: int = 0
+    """groups of layers at the output of a locked text tower that are trained"""
+    text_freeze_norms: bool = True
+    """lock the layer norms of the text tower too"""
+
+    def check(self) -> None:
+        """Raises ClipTrainError for a value that has no effect or is not valid."""
+        for tower in ("image", "text"):
+            groups = getattr(self, f"{tower}_unlocked_groups")
+            if groups < 0:
+                raise ClipTrainError(f"model.lock.{tower}_unlocked_groups = {groups} must be at least 0")
+            if groups and not getattr(self, tower):
+                raise ClipTrainError(f"model.lock.{tower}_unlocked_groups = {groups} requires model.lock.{tower}")
+        if self.image_freeze_batch_norms and not self.image:
+            raise ClipTrainError("model.lock.image_freeze_batch_norms requires model.lock.image")
+        if not self.text_freeze_norms and not self.text:
+            raise ClipTrainError("model.lock.text_freeze_norms = false requires model.lock.text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model and its initial weights."""
+
+    name: str
+    """an architecture of clip-models, e.g. ViT-B-32"""
+    pretrained: str = ""
+    """a tag of the architecture or a weights file to start from; empty draws random weights from the seed"""
+    pretrained_image: str = ""
+    """a weights file of the image tower alone"""
+    pretrained_text: str = ""
+    """a weights file of the text tower alone"""
+    image_size: int | tuple[int, int] | None = None
+    """height and width in pixels; position embeddings of pretrained weights are resized"""
+    context_length: int | None = None
+    """tokens of a caption; position embeddings of pretrained weights are resized"""
+    patch_dropout: float | None = None
+    """share of the patches that are left out in training"""
+    quick_gelu: bool = False
+    """use the activation of OpenAI's weights, x · sigmoid(1.702 x)"""
+    mean: tuple[float, float, float] | None = None
+    """subtracted from the channels of an image in [0, 1]"""
+    std: tuple[float, float, float] | None = None
+    """divides the channels"""
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    """how images are resized"""
+    lock: LockConfig = field(default_factory=LockConfig)
+    """weights that are not trained"""
+
+
+def make_model(config: ModelConfig, *, seed: int, grad_checkpointing: bool) -> CLIP:
+    """Returns the model on the CPU, in training mode. Raises ClipError.
+
+    `seed`: of the random weights. `grad_checkpointing`: compute activations again in the backward pass.
+    """
+    from clip_models import create_model
+
+    preprocess = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
+    model = create_model(
+        config.name,
+        config.pretrained or None,
+        seed=seed,
+        force_quick_gelu=config.quick_gelu,
+        force_patch_dropout=config.patch_dropout,
+        force_image_size=config.image_size,
+        force_context_length=config.context_length,
+        force_preprocess_cfg={key: value for key, value in preprocess.items() if value is not None} or None,
+        pretrained_image_path=config.pretrained_image or None,
+        pretrained_text_path=config.pretrained_text or None,
+    )
+    lock = config.lock
+    if lock.image:
+        model.lock_image_tower(lock.image_unlocked_groups, lock.image_freeze_batch_norms)
+    if lock.text:
+        model.lock_text_tower(lock.text_unlocked_groups, lock.text_freeze_norms)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained <= {"logit_scale", "logit_bias"}:
+        raise ClipTrainError("model.lock locks every weight of both towers: unlock one of them, or some groups")
+    if grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model
