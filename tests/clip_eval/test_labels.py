@@ -84,8 +84,8 @@ def test_only_selected_rows_are_looked_at(tmp_path):
 
 BAD_LABELS = [
     ([3, 0, 3], None, {}, r"integers \(3 in row 0 of .*00000000.*\) without names: list the class names"),
-    ([0, 1, 2], None, {"classes": ("a", "b")}, r"the label 2 in row 2 of .* is the id of no class \(ids: 0 to 1\)"),
-    ([0, -1], None, {"classes": ("a", "b")}, "the label -1 in row 1 .* a sample without a label has a null"),
+    ([0, 1, 2], None, {"classes": ("a", "b")}, r"the label 2 in row 2 of .* is not the id of a class \(ids: 0 to 1\)"),
+    ([0, -1], None, {"classes": ("a", "b")}, "the label -1 in row 1 .* use null for a sample without a label"),
     ([None, [], ["a", "b"]], None, {}, r"'label' has the type list<.*\[\] in row 1 of .*several labels per sample"),
     (
         [None, None, None, None, 0.5, 1.0],

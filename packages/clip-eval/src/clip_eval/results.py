@@ -11,6 +11,8 @@ from clip_eval.errors import ClipEvalError
 
 Row = dict[str, Any]
 FILE = "results.jsonl"
+KEYS = {"benchmark", "kind", "dataset", "metric", "value", "low", "high", "n", "chance", "corrupt", "precision"}
+KEYS |= {"model", "model_sha256", "fingerprint"}
 COUNTS = {
     "truncated": "texts cut at the context length",
     "corrupt": "images that could not be read",
@@ -39,13 +41,18 @@ def file_in_store(file: str) -> tuple[Store, str]:
 
 
 def read_results(store: Store) -> list[Row]:
-    """Returns all rows of an evaluation folder; none if nothing was evaluated yet."""
+    """Returns all rows of an evaluation folder; none if nothing was evaluated yet. Raises ClipEvalError for others."""
     if not store.exists(FILE):
         return []
     try:
-        return [json.loads(line) for line in store.read_bytes(FILE).splitlines()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ClipEvalError(f"{store.url}/{FILE} is damaged: remove it and evaluate again ({error})") from error
+        rows = [json.loads(line) for line in store.read_bytes(FILE).splitlines()]
+        for number, row in enumerate(rows, start=1):
+            if missing := KEYS.difference(row if isinstance(row, dict) else ()):
+                raise ValueError(f"line {number} has no {min(missing)!r}")
+        return rows
+    except ValueError as error:
+        way_out = "remove it and evaluate again, or choose another folder"
+        raise ClipEvalError(f"{store.url}/{FILE} does not hold results of clip-eval ({error}): {way_out}") from error
 
 
 def details_file(benchmark: str) -> str:
