@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clip_core.config import fingerprint, resolved
@@ -29,6 +30,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
     is written, if the model, a dataset, a selection or a column is missing, or if the model was trained on samples of a
     benchmark.
     """
+    from clip_data.stream import Source, build_manifest
+
     _check(config)
     store = Store(config.out)
     embedder = Embedder(config.model, store)
@@ -40,7 +43,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
             f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
         )
     refuse_training_samples(config.benchmarks, training_sources(config.model))
-    manifest_of = cache(_manifest)
+    manifest_of = cache(lambda dataset, selection: build_manifest([Source(dataset=dataset, selection=selection)]))
     prepared = []
     rows: dict[str, list[Row]] = {}
     for benchmark in config.benchmarks:
@@ -53,47 +56,39 @@ def evaluate(config: EvalConfig) -> list[Row]:
     for benchmark, manifest, data, name in prepared:
         if rows[benchmark.name] and _has_details(store, benchmark, name):
             check_corrupt(rows[benchmark.name][0]["corrupt"], manifest, benchmark.max_corrupt)
-            continue
-        images = embedder.images(
-            manifest,
-            precision=benchmark.precision,
-            batch_size=benchmark.batch_size,
-            max_corrupt=benchmark.max_corrupt,
-        )
-        outcome = benchmark.measure(images, embedder, data)
-        about = {"benchmark": benchmark.name, "kind": benchmark.kind}
-        place = {"dataset": benchmark.dataset, "selection": benchmark.selection}
-        made = {"model": config.model, "model_sha256": embedder.model_sha256, "fingerprint": name}
-        shared = {"corrupt": images.corrupt, "precision": benchmark.precision, **made}
-        rows[benchmark.name] = [
-            {**about, "dataset": ":".join(filter(None, place.values())), **asdict(metric), **outcome.counts, **shared}
-            for metric in outcome.metrics
-        ]
-        store.write_json(details_file(benchmark.name), {**about, **place, "fingerprint": name, **outcome.details})
-        write_results(store, [row for found in rows.values() for row in found] + others)
-    write_results(store, [row for found in rows.values() for row in found] + others)
+        else:
+            rows[benchmark.name] = _measure(benchmark, manifest, data, name, embedder)
+        write_results(store, [*chain(*rows.values()), *others])
     store.write_json("config.json", resolved(config))
-    return [row for found in rows.values() for row in found]
+    return [*chain(*rows.values())]
 
 
 def _check(config: EvalConfig) -> None:
-    if not config.model:
-        raise ClipEvalError("no model given: name the model.safetensors of a training run with --model")
-    if not config.out:
-        raise ClipEvalError("no output folder given: name one with --out")
-    if not config.benchmarks:
-        raise ClipEvalError(
-            "no benchmark given: add a [[benchmarks]] table with name, kind and dataset, or --benchmarks"
-        )
+    for value, advice in (
+        (config.model, "model given: name the model.safetensors of a training run with --model"),
+        (config.out, "output folder given: name one with --out"),
+        (config.benchmarks, "benchmark given: add a [[benchmarks]] table with name, kind and dataset, or --benchmarks"),
+    ):
+        if not value:
+            raise ClipEvalError(f"no {advice}")
     for name, n in Counter(benchmark.name for benchmark in config.benchmarks).items():
         if n > 1:
             raise ClipEvalError(f"two benchmarks are named {name!r}: choose different names")
 
 
-def _manifest(dataset: str, selection: str) -> Manifest:
-    from clip_data.stream import Source, build_manifest
-
-    return build_manifest([Source(dataset=dataset, selection=selection)])
+def _measure(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, name: str, embedder: Embedder) -> list[Row]:
+    """Returns the rows of a benchmark whose protocol has this fingerprint, and writes its details."""
+    precision, batch_size, limit = benchmark.precision, benchmark.batch_size, benchmark.max_corrupt
+    images = embedder.images(manifest, precision=precision, batch_size=batch_size, max_corrupt=limit)
+    outcome = benchmark.measure(images, embedder, data)
+    about = {"benchmark": benchmark.name, "kind": benchmark.kind}
+    place = {"dataset": benchmark.dataset, "selection": benchmark.selection}
+    details = {**about, **place, "fingerprint": name, **outcome.details}
+    embedder.store.write_json(details_file(benchmark.name), details)
+    made = {"model": embedder.path, "model_sha256": embedder.model_sha256, "fingerprint": name}
+    shared = {**outcome.counts, "corrupt": images.corrupt, "precision": precision, **made}
+    dataset = ":".join(filter(None, place.values()))
+    return [{**about, "dataset": dataset, **asdict(metric), **shared} for metric in outcome.metrics]
 
 
 def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embedder: Embedder) -> str:

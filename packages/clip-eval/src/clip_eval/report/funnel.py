@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clip_data.acquire.codes import Code
-from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
+from clip_data.dataset import SUCCESS, Dataset, score_stage
 from clip_eval.report.html import bars, card, count, fill, foreign, note, percent
 from clip_eval.report.inputs import Inputs, Section
 
@@ -43,8 +43,8 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]
     done = dataset.committed("acquire")
     finished = [unit for unit in dataset.units if unit.name in done]
     codes: Counter[str] = Counter()
-    for unit in finished:
-        codes.update(dataset.record("acquire", unit)["counts"])
+    for record in dataset.records("acquire", finished):
+        codes.update(record["counts"])
     stored = codes.pop(SUCCESS, 0)
     attempted, planned = (sum(unit.rows for unit in units) for units in (finished, dataset.units))
     late = {code: n for code, n in codes.items() if code in CODES and CODES[code].error_class == IMAGE_CLASS}
@@ -106,11 +106,9 @@ def funnel(inputs: Inputs) -> Section | None:
     if all(step.adds_up for step in steps):
         parts.append(note("Every row is accounted for: each step's losses sum to what it lost."))
     for name in dataset.column_sets():
-        unread = 0
-        for unit in dataset.units:
-            if dataset.store.exists(record_name(score_stage(name), unit.name)):
-                unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
-        if unread:
+        done = dataset.committed(score_stage(name))
+        records = dataset.records(score_stage(name), [unit for unit in dataset.units if unit.name in done])
+        if unread := sum(record["counts"].get("decode_error", 0) for record in records):
             parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
     first, _, *others = steps
     cards = [card(count(first.kept), first.name, f"of {count(first.before)} URLs of the plan")]

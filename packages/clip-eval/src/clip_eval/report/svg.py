@@ -144,12 +144,11 @@ def heat_map(
     """
     across, down, style = cell * len(columns), cell * len(rows), f"font-size:{size}px"
     parts = [element("rect", kind="ground", x=margin, y=margin, width=across, height=down)]
-    for i, name in enumerate(rows):
-        place = margin + cell * (i + 0.5) + size * 0.35
-        parts.append(element("text", _cut(name), kind="end", x=margin - 4, y=place, style=style))
-    for i, name in enumerate(columns):
-        place = margin + cell * (i + 0.5) + size * 0.35
-        turn = f"translate({place:.1f} {margin - 4}) rotate(-90)"
+    middles = [margin + cell * (i + 0.5) + size * 0.35 for i in range(max(len(rows), len(columns)))]
+    for y, name in zip(middles, rows, strict=False):
+        parts.append(element("text", _cut(name), kind="end", x=margin - 4, y=y, style=style))
+    for x, name in zip(middles, columns, strict=False):
+        turn = f"translate({x:.1f} {margin - 4}) rotate(-90)"
         parts.append(element("text", _cut(name), transform=turn, style=style))
     for row, column, share, hover in cells:
         x, y, tone = margin + cell * column, margin + cell * row, "accent" if row == column or text else "bad"
@@ -178,13 +177,10 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Returns a short label: 0.25, 12, 3.4k, 2M, 1e-05."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size < 1e-3:
+    """Returns a short label: 0.25, 12, 34k, 2M, 1e-05."""
+    if 0 < abs(value) < 1e-3:
         return f"{value:.1e}".replace(".0e", "e")
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= limit:
-            return f"{value / (1e3 if suffix == 'k' else limit):.3g}{suffix}"
+    for limit, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / unit:.3g}{suffix}"
     return f"{value:.4g}"
