@@ -12,7 +12,7 @@ import pytest
 from clip_data.dataset import sidecar_name
 from clip_data.tables import write_table
 from clip_eval import ClipEvalError, EvalConfig, ZeroShotConfig, evaluate, features
-from clip_eval.benchmarks.classification import classify_images, prompts_of
+from clip_eval.benchmarks.zeroshot import prompts_of
 from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
 from tests.support.datasets import make_dataset
 from tests.support.evals import picture, tiny_model
@@ -253,7 +253,7 @@ def outcome_of(file: str, truth: list[int]) -> list[tuple[int, int]]:
     unit = np.repeat(np.array([[1.0, 0, 0]], np.float32), len(truth), axis=0)
     strings = {name: [str(i) for i in range(len(truth))] for name in ("uid", "key")}
     images = features.ImageFeatures(features=unit, strings=strings, corrupt=0)
-    outcome = classify_images(benchmark, images, Fixed(), labels)
+    outcome = benchmark.measure(images, Fixed(), labels)
     prompts = [[t.replace("{}", row.name) for t in row.prompts or benchmark.templates] for row in labels.classes]
     classifier = np.array([[float("bird" in texts[0]), float("bird" not in texts[0]), 0] for texts in prompts])
     result = classify(unit, classifier.astype(np.float32), np.asarray(truth))

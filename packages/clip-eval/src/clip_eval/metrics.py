@@ -17,7 +17,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clip_eval.benchmarks import Metric
+from clip_eval.intervals import bootstrap_macro, wilson
 from clip_eval.scores import normalize, score_tiles
+
+
+def proportion(name: str, hits: np.ndarray, chance: float) -> Metric:
+    """Returns the share of true values in bool [N], with Wilson's interval."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Metric(
+        metric=name, value=float(hits.mean()), low=low, high=high, n=len(hits), chance=chance, interval="wilson"
+    )
+
+
+def macro_recall(confusion: np.ndarray) -> Metric:
+    """Returns the mean of the recalls of the classes that have samples, with a bootstrap interval."""
+    counts = confusion.sum(axis=1)
+    low, high = bootstrap_macro(confusion.diagonal(), counts)
+    return Metric(
+        metric="mean_per_class_recall",
+        value=float(np.nanmean(per_class_recall(confusion))),
+        low=low,
+        high=high,
+        n=int(counts.sum()),
+        chance=1 / len(confusion),
+        interval="bootstrap",
+    )
 
 
 def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> np.ndarray:

@@ -35,19 +35,24 @@ def join(parts: Iterable[Any], between: str = "") -> Html:
 def element(tag: str, *content: Any, **attributes: Any) -> Html:
     """Returns an element. `kind` is its class; floats are rounded to one decimal, and `_` in a name becomes `-`."""
     words = [
-        fill(' {}="{}"', {"kind": "class"}.get(name, name.replace("_", "-")), _attribute(value))
+        fill(
+            ' {}="{}"',
+            name.replace("kind", "class").replace("_", "-"),
+            f"{value:.1f}" if isinstance(value, float) else value,
+        )
         for name, value in attributes.items()
     ]
     return fill("<{0}{1}>{2}</{0}>", tag, join(words), join(content))
 
 
-def _attribute(value: Any) -> Any:
-    return f"{value:.1f}" if isinstance(value, float) else value
+def cut(text: str, limit: int) -> str:
+    """Returns the text, or its first characters and an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def foreign(text: str, limit: int = 160) -> Html:
     """Returns a caption or URL, cut to `limit` characters and isolated from the page's text direction."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    short = cut(text, limit)
     return fill('<bdi title="{}">{}</bdi>', text[:2000], short) if short is not text else fill("<bdi>{}</bdi>", short)
 
 
@@ -77,6 +82,11 @@ def figure(caption: Any, *parts: Any, kind: str = "") -> Html:
 
 def grid(parts: Iterable[Any], kind: str = "figures") -> Html:
     return fill('<div class="{}">{}</div>', kind, join(parts))
+
+
+def gallery(caption: Any, parts: Iterable[Any], kind: str = "cards") -> Html:
+    """Returns a wide panel with a grid."""
+    return figure(caption, grid(parts, kind), kind="wide")
 
 
 def note(template: str, *values: Any) -> Html:

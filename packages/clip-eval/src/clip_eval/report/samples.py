@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_data.dataset import SUCCESS, Dataset
 from clip_eval.report.funnel import meaning
-from clip_eval.report.html import count, figure, fill, foreign, grid, join, table
+from clip_eval.report.html import count, figure, fill, foreign, gallery, join, table
 from clip_eval.report.inputs import Inputs, Section
 from clip_eval.report.scan import Scan
 
@@ -28,7 +28,7 @@ def samples(inputs: Inputs) -> Section | None:
         kept, why = {i for i in found.stored() if found.rows["uid"][i] not in gone}, ""
     chosen = found.by_uid(kept, ACCEPTED)
     title = f"Kept{why}: {len(chosen)} of {count(len(kept))} samples, drawn by uid{found.part}"
-    parts = [figure(title, grid((images.card(found.rows["key"][i]) for i in chosen), "cards"), kind="wide")]
+    parts = [gallery(title, (images.card(found.rows["key"][i]) for i in chosen))]
     for name in inputs.selections:
         cards = [
             images.card(found.rows["key"][i], fill("<code>{}</code>", foreign(reason, 80)), tone="bad")
@@ -36,8 +36,7 @@ def samples(inputs: Inputs) -> Section | None:
             for i in found.by_uid(rows, PER_REASON)
         ]
         if cards:
-            title = f"Left out by {name}: up to {PER_REASON} for each reason"
-            parts.append(figure(title, grid(cards, "cards"), kind="wide"))
+            parts.append(gallery(f"Left out by {name}: up to {PER_REASON} for each reason", cards))
     if rejected := _rejected(found, gone):
         title = f"Rejected before an image was stored: up to {PER_CODE} for each code"
         parts.append(figure(title, table(("reason", "URLs, with their captions"), rejected), kind="wide"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clip_eval.report.html import Html, element, join
+from clip_eval.report.html import Html, cut, element, join
 from clip_eval.results import in_percent
 
 POINTS = 240  # of a line: more than this cannot be seen in its width
@@ -146,10 +146,10 @@ def heat_map(
     parts = [element("rect", kind="ground", x=margin, y=margin, width=across, height=down)]
     middles = [margin + cell * (i + 0.5) + size * 0.35 for i in range(max(len(rows), len(columns)))]
     for y, name in zip(middles, rows, strict=False):
-        parts.append(element("text", _cut(name), kind="end", x=margin - 4, y=y, style=style))
+        parts.append(element("text", cut(name, 20), kind="end", x=margin - 4, y=y, style=style))
     for x, name in zip(middles, columns, strict=False):
         turn = f"translate({x:.1f} {margin - 4}) rotate(-90)"
-        parts.append(element("text", _cut(name), transform=turn, style=style))
+        parts.append(element("text", cut(name, 20), transform=turn, style=style))
     for row, column, share, hover in cells:
         x, y, tone = margin + cell * column, margin + cell * row, "accent" if row == column or text else "bad"
         box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1}
@@ -159,10 +159,6 @@ def heat_map(
             kind, said = f"mid {'onmark' if share > 0.12 else ''}", in_percent(share, 0).replace(" ", "")
             parts.append(element("text", said, kind=kind, x=x + cell / 2, y=y + cell / 2 + 4, style=style))
     return chart(margin + across + 4, margin + down + 4, title, *parts)
-
-
-def _cut(name: str, limit: int = 20) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

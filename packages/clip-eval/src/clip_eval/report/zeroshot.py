@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clip_eval.report.html import Html, bars, figure, fill, foreign, grid, note, percent, table
+from clip_eval.report.html import Html, bars, figure, fill, foreign, gallery, grid, note, percent, table
 from clip_eval.report.images import Images
 from clip_eval.report.svg import heat_map
 
@@ -27,7 +27,7 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
     left_out = f", the {MOST_BARS // 2} best and worst" if len(shown) < len(order) else ""
     third = -(-len(rows) // 3)
     thirds = [bars(rows[start : start + third], whole=1) for start in range(0, len(rows), third)]
-    parts.append(figure(f"Correct per class of {len(classes)}{left_out}", grid(thirds, "columns"), kind="wide"))
+    parts.append(gallery(f"Correct per class of {len(classes)}{left_out}", thirds, "columns"))
     confusion = [tuple(cell) for cell in details["confusion"]]
     if len(classes) <= MOST_CLASSES:
         cell = max(9, min(24, 900 // len(classes)))
@@ -50,7 +50,7 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
             )
             for example in details["examples"]
         ]
-        parts.append(figure("Samples and their predictions, drawn by uid", grid(cards, "cards"), kind="wide"))
+        parts.append(gallery("Samples and their predictions, drawn by uid", cards))
     return parts
 
 
