@@ -81,7 +81,7 @@ def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monk
     assert evaluate(config(place, tmp_path / "eval")) == rows
     # A benchmark with other prompts needs its own texts, but not the images again.
     monkeypatch.undo()
-    monkeypatch.setattr("clip_data.stream.read_once", refuse)
+    monkeypatch.setattr(features, "read_once", refuse)
     changed = evaluate(config(place, tmp_path / "eval", templates=("one {c}.", "{}")))
     assert changed[0]["fingerprint"] != rows[0]["fingerprint"]
     assert changed[-1] == rows[-1]

@@ -7,20 +7,18 @@ from collections import Counter
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clip_core.config import fingerprint, resolved
 from clip_core.files import sha256_of
 from clip_core.store import Store
+from clip_data.stream import Manifest, Source, build_manifest
+from clip_eval.benchmarks import BenchmarkConfig
 from clip_eval.config import EvalConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, details_file, read_results, write_results
-
-if TYPE_CHECKING:
-    from clip_data.stream import Manifest
-    from clip_eval.benchmarks import BenchmarkConfig
 
 
 def evaluate(config: EvalConfig) -> list[Row]:
@@ -30,18 +28,16 @@ def evaluate(config: EvalConfig) -> list[Row]:
     is written, if the model, a dataset, a selection or a column is missing, or if the model was trained on samples of a
     benchmark.
     """
-    from clip_data.stream import Source, build_manifest
-
     _check(config)
     store = Store(config.out)
     embedder = Embedder(config.model, store)
     known = read_results(store)
-    foreign = next((row for row in known if row["model_sha256"] != embedder.model_sha256), None)
-    if foreign is not None:
-        raise ClipEvalError(
-            f"{config.out} holds results of another model ({foreign['model']}, SHA-256 {foreign['model_sha256'][:12]}…"
-            f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
-        )
+    for row in known:
+        if row["model_sha256"] != embedder.model_sha256:
+            raise ClipEvalError(
+                f"{config.out} holds results of another model ({row['model']}, SHA-256 {row['model_sha256'][:12]}… "
+                f"and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
+            )
     refuse_training_samples(config.benchmarks, training_sources(config.model))
     manifest_of = cache(lambda dataset, selection: build_manifest([Source(dataset=dataset, selection=selection)]))
     prepared = []

@@ -17,16 +17,18 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from clip_core.config import fingerprint
 from clip_core.console import progress_bar
 from clip_core.files import sha256_of
 from clip_core.store import Store
+from clip_data.stream import Manifest, read_once
 from clip_eval.errors import ClipEvalError
 from clip_eval.scores import normalize
 
 if TYPE_CHECKING:
-    from clip_data.stream import Manifest
     from clip_models import CLIP, ModelSpec
     from clip_models.tokenizers import Tokenizer
 
@@ -105,7 +107,6 @@ class Embedder:
 
     def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
         """Embeds each sample once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
-        from clip_data.stream import read_once
 
         def embed() -> dict[str, np.ndarray]:
             spec = self._loaded[1]
@@ -184,9 +185,6 @@ class Embedder:
 
     def _cached(self, embed: Callable[[], dict[str, np.ndarray]], **key: Any) -> dict[str, np.ndarray]:
         """Returns the arrays of a file, which is named by all that decides them, or makes and stores them."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load, save
-
         name = f"features/{fingerprint({'model': self.model_sha256, 'code': code_version(), **key})}.safetensors"
         if not self.store.exists(name):
             arrays = embed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,10 @@ from clip_core import ClipError
 from clip_core.config import from_dict, load_json
 from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, sidecar_name
+from clip_data.stream import Manifest
+from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store
-
-if TYPE_CHECKING:
-    from clip_data.stream import Manifest
-    from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 
 UNLABELLED, OTHER = -1, -2
 WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"
@@ -169,9 +167,8 @@ def _by_id(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> dic
 def _classes_of(config: ZeroShotConfig, names: set[str]) -> list[ClassRow]:
     """Returns the labels that occur, sorted, as classes."""
     if all(map(_is_number, names)):
-        first = min(names)
         raise ClipEvalError(
-            f"the labels in the column {config.label_column!r} are numbers ({first!r}, …): if they are ids, "
+            f"the labels in the column {config.label_column!r} are numbers ({min(names)!r}, …): if they are ids, "
             f"store them as integers and {WAY_OUT}; if they are the names, list them with classes"
         )
     return [ClassRow(id=i, name=name) for i, name in enumerate(sorted(names))]

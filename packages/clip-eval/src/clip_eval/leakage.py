@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
 
 from clip_core import ClipError
 from clip_core.config import from_dict
 from clip_core.console import warn
 from clip_core.store import Store
-
-if TYPE_CHECKING:
-    from clip_data.stream import Source
-    from clip_eval.benchmarks import BenchmarkConfig
+from clip_data.stream import Source, build_manifest, refuse_overlap
+from clip_eval.benchmarks import BenchmarkConfig
 
 
 def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
@@ -23,10 +22,6 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
     Includes the sources of the weights that the run started from. Warns on stderr if a run wrote the file and its
     config.json is not there.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from clip_data.stream import Source
-
     file = Path(model).resolve()
     if file in seen or not file.is_file():
         return []
@@ -56,8 +51,6 @@ def refuse_training_samples(benchmarks: Sequence[BenchmarkConfig], sources: Sequ
     Raises ClipDataError, with the count, for the first benchmark that shares samples and does not allow it. Warns on
     stderr if training samples no longer exist.
     """
-    from clip_data.stream import Source, build_manifest, refuse_overlap
-
     checked = {(one.dataset, one.selection): one for one in benchmarks if one.overlap == "error"}
     if not sources or not checked:
         return

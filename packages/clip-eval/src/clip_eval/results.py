@@ -32,6 +32,10 @@ def in_percent(share: float, digits: int = 1) -> str:
     return f"> {100 - float(least):.{digits}f}" if share < 1 and float(text) == 100 else text
 
 
+def interval_in_percent(row: Row) -> str:
+    return f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
+
+
 def file_in_store(file: str) -> tuple[Store, str]:
     """Returns the folder of a file, given as a path or an fsspec URL, and the file's name in it."""
     folder, slash, name = file.rpartition("/")
@@ -78,8 +82,8 @@ def format_table(rows: Sequence[Row]) -> str:
     header = ("benchmark", "metric", "value", "95 % interval", "chance", "n")
     cells = [header]
     for row in rows:
-        interval = f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
-        percents = (f"{in_percent(row['value'], 2)} %", interval, f"{in_percent(row['chance'], 2)} %")
+        value, chance = (f"{in_percent(row[name], 2)} %" for name in ("value", "chance"))
+        percents = (value, interval_in_percent(row), chance)
         cells.append((row["benchmark"], row["metric"], *percents, str(row["n"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{text:{'<' if i < 2 else '>'}{widths[i]}}" for i, text in enumerate(line)) for line in cells]

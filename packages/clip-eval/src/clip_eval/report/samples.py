@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from clip_data.dataset import SUCCESS, Dataset
+from clip_data.select import parse_where
+from clip_data.select.columns import read_catalog, read_columns
 from clip_eval.report.funnel import meaning
 from clip_eval.report.html import count, figure, fill, foreign, gallery, join, table
 from clip_eval.report.inputs import Inputs, Section
@@ -48,9 +50,6 @@ def _left_out(dataset: Dataset, found: Scan, name: str, gone: Any) -> dict[str, 
 
     A selection with a parent is a split and not a judgement, and gives none. Samples that were taken down are left out.
     """
-    from clip_data.select import parse_where
-    from clip_data.select.columns import read_catalog, read_columns
-
     description = dataset.selection(name)
     config = description["config"]
     if config["parent"]:
@@ -81,13 +80,9 @@ def _rejected(found: Scan, gone: Any) -> list[tuple[Any, ...]]:
             by_code.setdefault(error or "", []).append(i)
     cells = []
     for code, rows in sorted(by_code.items(), key=lambda item: (-len(item[1]), item[0])):
-        examples = [
-            fill(
-                "<div>{} <small>{}</small></div>",
-                foreign(found.rows["url"][i] or "no URL", 110),
-                foreign(found.rows["caption"][i] or "", 80),
-            )
-            for i in found.by_uid(rows, PER_CODE)
-        ]
+        examples = []
+        for i in found.by_uid(rows, PER_CODE):
+            url, caption = found.rows["url"][i] or "no URL", found.rows["caption"][i] or ""
+            examples.append(fill("<div>{} <small>{}</small></div>", foreign(url, 110), foreign(caption, 80)))
         cells.append((fill("<code>{}</code><br><small>{}</small>", code, meaning(code)), join(examples)))
     return cells
