@@ -1,7 +1,5 @@
 """Runs the benchmarks of a recipe on one model. Each dataset is embedded once, and finished benchmarks are kept."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -50,7 +48,8 @@ def evaluate(config: EvalConfig) -> list[Row]:
         rows[benchmark.name] = [row for row in known if row["fingerprint"] == name]
     others = [row for row in known if row["benchmark"] not in rows]
     for benchmark, manifest, data, name in prepared:
-        if rows[benchmark.name] and _has_details(store, benchmark, name):
+        file = details_file(benchmark.name)
+        if rows[benchmark.name] and store.exists(file) and store.read_json(file)["fingerprint"] == name:
             check_corrupt(rows[benchmark.name][0]["corrupt"], manifest, benchmark.max_corrupt)
         else:
             rows[benchmark.name] = _measure(benchmark, manifest, data, name, embedder)
@@ -93,9 +92,3 @@ def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embe
     # The module of a user-defined kind decides its numbers too. A class of a notebook has no file.
     file = getattr(sys.modules[type(benchmark).__module__], "__file__", None)
     return fingerprint({**benchmark.protocol(data), **about, "source": sha256_of(file) if file else ""})
-
-
-def _has_details(store: Store, benchmark: BenchmarkConfig, name: str) -> bool:
-    """Returns whether the details of a benchmark belong to the protocol with this fingerprint."""
-    file = details_file(benchmark.name)
-    return store.exists(file) and store.read_json(file)["fingerprint"] == name

@@ -1,7 +1,5 @@
 """The classes of a zero-shot benchmark and the class of each sample, read and checked before anything is embedded."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Samples of benchmarks that the model was trained on: an error, unless the benchmark allows them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path

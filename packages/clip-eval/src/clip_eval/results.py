@@ -1,7 +1,5 @@
 """Result rows: what a row holds, how rows are stored, compared and printed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -73,8 +71,8 @@ def first_rows(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def write_results(store: Store, rows: Sequence[Row]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    store.write_bytes(FILE, "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    store.write_bytes(FILE, text.encode("utf-8", "surrogatepass"))
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -1,7 +1,5 @@
 """The report's section on the evaluation: the table of results, and figures for each benchmark."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The funnel from planned rows to selections, with every reason for a loss and sums that are checked."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +7,7 @@ from typing import Any
 
 from clip_data.acquire.codes import Code
 from clip_data.dataset import SUCCESS, Dataset, score_stage
-from clip_eval.report.html import bars, card, count, fill, foreign, note, percent
+from clip_eval.report.html import bars, card, count, fill, foreign, grid, note, percent
 from clip_eval.report.inputs import Inputs, Section
 
 CODES = {code.value: code for code in Code}
@@ -56,10 +54,8 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]
         FunnelStep(name="fetched", kept=fetched, before=attempted, lost=_reasons(early)),
         FunnelStep(name="decoded and stored", kept=stored, before=fetched, lost=_reasons(late)),
     ]
-    for name in selections:
-        if name in dataset.selections():
-            steps.append(_selection(dataset.selection(name), dataset, stored))
-    return steps
+    known = dataset.selections()
+    return steps + [_selection(dataset.selection(name), dataset, stored) for name in selections if name in known]
 
 
 def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelStep:
@@ -67,9 +63,8 @@ def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelSt
     before = dataset.selection(parent)["kept"] if parent else stored
     upstream = {f"not in {parent}"} if parent else {"rejected"}
     lost = [(reason, "", n) for reason, n in found["counts"] if n and reason not in upstream]
-    return FunnelStep(
-        name=f"{found['name']} (of {parent})" if parent else found["name"], kept=found["kept"], before=before, lost=lost
-    )
+    name = f"{found['name']} (of {parent})" if parent else found["name"]
+    return FunnelStep(name=name, kept=found["kept"], before=before, lost=lost)
 
 
 def meaning(code: str) -> str:
@@ -78,8 +73,7 @@ def meaning(code: str) -> str:
 
 
 def _reasons(codes: dict[str, int]) -> list[tuple[str, str, int]]:
-    ordered = sorted(codes.items(), key=lambda item: (-item[1], item[0]))
-    return [(code, meaning(code), n) for code, n in ordered]
+    return [(code, meaning(code), n) for code, n in sorted(codes.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def funnel(inputs: Inputs) -> Section | None:
@@ -93,12 +87,11 @@ def funnel(inputs: Inputs) -> Section | None:
     for step in steps:
         text = f"{count(step.kept)} · {percent(step.kept / whole)}"
         bar = bars([(foreign(step.name, 60), step.kept, text)], whole=whole)
-        losses = [
-            (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
-            for reason, words, rows in step.lost
-        ]
-        lost = bars(losses, tone="bad")
-        parts.append(fill('<div class="step">{}<div class="lost">{}</div></div>', bar, lost))
+        losses = []
+        for reason, words, rows in step.lost:
+            losses.append((fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows)))
+        lost = grid([bars(losses, tone="bad")], "lost")
+        parts.append(grid([bar, lost], "step"))
         if not step.adds_up:
             numbers = (step.before, step.kept, sum(rows for _, _, rows in step.lost))
             text = "These numbers do not add up: {} entered, {} left, {} are accounted for."

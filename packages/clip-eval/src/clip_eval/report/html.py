@@ -34,14 +34,10 @@ def join(parts: Iterable[Any], between: str = "") -> Html:
 
 def element(tag: str, *content: Any, **attributes: Any) -> Html:
     """Returns an element. `kind` is its class; floats are rounded to one decimal, and `_` in a name becomes `-`."""
-    words = [
-        fill(
-            ' {}="{}"',
-            name.replace("kind", "class").replace("_", "-"),
-            f"{value:.1f}" if isinstance(value, float) else value,
-        )
-        for name, value in attributes.items()
-    ]
+    words = []
+    for name, value in attributes.items():
+        name = name.replace("kind", "class").replace("_", "-")
+        words.append(fill(' {}="{}"', name, f"{value:.1f}" if isinstance(value, float) else value))
     return fill("<{0}{1}>{2}</{0}>", tag, join(words), join(content))
 
 
@@ -97,20 +93,18 @@ def note(template: str, *values: Any) -> Html:
 def bars(rows: Sequence[tuple[Any, float, str]], tone: str = "accent", whole: float | None = None) -> Html:
     """Returns horizontal bars of (label, value, figure). The longest value, or `whole`, fills the line."""
     whole = whole or max((value for _, value, _ in rows), default=1) or 1
-    return fill(
-        '<div class="bars">{}</div>',
-        join(
-            fill(
-                '<span class="label">{}</span><span class="track"><i class="{}" style="width:{}%"></i></span>'
-                '<span class="n">{}</span>',
-                label,
-                tone,
-                f"{100 * min(1, value / whole):.2f}",
-                text,
-            )
-            for label, value, text in rows
-        ),
-    )
+    bar = '<span class="track"><i class="{}" style="width:{:.2f}%"></i></span>'
+    lines = [
+        fill(
+            f'<span class="label">{{}}</span>{bar}<span class="n">{{}}</span>',
+            label,
+            tone,
+            100 * min(1, value / whole),
+            text,
+        )
+        for label, value, text in rows
+    ]
+    return grid(lines, "bars")
 
 
 def count(value: float) -> str:

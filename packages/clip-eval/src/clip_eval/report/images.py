@@ -1,7 +1,5 @@
 """Stored images as small data: URIs. They are decoded and encoded again: no byte of a file reaches the page."""
 
-from __future__ import annotations
-
 import base64
 import io
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What the sections of a report are made from, and what they return."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property

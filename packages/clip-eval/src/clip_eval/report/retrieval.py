@@ -1,7 +1,5 @@
 """Figures of retrieval: the best answers for some images and captions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from clip_eval.report.html import Html, fill, foreign, gallery, join, note
@@ -16,18 +14,13 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
         fill('<div class="query">{}<ol>{}</ol></div>', images.thumbnail(example["query"]), join(_answers(example)))
         for example in details["image_to_text"]
     ]
-    to_image = [
-        fill(
-            '<div class="answers"><p>{}{}</p><div>{}</div></div>',
-            foreign(example["query"], 140),
-            fill(" <small>first match at rank {}</small>", example["rank"] + 1),
-            join(
-                fill('<span class="{}">{}</span>', _tone(found), images.thumbnail(found["candidate"]))
-                for found in example["top"]
-            ),
-        )
-        for example in details["text_to_image"]
-    ]
+    to_image = []
+    for example in details["text_to_image"]:
+        query = foreign(example["query"], 140)
+        rank = fill(" <small>first match at rank {}</small>", example["rank"] + 1)
+        found = [(_tone(one), images.thumbnail(one["candidate"])) for one in example["top"]]
+        best = join(fill('<span class="{}">{}</span>', *one) for one in found)
+        to_image.append(fill('<div class="answers"><p>{}{}</p><div>{}</div></div>', query, rank, best))
     return [
         gallery("From an image to its captions: the five best", to_text, "queries"),
         gallery("From a caption to its images: the five best", to_image, "queries"),

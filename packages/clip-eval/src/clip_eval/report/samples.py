@@ -1,7 +1,5 @@
 """The report's section on samples: some that were kept, and some that were rejected for each reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from clip_data.dataset import SUCCESS, Dataset

@@ -1,7 +1,5 @@
 """Rows of a dataset for the report. Of a large dataset at most SCANNED units are read, evenly spread."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small charts as inline SVG. Colours come from the page's style sheet, which follows light and dark."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

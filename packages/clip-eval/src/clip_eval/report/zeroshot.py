@@ -1,7 +1,5 @@
 """Figures of zero-shot classification: recall of the classes, confusions, and classified samples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,15 +36,12 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
     if not factors:
         parts.append(mistakes)
     if images:
-        cards = [
-            images.card(
-                example["key"],
-                fill("truth: {}", foreign(example["label"], 40)),
-                fill("predicted: {}", foreign(example["predicted"], 40)),
-                tone="good" if example["rank"] == 0 else "bad",
-            )
-            for example in details["examples"]
-        ]
+        cards = []
+        for example in details["examples"]:
+            truth = fill("truth: {}", foreign(example["label"], 40))
+            predicted = fill("predicted: {}", foreign(example["predicted"], 40))
+            tone = "good" if example["rank"] == 0 else "bad"
+            cards.append(images.card(example["key"], truth, predicted, tone=tone))
         parts.append(gallery("Samples and their predictions, drawn by uid", cards))
     return parts
 
@@ -85,9 +80,5 @@ def _factor_map(details: dict[str, Any], first: list[str], last: list[str], besi
     words = [(name, n / (sum(counts) or 1), percent(n / (sum(counts) or 1))) for name, n in named.items()]
     chances = note("Chance is {} and {}.", percent(1 / len(first)), percent(1 / len(last)))
     word_map = heat_map("Accuracy by word", first, last, cells, cell=46, margin=76, size=12, text=True)
-    return grid(
-        [
-            figure("Accuracy in percent by first and second word", word_map),
-            grid([figure("Each word on its own", bars(words, tone="good", whole=1), chances), beside], "stack"),
-        ]
-    )
+    alone = figure("Each word on its own", bars(words, tone="good", whole=1), chances)
+    return grid([figure("Accuracy in percent by first and second word", word_map), grid([alone, beside], "stack")])
