@@ -81,7 +81,7 @@ def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monk
     assert evaluate(config(place, tmp_path / "eval")) == rows
     # A benchmark with other prompts needs its own texts, but not the images again.
     monkeypatch.undo()
-    monkeypatch.setattr(features.Embedder, "_encode_images", refuse)
+    monkeypatch.setattr(features, "read_once", refuse)
     changed = evaluate(config(place, tmp_path / "eval", templates=("one {c}.", "{}")))
     assert changed[0]["fingerprint"] != rows[0]["fingerprint"]
     assert changed[-1] == rows[-1]
@@ -212,6 +212,13 @@ def test_a_folder_belongs_to_one_model(place, tmp_path):
     with pytest.raises(ClipEvalError, match="holds results of another model"):
         evaluate(replace(config(place, tmp_path / "eval"), model=str(other)))
     assert (tmp_path / "eval/results.jsonl").read_bytes() == before
+
+
+def test_rows_of_another_program_are_an_error_with_the_file(place, tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.jsonl").write_text('{"task": "objects", "accuracy": 0.5}\n')
+    with pytest.raises(ClipEvalError, match=r"eval/results\.jsonl .*line 1 has no 'benchmark'.* choose another folder"):
+        evaluate(config(place, tmp_path / "eval"))
 
 
 def test_rows_of_other_benchmarks_stay(place, tmp_path):
