@@ -12,7 +12,7 @@ import numpy as np
 from clip_core import ClipError
 from clip_core.config import from_dict, load_json
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import Dataset, sidecar_name
+from clip_data.dataset import Dataset
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store
 
@@ -144,7 +144,7 @@ def _values(config: ZeroShotConfig, manifest: Manifest) -> Iterator[tuple[str, s
     for unit in part.units:
         table = dataset.sidecar(unit, ["key", column])
         rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)
-        places = [f"row {row} of {sidecar_name(unit)}" for row in rows.tolist()]
+        places = [f"row {row} of {unit.sidecar_name}" for row in rows.tolist()]
         values = _typed(table[column].take(rows), column, places)
         keys = table["key"].take(rows).to_pylist()
         yield from zip(places, keys, (plain(v) if isinstance(v, str) else v for v in values), strict=True)

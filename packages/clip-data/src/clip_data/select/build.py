@@ -10,15 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_core.config import difference, fingerprint, to_dict
-from clip_data.dataset import (
-    ACQUIRE,
-    SUCCESS,
-    Dataset,
-    Unit,
-    selection_description,
-    selection_folder,
-    selection_name,
-)
+from clip_data.dataset import ACQUIRE, SUCCESS, Dataset, Unit, selection_description, selection_folder
 from clip_data.errors import ClipDataError
 from clip_data.select.columns import SIDECAR, Catalog, Column, read_catalog, read_columns, resolve, stage_of
 from clip_data.select.config import SelectConfig
@@ -152,7 +144,7 @@ def _write(dataset: Dataset, name: str, alive: np.ndarray) -> dict[str, int]:
     kept = {}
     for unit, start in _starts(dataset.units):
         rows = np.flatnonzero(alive[start : start + unit.rows]).astype(np.int32)
-        write_table(dataset.store, selection_name(name, unit), pa.table({"row": rows}))
+        write_table(dataset.store, unit.selection_name(name), pa.table({"row": rows}))
         kept[unit.name] = len(rows)
     return kept
 

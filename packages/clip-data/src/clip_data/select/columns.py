@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import ACQUIRE, Dataset, Unit, column_name, score_stage, sidecar_name
+from clip_data.dataset import ACQUIRE, SCORE, Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.tables import read_table
 
@@ -24,7 +24,7 @@ FRACTION_SALT = b"uid_fraction"
 
 def read_catalog(dataset: Dataset) -> Catalog:
     """Returns the columns of the dataset by its first unit, which must be acquired."""
-    sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, sidecar_name(dataset.units[0]))}
+    sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, dataset.units[0].sidecar_name)}
     for name in dataset.column_sets():
         files = dataset.column_files(name)
         if files:
@@ -66,7 +66,7 @@ def _list(names: Iterable[str]) -> str:
 
 def stage_of(column: Column) -> str:
     """Returns the stage that writes the column."""
-    return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else score_stage(column[0])
+    return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else SCORE + column[0]
 
 
 def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> dict[Column, pa.ChunkedArray]:
@@ -74,11 +74,9 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
     wanted = {(SIDECAR, "uid") if column == UID_FRACTION else column for column in columns}
     found: dict[Column, pa.ChunkedArray] = {}
     for owner in sorted({owner for owner, _ in wanted}):
-        file = sidecar_name(unit) if owner == SIDECAR else column_name(owner, unit)
+        file = unit.sidecar_name if owner == SIDECAR else unit.column_name(owner)
         names = sorted(name for other, name in wanted if other == owner)
-        table = read_table(dataset.store, file, names)
-        if table.num_rows != unit.rows:
-            raise ClipDataError(f"{dataset.url}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
+        table = read_table(dataset.store, file, names, unit.rows)
         found |= {(owner, name): table[name] for name in names}
     if UID_FRACTION in columns:
         found[UID_FRACTION] = pa.chunked_array([pa.array(uid_fraction(found[SIDECAR, "uid"].to_pylist()))])

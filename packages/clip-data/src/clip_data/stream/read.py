@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clip_data.dataset import shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Part
 from clip_data.tables import read_table
@@ -69,7 +68,7 @@ class SourceReader:
     def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
         self.part = part
         self.store = part.selection.store
-        self.shards = [shard_name(unit) for unit in part.units]
+        self.shards = [unit.shard_name for unit in part.units]
         self.columns = [*SIDECAR, *columns]
         self.bytes_read = 0
         self._table = lru_cache(maxsize=MAX_TABLES)(self._load)
@@ -103,10 +102,7 @@ class SourceReader:
     def _load(self, unit: int) -> pa.Table:
         plan = self.part.units[unit]
         rows = self.part.rows(plan)
-        table = read_table(self.store, sidecar_name(plan), self.columns)
-        if table.num_rows != plan.rows:
-            raise ClipDataError(f"{self.store.url}/{sidecar_name(plan)} has {table.num_rows} rows, not {plan.rows}")
-        return table.select(self.columns).take(rows)
+        return read_table(self.store, plan.sidecar_name, self.columns, plan.rows).take(rows)
 
     def _local(self, samples: Sequence[Sample]) -> list[bytes]:
         found = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clip_data.acquire.codes import Code
-from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
+from clip_data.dataset import SCORE, SUCCESS, Dataset, record_name
 from clip_eval.report.html import bars, card, count, fill, foreign, note, percent
 from clip_eval.report.inputs import Inputs, Section
 
@@ -108,8 +108,8 @@ def funnel(inputs: Inputs) -> Section | None:
     for name in dataset.column_sets():
         unread = 0
         for unit in dataset.units:
-            if dataset.store.exists(record_name(score_stage(name), unit.name)):
-                unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
+            if dataset.store.exists(record_name(SCORE + name, unit.name)):
+                unread += dataset.record(SCORE + name, unit)["counts"].get("decode_error", 0)
         if unread:
             parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
     first, _, *others = steps

@@ -7,7 +7,7 @@ import io
 from functools import lru_cache
 from typing import Any
 
-from clip_data.dataset import Dataset, parse_key, shard_name
+from clip_data.dataset import Dataset, parse_key
 from clip_eval.report.html import Html, fill, foreign, join
 
 SIDE = 112  # pixels; drawn at half to full size
@@ -46,7 +46,7 @@ class Images:
             return MISSING
         unit = self.dataset.units[place[0]]
         try:
-            data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
+            data = self.dataset.store.read_range(unit.shard_name, row["image_offset"], row["image_length"])
             small = load_image(data)
         except (OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing; evaluation and training count it

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_name
+from clip_data.dataset import SUCCESS, Dataset, Unit
 from clip_data.tables import read_table
 
 SCANNED = 32
@@ -42,7 +42,7 @@ class Scan:
         """Returns the rows of the scan that a selection keeps."""
         kept, start = set(), 0
         for unit in self.units:
-            rows = read_table(self.dataset.store, selection_name(selection, unit), ["row"])["row"].to_pylist()
+            rows = read_table(self.dataset.store, unit.selection_name(selection), ["row"])["row"].to_pylist()
             kept |= {start + row for row in rows}
             start += unit.rows
         return kept
@@ -63,7 +63,7 @@ def scan(dataset: Dataset) -> Scan:
         for name in COLUMNS:
             rows[name] += sidecar[name].to_pylist()
         for owner in dataset.column_sets():
-            file = column_name(owner, unit)
+            file = unit.column_name(owner)
             if dataset.store.exists(file):
                 for name, values in _numeric(read_table(dataset.store, file)):
                     scores.setdefault(f"{owner}: {name}", []).append(values)
