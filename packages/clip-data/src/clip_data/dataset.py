@@ -193,7 +193,7 @@ class Dataset:
         if found["fingerprint"] != wanted["fingerprint"]:
             change = difference(found["config"], config)
             raise ClipDataError(
-                f"{self.url} already holds {stage} results of another config: {change}; use another folder for this one"
+                f"{self.url} already holds {stage} results of another config: {change}; use another folder"
             )
         return wanted["fingerprint"]
 

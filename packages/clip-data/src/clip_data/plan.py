@@ -93,10 +93,8 @@ def plan(url: str, config: PlanConfig) -> Dataset:
         for name, kind in extra_types.items():
             first, where = types.setdefault(name, (kind, entry["url"]))
             if kind != first:
-                raise ClipDataError(
-                    f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}: "
-                    "use one type, or plan each file into a separate folder"
-                )
+                differ = f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}"
+                raise ClipDataError(f"{differ}: use one type, or plan each file into a separate folder")
         for group, rows in enumerate(groups):
             for start in range(0, rows, config.rows_per_unit):
                 size = min(config.rows_per_unit, rows - start)
@@ -173,7 +171,5 @@ def _check_same_sources(dataset: str, planned: Sequence[Mapping[str, Any]], now:
     for url in sorted({*before, *after}):
         if before.get(url) != after.get(url):
             what = "is new" if url not in before else "is gone" if url not in after else "has changed"
-            raise ClipDataError(
-                f"{dataset} holds another dataset: the source {url} {what} since it was planned; "
-                "choose another output folder, or remove this one"
-            )
+            changed = f"the source {url} {what} since it was planned"
+            raise ClipDataError(f"{dataset} holds another dataset: {changed}; choose another folder or remove it")

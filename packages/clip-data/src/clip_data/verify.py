@@ -1,7 +1,5 @@
 """Checks a dataset folder against its commit records: only sizes, or every byte, id and offset."""
 
-from __future__ import annotations
-
 import hashlib
 import tarfile
 from collections.abc import Iterator, Mapping

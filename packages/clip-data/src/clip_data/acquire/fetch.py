@@ -41,7 +41,7 @@ ERRNO_CODES = {
 KEEP_ALIVE = 2.0  # seconds; few hosts are needed again soon, and an idle connection holds a file descriptor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class FetchResult:
     """The result of one URL: a body, or the code of its rejection."""
 
@@ -114,29 +114,23 @@ class Fetcher:
             yield result
 
     async def _attempt(self, address: str | None, walk: _Walk, held: AsyncExitStack) -> FetchResult:
-        body, code = None, None
+        result = walk.result
         try:
             url = parse_url(address, allow_private=self.config.allow_private)
-            while body is None:
+            while result.body is None:
                 walk.visit(url)
                 async with self._turn(url.host or ""), AsyncExitStack() as slot:
                     await slot.enter_async_context(self._slots)
                     reply = await self._request(url, walk)
                     if isinstance(reply, bytes):
-                        body = reply
+                        result.body = reply
                         held.push_async_exit(slot.pop_all())
                     else:
                         url = reply
         except Rejected as rejected:
-            code = rejected.code
-        return FetchResult(
-            body=body,
-            code=code,
-            http_status=walk.http_status,
-            redirects=max(len(walk.visited) - 1, 0),
-            content_type=walk.content_type,
-            opt_out=",".join(sorted(walk.opt_outs)) or None,
-        )
+            result.code = rejected.code
+        result.opt_out = ",".join(sorted(walk.opt_outs)) or None
+        return result
 
     @asynccontextmanager
     async def _turn(self, host: str) -> AsyncIterator[None]:
@@ -177,9 +171,8 @@ class _Walk:
 
     def __init__(self, config: AcquireConfig) -> None:
         self.config = config
+        self.result = FetchResult()
         self.visited: list[str] = []
-        self.http_status: int | None = None
-        self.content_type: str | None = None
         self.opt_outs: set[str] = set()
         self.retry_after: float | None = None
         self._left = config.total_timeout
@@ -189,12 +182,13 @@ class _Walk:
             raise Rejected(Code.REDIRECT_LOOP)
         if len(self.visited) > self.config.max_redirects:
             raise Rejected(Code.TOO_MANY_REDIRECTS)
+        self.result.redirects = len(self.visited)
         self.visited.append(str(url))
 
     def meet(self, response: aiohttp.ClientResponse) -> None:
         headers = response.headers
-        self.http_status = response.status
-        self.content_type = _text(headers.get("Content-Type", "")).partition(";")[0].strip().lower()[:100] or None
+        media_type = _text(headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+        self.result.http_status, self.result.content_type = response.status, media_type[:100] or None
         lines = headers.getall("X-Robots-Tag", [])
         self.opt_outs.update(refusals(lines, self.config.user_agent_token, self.config.opt_out_directives))
         self.retry_after = _seconds(headers.get("Retry-After"))

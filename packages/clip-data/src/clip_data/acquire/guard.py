@@ -3,8 +3,6 @@
 The check applies to the address of the connection: a host name is resolved inside the connector, only once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import re

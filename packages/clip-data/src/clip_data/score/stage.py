@@ -1,7 +1,5 @@
 """The score stage: the columns of a scorer for one unit."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The columns that a selection can name: those of the sidecar, of scorers, and built-in ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 

@@ -8,8 +8,6 @@ contains(text, "part"), abs(x), min(x, y, …), max(x, y, …). The text is pars
 whole expression is true for it; a missing value is not true (see values.py).
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import math

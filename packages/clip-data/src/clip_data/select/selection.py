@@ -1,7 +1,5 @@
 """Reads selections, for the stream, the report and child selections."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +52,8 @@ def load_selection(dataset: Dataset, name: str = "") -> Selection:
     if found.get("format") != FORMAT:
         raise ClipDataError(f"selection {name!r} has format {found.get('format')!r}; this version reads {FORMAT}")
     if found["stages"][ACQUIRE] != data_fingerprint(stage_records(dataset, ACQUIRE)):
-        raise ClipDataError(
-            f"selection {name!r} of {dataset.url} was made from other shards than the present: "
-            f"remove {selection_folder(name)} and select again"
-        )
+        what = f"selection {name!r} of {dataset.url} was made from other shards than the present"
+        raise ClipDataError(f"{what}: remove {selection_folder(name)} and select again")
     return Selection(store=dataset.store, name=name, fingerprint=found["fingerprint"], units=found["units"])
 
 
@@ -66,10 +62,8 @@ def stage_records(dataset: Dataset, stage: str) -> list[dict[str, Any]]:
     pending = dataset.pending(stage)
     if pending:
         command = ACQUIRE if stage == ACQUIRE else f"score --scorers {stage.removeprefix(SCORE)}"
-        raise ClipDataError(
-            f"{dataset.url}: {len(pending)} of {len(dataset.units)} units have no {stage} results yet "
-            f"(first {pending[0].name}): finish 'clip-data {command}' before selecting"
-        )
+        missing = f"{len(pending)} of {len(dataset.units)} units have no {stage} results yet (first {pending[0].name})"
+        raise ClipDataError(f"{dataset.url}: {missing}: finish 'clip-data {command}' first")
     return dataset.records(stage, dataset.units)
 
 

@@ -4,8 +4,6 @@ A result is missing if an operand is, unless the other operand decides an `and` 
 division by zero are missing too. Arithmetic is done in float64; comparisons of integers are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Checks by uid whether held-out samples are among the training samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 

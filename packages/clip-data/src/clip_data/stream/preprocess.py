@@ -4,8 +4,6 @@ It is described by plain data: the keys of OpenCLIP's `preprocess_cfg` plus `aug
 carried but not applied: images travel as uint8 and are normalised on the device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Access to samples by (unit, row): descriptions from the sidecars, payloads by ranged reads of the tars."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections import OrderedDict
@@ -116,7 +114,7 @@ class SourceReader:
 
     def _file(self, shard: str) -> int:
         if shard not in self._files:
-            self._files[shard] = os.open(self.store.full(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._files[shard] = os.open(self.store.full(shard), os.O_RDONLY | os.O_CLOEXEC)
             if len(self._files) > MAX_OPEN:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
