@@ -153,8 +153,6 @@ class Dataset:
         """All units in the order of their ordinals."""
         return [Unit(**row) for row in read_table(self.store, UNITS).to_pylist()]
 
-    # -- the ledger ------------------------------------------------------------------------------------------------
-
     def commit(self, stage: str, unit: Unit, record: Mapping[str, Any]) -> None:
         """Writes the commit record, which is the last file of a stage for a unit: the unit is done."""
         self.store.write_json(record_name(stage, unit.name), record)
@@ -206,8 +204,6 @@ class Dataset:
         done = self.committed(stage)
         return [unit for unit in self.units if unit.name not in done]
 
-    # -- rows ------------------------------------------------------------------------------------------------------
-
     def sidecar(self, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns one row per attempted URL of the unit, in source order."""
         return read_table(self.store, unit.sidecar_name, columns, unit.rows)
@@ -234,8 +230,6 @@ class Dataset:
     def _names(self, folder: str, suffix: str = "") -> list[str]:
         found = self.store.list(folder)
         return [name.removeprefix(f"{folder}/").removesuffix(suffix) for name in found if name.endswith(suffix)]
-
-    # -- takedown --------------------------------------------------------------------------------------------------
 
     def take_down(self, uids: Iterable[str], reason: str) -> str:
         """Adds a tombstone file for samples (uids of 32 hex digits) and returns its name. No shard is changed.

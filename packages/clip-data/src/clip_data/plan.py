@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clip_core.config import to_dict
 from clip_core.store import Store
 from clip_data import sources
-from clip_data.dataset import (
-    MAX_ROWS_PER_UNIT,
-    SIDECAR_COLUMNS,
-    Dataset,
-    Unit,
-    is_dataset,
-    is_planned,
-    source_name,
-)
+from clip_data.dataset import MAX_ROWS_PER_UNIT, SIDECAR_COLUMNS, Dataset, Unit, is_dataset, is_planned, source_name
 from clip_data.errors import ClipDataError
 from clip_data.text_tables import convert
 
@@ -133,14 +125,12 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
             if position >= end:
                 break
         table = pa.Table.from_batches(parts, schema=schema)
-        texts = {"url": table[columns["url"]], "caption": table[columns["caption"]]}
-        result = {name: column.cast(pa.string()) for name, column in texts.items()}
+        result = {text: table[columns[text]].cast(pa.string()) for text in ("url", "caption")}
         for name in names:
             sources.check_utf8(location, name, table[name], first)
-    result.update({name: table[name] for name in columns["extra"]})
     if table.num_rows != unit.rows:
         raise ClipDataError(f"{location} is damaged: unit {unit.name} has {table.num_rows} of {unit.rows} rows")
-    return pa.table(result)
+    return pa.table(result | {name: table[name] for name in columns["extra"]})
 
 
 def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> tuple[list[int], dict[str, Any]]:

@@ -78,13 +78,10 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         return
     if found != (unit.name, stage, fingerprint, unit.rows, unit.rows):
         yield Problem(name, "the record does not fit its unit or its stage", remedy)
-    intact = True
-    for file, promised in files.items():
-        what = file_problem(dataset.store, file, promised, deep)
-        if what:
-            intact = False
-            yield Problem(file, what, remedy)
-    if not deep or not intact:
+    found_in_files = [(file, file_problem(dataset.store, file, promised, deep)) for file, promised in files.items()]
+    damaged = [Problem(file, what, remedy) for file, what in found_in_files if what]
+    yield from damaged
+    if damaged or not deep:
         return
     try:
         if stage == ACQUIRE:

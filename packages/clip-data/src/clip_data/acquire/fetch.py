@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -65,7 +66,7 @@ class Fetcher:
     def __init__(self, config: AcquireConfig) -> None:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._hosts: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # those in use
 
     async def __aenter__(self) -> Fetcher:
         traces = aiohttp.TraceConfig()
@@ -119,7 +120,8 @@ class Fetcher:
             url = parse_url(address, allow_private=self.config.allow_private)
             while result.body is None:
                 walk.visit(url)
-                async with self._turn(url.host or ""), AsyncExitStack() as slot:
+                host = self._hosts.setdefault(url.host or "", asyncio.Semaphore(self.config.per_host))
+                async with host, AsyncExitStack() as slot:
                     await slot.enter_async_context(self._slots)
                     reply = await self._request(url, walk)
                     if isinstance(reply, bytes):
@@ -132,27 +134,10 @@ class Fetcher:
         result.opt_out = ",".join(sorted(walk.opt_outs)) or None
         return result
 
-    @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """Waits until the session has fewer than `per_host` requests to the host."""
-        me = object()
-        semaphore, users = self._hosts.setdefault(host, (asyncio.Semaphore(self.config.per_host), set()))
-        users.add(me)
-        try:
-            async with semaphore:
-                yield
-        finally:
-            users.discard(me)
-            if not users:
-                del self._hosts[host]
-
     async def _request(self, url: URL, walk: _Walk) -> bytes | URL:
         """Sends one request. Returns the body, or the URL of a redirect."""
         try:
-            async with (
-                walk.hop(),
-                self._session.get(url, allow_redirects=False, trace_request_ctx=walk) as response,
-            ):
+            async with walk.hop(), self._session.get(url, allow_redirects=False, trace_request_ctx=walk) as response:
                 walk.meet(response)
                 if response.status in REDIRECTS and (location := response.headers.get("Location")):
                     return parse_url(_text(location), base=url, allow_private=self.config.allow_private)

@@ -138,8 +138,7 @@ async def _fetch_one(
             row["sha256"] = hashlib.sha256(result.body).digest()
             image = await work(threads, prepare_image, result.body, fetcher.config)
             code = image.code
-            for name in MEASURED:
-                row[name] = getattr(image, name)
+            row |= {name: getattr(image, name) for name in MEASURED}
             if image.data is not None:
                 row["image_ext"] = image.extension
                 row["spooled"] = (spool.tell(), len(image.data))

@@ -76,10 +76,9 @@ class LocalExecutor(Executor):
             elif worker.busy > self.config.timeout:
                 worker.stuck = f"no answer within {self.config.timeout:g} s (timeout)"
             if worker.stuck:
-                log.warning(
-                    "worker process %d, unit %s: %s; killed", worker.process.pid, worker.unit.name, worker.stuck
-                )
-                worker.process.kill()
+                process = worker.process
+                log.warning("worker process %d, unit %s: %s; killed", process.pid, worker.unit.name, worker.stuck)
+                process.kill()
 
     def stop(self) -> None:
         for worker in self._running.values():

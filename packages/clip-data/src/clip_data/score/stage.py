@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from clip_core import ImageError
 from clip_core.images import load_image
@@ -110,23 +109,16 @@ def _batches(
         for start in range(0, len(accepted), IMAGES_PER_BATCH):
             rows, images = [], []
             for row in accepted[start : start + IMAGES_PER_BATCH].tolist():
-                image = _decode(file, offsets[row], lengths[row])
-                if image is not None:
+                file.seek(offsets[row])
+                try:
+                    images.append(load_image(file.read(lengths[row])))
                     rows.append(row)
-                    images.append(image)
-                elif not is_intact:  # is only the image damaged, or the shard?
-                    _check_shard(dataset, unit, deep=True)
-                    is_intact = True
+                except ImageError:
+                    if not is_intact:  # is only the image damaged, or the shard?
+                        _check_shard(dataset, unit, deep=True)
+                        is_intact = True
             if rows:
                 yield np.array(rows), Batch(samples=sidecar.take(rows), images=images)
-
-
-def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
-    file.seek(offset)
-    try:
-        return load_image(file.read(length))
-    except ImageError:
-        return None
 
 
 def _check_shard(dataset: Dataset, unit: Unit, *, deep: bool) -> None:

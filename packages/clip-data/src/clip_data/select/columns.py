@@ -41,9 +41,10 @@ def _schema(dataset: Dataset, name: str) -> dict[str, pa.DataType]:
 
 def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
     """Returns the column `name`, or `set_name.name`. Raises ClipDataError if it is unknown or ambiguous."""
+    sets = ", ".join(catalog)
     if set_name:
         if set_name not in catalog:
-            raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {_list(catalog)}")
+            raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {sets}")
         owners = [set_name] if name in catalog[set_name] else []
     else:
         owners = [owner for owner, columns in catalog.items() if name in columns]
@@ -54,12 +55,8 @@ def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
         known = catalog[set_name] if set_name else {column for columns in catalog.values() for column in columns}
         hint = did_you_mean(name, known, "see the schema of the sidecar and of each column set", cutoff=0.5, spell=repr)
         full = f"{set_name}.{name}" if set_name else name
-        raise ClipDataError(f"there is no column {full!r} in the sets {_list(catalog)}; {hint}")
+        raise ClipDataError(f"there is no column {full!r} in the sets {sets}; {hint}")
     return owners[0], name
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def stage_of(column: Column) -> str:

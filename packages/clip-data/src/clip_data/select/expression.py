@@ -220,7 +220,7 @@ class _Compiler:
             kind, value = "number", -value if signed else value
         else:
             raise self.error(node, "is not a number, a string, True or False; a missing value is found with is_null(…)")
-        constant = values.from_literal(value)
+        constant = Value(pa.scalar(value) if isinstance(value, str) else value, np.True_)
         return _Node(kind, lambda columns: constant)
 
     def _column(self, node: ast.AST, name: str, set_name: str) -> _Node:

@@ -53,10 +53,6 @@ def from_column(column: pa.ChunkedArray) -> Value:
     return Value(data, valid & ~np.isnan(data)) if data.dtype.kind == "f" else Value(data, valid)
 
 
-def from_literal(value: bool | int | float | str) -> Value:
-    return Value(pa.scalar(value) if isinstance(value, str) else value, np.True_)
-
-
 def all_of(*values: Value) -> Value:
     return reduce(_and, values)
 

@@ -1,13 +1,11 @@
 """The two ways to read a manifest: endlessly in the training order, and once in plain order."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -124,7 +122,7 @@ class SampleStream(_Reader):
         self._wait_s = 0.0
         self._closed = False
 
-    def __iter__(self) -> SampleStream:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
@@ -165,7 +163,7 @@ class SampleStream(_Reader):
         self._stop()
         self._closed = True
 
-    def __enter__(self) -> SampleStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -169,11 +169,8 @@ class GlobalOrder:
     def place(self, batch: int, index: int) -> tuple[int, int, int, int]:
         """Returns (source, stream, epoch, offset) of the index-th sample of a global batch."""
         stream, step = divmod(index, self.per_stream)
-        return self.at(stream, batch * self.per_stream + step)
-
-    def at(self, stream: int, position: int) -> tuple[int, int, int, int]:
-        """Returns (source, stream, epoch, offset) of a position of a canonical stream."""
-        source, position = self.pattern.at(stream * self.pattern.period // self.streams, position)
+        start = stream * self.pattern.period // self.streams
+        source, position = self.pattern.at(start, batch * self.per_stream + step)
         return source, stream, *self.orders[source].locate(stream, position)
 
 

@@ -143,9 +143,8 @@ class SourceReader:
 
     def _ranges(self, blocks: Sequence[tuple[str, int, int]]) -> list[bytes]:
         paths = [self.store.full(shard) for shard, _, _ in blocks]
-        answers = self.store.fs.cat_ranges(
-            paths, [start for _, start, _ in blocks], [end for _, _, end in blocks], on_error="return"
-        )
+        starts, ends = [start for _, start, _ in blocks], [end for _, _, end in blocks]
+        answers = self.store.fs.cat_ranges(paths, starts, ends, on_error="return")
         data = []
         for (shard, start, _), answer in zip(blocks, answers, strict=True):
             if isinstance(answer, FileNotFoundError):

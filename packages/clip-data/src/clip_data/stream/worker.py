@@ -29,7 +29,7 @@ POLL = 1.0  # seconds between checks of the parent, since a fork of it may keep 
 _started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
-class ParentGone(Exception):
+class ParentGone(BaseException):
     """The parent has closed the stream, or died."""
 
 
@@ -73,8 +73,6 @@ def main() -> None:
     with suppress(ParentGone):
         try:
             _serve(connection, memory, plan, parent, low, high)
-        except ParentGone:
-            raise
         except ClipError as error:
             _send(connection, "error", str(error))
         except Exception:
