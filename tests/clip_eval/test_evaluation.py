@@ -10,7 +10,6 @@ from PIL import Image
 
 from clip_core.config import from_dict
 from clip_core.errors import ClipError
-from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.loader import MAX_REPORTED
 from clip_eval import ClipEvalError, EvalConfig, RetrievalConfig, ZeroShotConfig, evaluate, features, format_table
@@ -251,7 +250,7 @@ def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
     samples = [{"image": make_image("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
     dataset = make_dataset(tmp_path / "data", samples, rows_per_unit=4)
     for unit in dataset.units[::2]:
-        shard = tmp_path / "data" / shard_name(unit)
+        shard = tmp_path / "data" / unit.shard_name
         shard.write_bytes(shard.read_bytes()[:512])
     (tmp_path / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     with pytest.raises(

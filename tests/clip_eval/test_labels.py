@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clip_data.dataset import sidecar_name
 from clip_data.tables import write_table
 from clip_eval import ClipEvalError, EvalConfig, ZeroShotConfig, evaluate, features
 from clip_eval.benchmarks.zeroshot import prompts_of
@@ -29,7 +28,7 @@ def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None)
         table = dataset.sidecar(unit)
         values = pa.array(labels[unit.row_start : unit.row_start + unit.rows], kind)
         table = table.set_column(table.column_names.index("label"), "label", values)
-        write_table(dataset.store, sidecar_name(unit), table)
+        write_table(dataset.store, unit.sidecar_name, table)
     return str(folder / "data")
 
 
@@ -142,7 +141,7 @@ def test_units_may_not_mix_names_and_ids(tmp_path):
     dataset = Dataset.open(root)
     table = dataset.sidecar(dataset.units[1])
     place = table.column_names.index("label")
-    write_table(dataset.store, sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
+    write_table(dataset.store, dataset.units[1].sidecar_name, table.set_column(place, "label", pa.array([7] * 4)))
     with pytest.raises(ClipEvalError, match=r"both integers and strings: .*7 .row 0 of .*'a' .row 0 of"):
         read_labels(ZeroShotConfig(name="t", dataset=root, classes=("a", "b")), build_manifest([Source(dataset=root)]))
 

@@ -10,7 +10,7 @@ import numpy as np
 from clip_core import ClipError
 from clip_core.config import from_dict, load_json
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import Dataset, sidecar_name
+from clip_data.dataset import Dataset
 from clip_data.stream import Manifest
 from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 from clip_eval.errors import ClipEvalError
@@ -137,7 +137,7 @@ def _values(config: ZeroShotConfig, manifest: Manifest) -> Iterator[tuple[str, s
         rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)
         keys, labels = (table[name].take(rows).to_pylist() for name in ("key", column))
         for row, key, label in zip(rows.tolist(), keys, labels, strict=True):
-            place = f"row {row} of {sidecar_name(unit)}"
+            place = f"row {row} of {unit.sidecar_name}"
             if label is not None and type(label) not in (int, str):
                 several = "; several labels per sample are not supported" if isinstance(label, list) else ""
                 raise ClipEvalError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clip_data.acquire.codes import Code
-from clip_data.dataset import SUCCESS, Dataset, score_stage
+from clip_data.dataset import SCORE, SUCCESS, Dataset
 from clip_eval.report.html import bars, card, count, fill, foreign, grid, note, percent
 from clip_eval.report.inputs import Inputs, Section
 
@@ -99,8 +99,8 @@ def funnel(inputs: Inputs) -> Section | None:
     if all(step.adds_up for step in steps):
         parts.append(note("Every row is accounted for: each step's losses sum to what it lost."))
     for name in dataset.column_sets():
-        done = dataset.committed(score_stage(name))
-        records = dataset.records(score_stage(name), [unit for unit in dataset.units if unit.name in done])
+        done = dataset.committed(SCORE + name)
+        records = dataset.records(SCORE + name, [unit for unit in dataset.units if unit.name in done])
         if unread := sum(record["counts"].get("decode_error", 0) for record in records):
             parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
     first, _, *others = steps

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from clip_core.images import load_image
-from clip_data.dataset import Dataset, parse_key, shard_name
+from clip_data.dataset import Dataset, parse_key
 from clip_eval.report.html import Html, fill, foreign, join
 
 SIDE = 112  # pixels; drawn at half to full size
@@ -29,7 +29,7 @@ class Images:
         ordinal, row = parse_key(key) or (len(self.dataset.units), 0)
         for unit in self.dataset.units[ordinal : ordinal + 1]:
             for found in self._rows(unit).slice(row, 1).to_pylist():
-                return {} if found["uid"] in self._gone else {**found, "shard": shard_name(unit)}
+                return {} if found["uid"] in self._gone else {**found, "shard": unit.shard_name}
         return {}
 
     def thumbnail(self, key: str) -> Html:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_name
+from clip_data.dataset import SUCCESS, Dataset, Unit
 from clip_data.tables import read_table
 
 SCANNED = 32
@@ -40,7 +40,7 @@ class Scan:
         """Returns the rows of the scan that a selection keeps."""
         kept, start = set(), 0
         for unit in self.units:
-            rows = read_table(self.dataset.store, selection_name(selection, unit), ["row"])["row"].to_pylist()
+            rows = read_table(self.dataset.store, unit.selection_name(selection), ["row"])["row"].to_pylist()
             kept |= {start + row for row in rows}
             start += unit.rows
         return kept
@@ -60,7 +60,7 @@ def scan(dataset: Dataset) -> Scan | None:
     rows = pa.concat_tables([dataset.sidecar(unit, COLUMNS) for unit in units]).to_pydict()
     scores = {}
     for owner in dataset.column_sets():
-        files = [file for unit in units if dataset.store.exists(file := column_name(owner, unit))]
+        files = [file for unit in units if dataset.store.exists(file := unit.column_name(owner))]
         tables = [read_table(dataset.store, file) for file in files]
         for field in tables[0].schema if tables else ():
             is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
