@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_core import ClipError
-from clip_core.config import from_dict, load_json
+from clip_core.config import from_dict, unique_keys
 from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset, sidecar_name
 from clip_eval.errors import ClipEvalError
@@ -123,7 +124,7 @@ def _from_file(file: str) -> list[ClassRow]:
         rows = []
         for position, line in enumerate(lines):
             where = f"{file}, line {position + 1}"
-            row = load_json(line)
+            row = json.loads(line, object_pairs_hook=unique_keys)
             rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
         return rows
     except ClipError:

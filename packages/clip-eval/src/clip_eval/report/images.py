@@ -46,7 +46,8 @@ class Images:
             return MISSING
         unit = self.dataset.units[place[0]]
         try:
-            data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
+            start = row["image_offset"]
+            data = self.dataset.store.read_bytes(shard_name(unit), start, start + row["image_length"])
             small = load_image(data)
         except (OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing; evaluation and training count it
