@@ -136,7 +136,7 @@ def test_files_that_cannot_be_read(recipe, tmp_path):
         (["--stepz", "3"], r"unknown flag --stepz; did you mean --steps\? \('tool run --help' lists the flags\)"),
         (["--lr", "3"], r"unknown flag --lr; did you mean --optim.lr\?"),
         (["--optim.learning", "3"], "unknown flag --optim.learning; did you mean --optim.lr"),
-        (["--optim", "3"], "unknown flag --optim; optim is a table, whose fields are --optim.lr, --optim.betas"),
+        (["--optim", "3"], "unknown flag --optim; it is a table, whose fields are --optim.lr, --optim.betas"),
         (["--steps.0.x", "3"], "unknown flag --steps.0.x"),
         (["--steps", "many"], "--steps = 'many' must be an integer"),
         (["--steps="], "--steps = '' must be an integer"),

@@ -44,7 +44,8 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
         given[name] = flag
         known = leaves(cls, data)
         if name not in known:
-            raise ConfigError(f"unknown flag {flag}; {_advice(name, known, flag[: -len(name)])}")
+            flags_of = [f"--{leaf.replace('_', '-')}" for leaf in known]
+            raise ConfigError(f"unknown flag {flag}; {_advice(flag.replace('_', '-'), flags_of)}")
         hint, _ = known[name]
         if place and get_origin(hint) is not tuple:  # words beyond the one value are positional
             taken = int(hint is not bool or "".join(values[:1]).lower() in ("true", "false"))
@@ -117,18 +118,14 @@ def example(hint: Any) -> str:
     return f"[{{{table}}}]" if row else f"{{{table}}}"
 
 
-def _advice(name: str, known: Collection[str], dashes: str) -> str:
+def _advice(flag: str, known: Collection[str]) -> str:
     """Returns advice for an unknown flag."""
-
-    def spell(leaf: str) -> str:
-        return dashes + leaf.replace("_", "-")
-
-    if inside := [leaf for leaf in known if leaf.startswith(f"{name}.")]:
-        return f"{name} is a table, whose fields are {', '.join(map(spell, inside))}"
-    table, *row = re.split(r"\.(\d+)\.", name)[:2]
+    if inside := [leaf for leaf in known if leaf.startswith(f"{flag}.")]:
+        return f"it is a table, whose fields are {', '.join(inside)}"
+    table, *row = re.split(r"\.(\d+)\.", flag)[:2]
     rows = {leaf[len(table) + 1 :].partition(".")[0] for leaf in known if leaf.startswith(f"{table}.")}
     if row and rows and row[0] not in rows:
-        return f"there are {len(rows) - 1} {table}, the next one is {spell(table)}.{len(rows) - 1}"
-    same = [leaf for leaf in known if leaf.rpartition(".")[2] == name.rpartition(".")[2]]
+        return f"there are {len(rows) - 1} {table[2:]}, the next one is {table}.{len(rows) - 1}"
+    same = [leaf for leaf in known if leaf.lstrip("-").rpartition(".")[2] == flag.lstrip("-").rpartition(".")[2]]
     options: dict[str, Any] = {"most": len(same), "cutoff": 0} if same else {}
-    return did_you_mean(name, same or known, "look for it in the help", spell=spell, **options)
+    return did_you_mean(flag, same or known, "look for it in the help", **options)

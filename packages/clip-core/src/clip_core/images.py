@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,23 +35,21 @@ def load_image(
 
     `source`: a path, the bytes of a file, or an open seekable file, called `name` in messages. Raises ImageError.
     """
-    if not isinstance(source, str | os.PathLike):
+    with ExitStack() as stack:
+        if isinstance(source, str | os.PathLike):
+            name = name or os.fspath(source)
+            try:
+                if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe may take forever
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                source = stack.enter_context(open(source, "rb"))
+            except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
+                reason = getattr(error, "strerror", None) or error
+                raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
         file, name = io.BytesIO(source) if isinstance(source, bytes) else source, name or "the image"
         image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
         with decoding(name):
             image.load()
         return image if image_mode == "openclip" else upright_rgb(image, name)
-    name = name or os.fspath(source)
-    try:
-        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # opening a pipe may take forever
-            raise ImageError(f"{name} cannot be read: it is not a regular file; check the path", "missing")
-        with open(source, "rb") as opened:
-            return load_image(opened, max_pixels=max_pixels, formats=formats, image_mode=image_mode, name=name)
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
 
 
 def open_image(
@@ -113,7 +112,16 @@ def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     with decoding(name):
         image.load()
         turn = TRANSPOSE.get(read_orientation(image))
-        rgb = _opaque_rgb(image, name)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            rgb = Image.fromarray(_to_8_bits(image, name)).convert("RGB")
+        elif image.mode not in TABLES["modes"]:
+            raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
+        elif image.has_transparency_data:
+            layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            rgb = Image.new("RGB", image.size, "white")
+            rgb.paste(layer, mask=layer.getchannel("A"))
+        else:
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
         if turn is not None:
             rgb = rgb.transpose(turn)
         if rgb is not image:
@@ -134,19 +142,6 @@ def decoding(name: str) -> Iterator[None]:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "it is of no known format" if unknown else str(error).partition("\n")[0] or type(error).__name__
         raise ImageError(f"{name} does not decode as an image: {reason}", "undecodable") from error
-
-
-def _opaque_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
-    if image.mode not in TABLES["modes"]:
-        raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
-    if image.has_transparency_data:
-        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(layer, mask=layer.getchannel("A"))
-        return canvas
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:

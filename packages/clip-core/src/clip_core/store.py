@@ -47,9 +47,6 @@ class Store:
         self.path = str(path).rstrip("/")
         self.local = "file" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.url,)
-
     def full(self, name: str) -> str:
         """Returns the file system's own path of `name`."""
         return f"{self.path}/{name}" if name else self.path
