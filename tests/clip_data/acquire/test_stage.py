@@ -122,7 +122,8 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
         content = {member.name: tar.extractfile(member).read() for member in members}
     for row in (first, last):
         for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
-            found = dataset.store.read_range(unit.shard_name, row[f"{member}_offset"], row[f"{member}_length"])
+            start = row[f"{member}_offset"]
+            found = dataset.store.read_bytes(unit.shard_name, start, start + row[f"{member}_length"])
             assert found == content[f"{row['key']}.{extension}"]
         assert decode(content[f"{row['key']}.jpg"]).size == (row["width"], row["height"])
         assert content[f"{row['key']}.txt"].decode() == (row["caption"] or "")

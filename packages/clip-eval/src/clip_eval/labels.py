@@ -1,5 +1,6 @@
 """The classes of a zero-shot benchmark and the class of each sample, read and checked before anything is embedded."""
 
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_core import ClipError
-from clip_core.config import from_dict, load_json
+from clip_core.config import from_dict, unique_keys
 from clip_core.suggest import did_you_mean
 from clip_data.dataset import Dataset
 from clip_data.stream import Manifest
@@ -114,7 +115,7 @@ def _from_file(file: str) -> list[ClassRow]:
     try:
         for position, line in enumerate(store.read_bytes(name).decode("utf-8-sig").removesuffix("\n").split("\n")):
             where = f"{file}, line {position + 1}"
-            row = load_json(line) if file.endswith(".jsonl") else {"name": line}
+            row = json.loads(line, object_pairs_hook=unique_keys) if file.endswith(".jsonl") else {"name": line}
             rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
         return rows
     except ClipError:

@@ -38,7 +38,8 @@ class Images:
         if not row.get("image_length"):
             return MISSING
         try:
-            data = self.dataset.store.read_range(row["shard"], row["image_offset"], row["image_length"])
+            start = row["image_offset"]
+            data = self.dataset.store.read_bytes(row["shard"], start, start + row["image_length"])
             small = load_image(data)
         except (OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing; evaluation and training count it
