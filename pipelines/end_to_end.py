@@ -6,6 +6,7 @@ Stages: plan → acquire → score → select → train → evaluate → report.
 is skipped: the same command continues a run that was killed.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_core.cli import parse, run_cli
-from clip_core.config import substitute
+from clip_core.config import from_dict, to_dict
 from clip_core.store import Store, claim
 from clip_data.acquire import AcquireConfig
 from clip_data.demo import InputConfig
@@ -47,6 +48,14 @@ class EndToEnd:
     """the evaluation"""
     report: ReportConfig
     """the report"""
+
+
+def substitute(config: EndToEnd, **values: str) -> EndToEnd:
+    """Returns a copy of the config with `{name}` replaced by its value in every string."""
+    text = json.dumps(to_dict(config))
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
+    return from_dict(EndToEnd, json.loads(text))
 
 
 def main() -> None:

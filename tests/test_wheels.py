@@ -61,6 +61,24 @@ def test_wheels_carry_their_metadata(wheels):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("package", PACKAGES)
+def test_wheel_carries_every_file_of_the_package(package, wheels):
+    source = ROOT / "packages" / package / "src"
+    tracked = set(run("git", "ls-files", ".", cwd=source).splitlines())
+    (wheel,) = wheels.glob(f"{package.replace('-', '_')}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        carried = set(archive.namelist())
+    data = {name for name in tracked if not name.endswith(".py")}
+    assert f"{package.replace('-', '_')}/py.typed" in data
+    if package == "clip-data":
+        demo = {
+            f"clip_data/demo/data/{name}" for name in ("captions.toml", "kinds.toml", "outlines.json", "scenes.toml")
+        }
+        assert {"clip_data/acquire/special_networks.txt", "clip_data/sidecar.toml", *demo} <= data
+    assert tracked - carried == set()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("package", PACKAGES)
 def test_wheel_installs_alone_and_imports(package, wheels, tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip_data.dataset import Dataset, shard_name
+from clip_data.dataset import Dataset
 from clip_data.stream import SampleStream, Source, build_manifest
 from clip_data.stream.preprocess import parse_preprocess
 from tests.support.datasets import make_dataset
@@ -42,7 +42,7 @@ def build(root: str, samples: int) -> Dataset:
 def pillow(dataset: Dataset, seconds: float) -> float:
     """Decode, crop and resize in one process."""
     unit = dataset.units[0]
-    tar = dataset.store.read_bytes(shard_name(unit))
+    tar = dataset.store.read_bytes(unit.shard_name)
     table = dataset.sidecar(unit, ["image_offset", "image_length"]).to_pylist()
     payloads = [tar[row["image_offset"] :][: row["image_length"]] for row in table]
     preprocess = parse_preprocess(PREPROCESS)
@@ -70,7 +70,7 @@ def webdataset_loader(dataset: Dataset, batch: int, workers: int) -> Iterable:
     import webdataset
 
     preprocess = parse_preprocess(PREPROCESS)
-    shards = [dataset.store.full(shard_name(unit)) for unit in dataset.units]
+    shards = [dataset.store.full(unit.shard_name) for unit in dataset.units]
 
     def prepare_image(sample: tuple[bytes, bytes]) -> tuple[np.ndarray, np.ndarray]:
         image = preprocess.decode(sample[0], 0).transpose(2, 0, 1)

@@ -240,6 +240,25 @@ def test_bombs_of_other_kinds_are_refused():
     assert load_image(body, max_pixels=160_000).size == (400, 400)
 
 
+def test_scans_are_counted_across_blocks_of_the_file():
+    body = encode(noise(16, 16), "JPEG", progressive=True)
+    scan = body[body.rindex(b"\xff\xda") : -2]
+    most = 16  # scans of an image that has max_pixels pixels
+    for split in (0, 1):
+        start = body.index(b"\xff\xda")
+        comments = (1 << 20) - start - split  # the first scan begins `split` bytes before the second block of 1 MiB
+        filler = b""
+        while (left := comments - len(filler)) > 65_000:
+            filler += b"\xff\xfe" + struct.pack(">H", 60_000) + bytes(59_998)
+        filler += b"\xff\xfe" + struct.pack(">H", left - 2) + bytes(left - 4)
+        whole = body[:start] + filler + body[start:-2]
+        assert whole.index(b"\xff\xda") == (1 << 20) - split
+        enough = most - whole.count(b"\xff\xda")
+        assert load_image(whole + scan * enough + body[-2:], max_pixels=256).size == (16, 16)
+        with pytest.raises(ImageError, match=f"has {most + 1} scans of 16 × 16 pixels"):
+            load_image(whole + scan * (enough + 1) + body[-2:], max_pixels=256)
+
+
 def test_an_image_without_pixels_is_refused():
     size = struct.pack(">IIBB3x", 0, 5, 8, 2)
     data = b"\x89PNG\r\n\x1a\n" + b"".join(

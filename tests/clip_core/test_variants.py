@@ -75,7 +75,7 @@ def test_flags_set_the_fields_of_the_kind_in_any_order():
         ({"main": {"kind": 3}}, "x.toml: main.kind = 3 must name a config class that extends Shape"),
         ({"main": {"kind": "no-shape"}}, "x.toml: main.kind = 'no-shape' must name a config class that extends Shape"),
         ({"main": {"kind": "circle"}}, "x.toml: missing key main.radius"),
-        ({"main": {"side": 1, "radius": 2}}, "x.toml: unknown key main.radius; valid keys: color, side"),
+        ({"main": {"side": 1, "radius": 2}}, "x.toml: unknown key main.radius; valid keys: kind, color, side"),
     ],
 )
 def test_what_does_not_fit_is_named(data, message):

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from clip_core import ClipError
-from clip_data.dataset import Dataset, Unit, column_name, shard_name, sidecar_name
+from clip_data.dataset import Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.tables import write_table
 
@@ -15,9 +15,9 @@ DESCRIPTION = {"sources": [{"url": "a.parquet", "rows": 21}], "columns": {"url":
 def test_names_lead_back_to_the_source_row():
     unit = Unit(ordinal=42, source="a", row_group=0, row_start=0, rows=10)
     assert unit.key(7) == "0000004200007"
-    assert shard_name(unit) == "shards/00000042.tar"
-    assert sidecar_name(unit) == "shards/00000042.parquet"
-    assert column_name("caption", unit) == "columns/caption/00000042.parquet"
+    assert unit.shard_name == "shards/00000042.tar"
+    assert unit.sidecar_name == "shards/00000042.parquet"
+    assert unit.column_name("caption") == "columns/caption/00000042.parquet"
 
 
 def test_a_plan_is_written_once_and_opened_again(tmp_path):

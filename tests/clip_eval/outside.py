@@ -15,7 +15,8 @@ class SpreadConfig(BenchmarkConfig):
     threshold: float = 0.99
 
     def measure(self, images: Any, embedder: Any, data: Any) -> Any:
-        from clip_eval.benchmarks.base import Outcome, proportion
+        from clip_eval.benchmarks import Outcome
+        from clip_eval.metrics import proportion
 
         similarity = images.features @ images.features.T
         apart = (similarity > self.threshold).sum(axis=1) == 1

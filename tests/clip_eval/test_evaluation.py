@@ -10,7 +10,6 @@ from PIL import Image
 
 from clip_core.config import from_dict
 from clip_core.errors import ClipError
-from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.loader import MAX_REPORTED
 from clip_eval import ClipEvalError, EvalConfig, RetrievalConfig, ZeroShotConfig, evaluate, features, format_table
@@ -81,7 +80,7 @@ def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monk
     assert evaluate(config(place, tmp_path / "eval")) == rows
     # A benchmark with other prompts needs its own texts, but not the images again.
     monkeypatch.undo()
-    monkeypatch.setattr(features.Embedder, "_encode_images", refuse)
+    monkeypatch.setattr(features, "read_once", refuse)
     changed = evaluate(config(place, tmp_path / "eval", templates=("one {c}.", "{}")))
     assert changed[0]["fingerprint"] != rows[0]["fingerprint"]
     assert changed[-1] == rows[-1]
@@ -214,6 +213,13 @@ def test_a_folder_belongs_to_one_model(place, tmp_path):
     assert (tmp_path / "eval/results.jsonl").read_bytes() == before
 
 
+def test_rows_of_another_program_are_an_error_with_the_file(place, tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.jsonl").write_text('{"task": "objects", "accuracy": 0.5}\n')
+    with pytest.raises(ClipEvalError, match=r"eval/results\.jsonl .*line 1 has no 'benchmark'.* choose another folder"):
+        evaluate(config(place, tmp_path / "eval"))
+
+
 def test_rows_of_other_benchmarks_stay(place, tmp_path):
     both = evaluate(config(place, tmp_path / "eval"))
     first = config(place, tmp_path / "eval")
@@ -244,7 +250,7 @@ def test_an_evaluation_of_truncated_shards_stops(place, tmp_path):
     samples = [{"image": make_image("red", i), "caption": f"number {i}", "color": "red"} for i in range(40)]
     dataset = make_dataset(tmp_path / "data", samples, rows_per_unit=4)
     for unit in dataset.units[::2]:
-        shard = tmp_path / "data" / shard_name(unit)
+        shard = tmp_path / "data" / unit.shard_name
         shard.write_bytes(shard.read_bytes()[:512])
     (tmp_path / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     with pytest.raises(

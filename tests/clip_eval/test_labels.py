@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clip_data.dataset import sidecar_name
 from clip_data.tables import write_table
 from clip_eval import ClipEvalError, EvalConfig, ZeroShotConfig, evaluate, features
-from clip_eval.benchmarks.classification import classify_images, prompts_of
+from clip_eval.benchmarks.zeroshot import prompts_of
 from clip_eval.labels import OTHER, UNLABELLED, ClassRow, Labels, read_labels
 from tests.support.datasets import make_dataset
 from tests.support.evals import make_image, tiny_model
@@ -29,7 +28,7 @@ def dataset_of(folder: Path, labels: list[Any], kind: pa.DataType | None = None)
         table = dataset.sidecar(unit)
         values = pa.array(labels[unit.row_start : unit.row_start + unit.rows], kind)
         table = table.set_column(table.column_names.index("label"), "label", values)
-        write_table(dataset.store, sidecar_name(unit), table)
+        write_table(dataset.store, unit.sidecar_name, table)
     return str(folder / "data")
 
 
@@ -84,8 +83,8 @@ def test_only_selected_rows_are_looked_at(tmp_path):
 
 BAD_LABELS = [
     ([3, 0, 3], None, {}, r"integers \(3 in row 0 of .*00000000.*\) without names: list the class names"),
-    ([0, 1, 2], None, {"classes": ("a", "b")}, r"the label 2 in row 2 of .* is the id of no class \(ids: 0 to 1\)"),
-    ([0, -1], None, {"classes": ("a", "b")}, "the label -1 in row 1 .* a sample without a label has a null"),
+    ([0, 1, 2], None, {"classes": ("a", "b")}, r"the label 2 in row 2 of .* is not the id of a class \(ids: 0 to 1\)"),
+    ([0, -1], None, {"classes": ("a", "b")}, "the label -1 in row 1 .* use null for a sample without a label"),
     ([None, [], ["a", "b"]], None, {}, r"'label' has the type list<.*\[\] in row 1 of .*several labels per sample"),
     (
         [None, None, None, None, 0.5, 1.0],
@@ -142,7 +141,7 @@ def test_units_may_not_mix_names_and_ids(tmp_path):
     dataset = Dataset.open(root)
     table = dataset.sidecar(dataset.units[1])
     place = table.column_names.index("label")
-    write_table(dataset.store, sidecar_name(dataset.units[1]), table.set_column(place, "label", pa.array([7] * 4)))
+    write_table(dataset.store, dataset.units[1].sidecar_name, table.set_column(place, "label", pa.array([7] * 4)))
     with pytest.raises(ClipEvalError, match=r"both integers and strings: .*7 .row 0 of .*'a' .row 0 of"):
         read_labels(ZeroShotConfig(name="t", dataset=root, classes=("a", "b")), build_manifest([Source(dataset=root)]))
 
@@ -253,7 +252,7 @@ def outcome_of(file: str, truth: list[int]) -> list[tuple[int, int]]:
     unit = np.repeat(np.array([[1.0, 0, 0]], np.float32), len(truth), axis=0)
     strings = {name: [str(i) for i in range(len(truth))] for name in ("uid", "key")}
     images = features.ImageFeatures(features=unit, strings=strings, corrupt=0)
-    outcome = classify_images(benchmark, images, Fixed(), labels)
+    outcome = benchmark.measure(images, Fixed(), labels)
     prompts = [[t.replace("{}", row.name) for t in row.prompts or benchmark.templates] for row in labels.classes]
     classifier = np.array([[float("bird" in texts[0]), float("bird" not in texts[0]), 0] for texts in prompts])
     result = classify(unit, classifier.astype(np.float32), np.asarray(truth))

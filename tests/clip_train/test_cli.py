@@ -147,7 +147,7 @@ def test_flags_alone_are_enough(monkeypatch, capsys, datasets, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--model", "ViT-B-32"], "model is a table, whose fields are --model.name, --model.pretrained"),
+        (["--model", "ViT-B-32"], "it is a table, whose fields are --model.name, --model.pretrained"),
         (["--model.name", "ViT-B-32"], "needs a recipe (a .toml file) or the flags --run"),
         (["--run=", "--model.name", "ViT-B-32", "--train.steps", "1"], "run is empty"),
         (["--run", "x", "--model.name", "ViT-B-32", "--train.steps", "1"], "or --data.sources.0.dataset"),

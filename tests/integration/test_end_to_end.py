@@ -7,7 +7,9 @@ import re
 import pyarrow.parquet as pq
 import pytest
 
+from clip_core.cli import parse
 from clip_data.demo import KINDS
+from pipelines.end_to_end import EndToEnd, substitute
 from tests.support.pipeline import SHORT, digests, free_port, run
 
 
@@ -22,6 +24,12 @@ def finished(tmp_path_factory):
 
 def sidecars(folder):
     return [row for path in sorted(folder.glob("dataset/shards/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_names_in_strings_are_substituted_everywhere():
+    config = parse(EndToEnd, ["pipelines/recipes/quickstart.toml"], prog="end_to_end.py", description="")
+    assert "{output}" in config.report.out
+    assert substitute(config, output='/"x').report.out == config.report.out.replace("{output}", '/"x')
 
 
 def test_it_says_where_the_report_is(finished):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clip_data.dataset import SUCCESS, Dataset, Unit, shard_name, sidecar_name, sidecar_schema
+from clip_data.dataset import SUCCESS, Dataset, Unit, sidecar_schema
 from clip_data.tables import write_table
 from clip_data.uid import uid
 
@@ -83,10 +83,10 @@ def _write_unit(
             code = SUCCESS if rows[-1]["status"] == SUCCESS else rows[-1]["error"]
             counts[code] = counts.get(code, 0) + 1
     schema = pa.schema([*SIDECAR_SCHEMA, *extra.items()])
-    dataset.store.write_bytes(shard_name(unit), shard.getvalue())
-    write_table(dataset.store, sidecar_name(unit), pa.Table.from_pylist(rows, schema=schema))
+    dataset.store.write_bytes(unit.shard_name, shard.getvalue())
+    write_table(dataset.store, unit.sidecar_name, pa.Table.from_pylist(rows, schema=schema))
     files = {}
-    for name in (shard_name(unit), sidecar_name(unit)):
+    for name in (unit.shard_name, unit.sidecar_name):
         data = dataset.store.read_bytes(name)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     record = {"unit": unit.name, "stage": "acquire", "fingerprint": fingerprint, "rows": unit.rows, "counts": counts}

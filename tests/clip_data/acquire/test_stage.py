@@ -19,7 +19,7 @@ from clip_core import ClipError
 from clip_core.config import fingerprint
 from clip_data.acquire import AcquireConfig, AcquireStage, Code
 from clip_data.acquire.shard import TarWriter, verify
-from clip_data.dataset import shard_name, sidecar_name, sidecar_schema
+from clip_data.dataset import sidecar_schema
 from clip_data.errors import ClipDataError
 from clip_data.plan import PlanConfig, plan
 from clip_data.score import ScoreStage
@@ -52,7 +52,7 @@ def acquire(dataset, config=CONFIG):
 
 
 def files(dataset, unit):
-    return dataset.store.read_bytes(shard_name(unit)), dataset.store.read_bytes(sidecar_name(unit))
+    return dataset.store.read_bytes(unit.shard_name), dataset.store.read_bytes(unit.sidecar_name)
 
 
 def mixed_rows(server, count):
@@ -113,7 +113,7 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
     assert all(gone[name] is None for name in ("bytes", "sha256", "width", "image_ext", "image_offset", "json_length"))
     assert (last["width"], last["height"], last["caption"], last["label"]) == (20, 40, None, None)
 
-    with tarfile.open(fileobj=io.BytesIO(dataset.store.read_bytes(shard_name(unit)))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(dataset.store.read_bytes(unit.shard_name))) as tar:
         members = tar.getmembers()
         assert [member.name for member in members] == [
             f"00000000000{n:02d}.{extension}" for n in (0, 2) for extension in ("jpg", "txt", "json")
@@ -122,7 +122,8 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
         content = {member.name: tar.extractfile(member).read() for member in members}
     for row in (first, last):
         for member, extension in (("image", row["image_ext"]), ("text", "txt"), ("json", "json")):
-            found = dataset.store.read_range(shard_name(unit), row[f"{member}_offset"], row[f"{member}_length"])
+            start = row[f"{member}_offset"]
+            found = dataset.store.read_bytes(unit.shard_name, start, start + row[f"{member}_length"])
             assert found == content[f"{row['key']}.{extension}"]
         assert decode(content[f"{row['key']}.jpg"]).size == (row["width"], row["height"])
         assert content[f"{row['key']}.txt"].decode() == (row["caption"] or "")
@@ -138,7 +139,7 @@ def test_a_unit_becomes_a_shard_a_sidecar_and_a_record(tmp_path, server):
     assert record["counts"] == {"success": 2, "http_404": 1}
     assert (record["unit"], record["stage"], record["rows"]) == ("00000000", "acquire", 3)
     assert record["fingerprint"] == dataset.open_stage("acquire", CONFIG.identity()) == fingerprint(CONFIG.identity())
-    for name, content in zip((shard_name(unit), sidecar_name(unit)), files(dataset, unit), strict=True):
+    for name, content in zip((unit.shard_name, unit.sidecar_name), files(dataset, unit), strict=True):
         assert record["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert [name for name in (tmp_path / "out").iterdir() if name.name.startswith(".tmp")] == []
 
@@ -382,7 +383,7 @@ def test_webdataset_reads_the_shards(tmp_path, server):
     rows = mixed_rows(server, 12)
     dataset = make(tmp_path, rows)
     [record] = acquire(dataset)
-    path = str(tmp_path / "out" / shard_name(dataset.units[0]))
+    path = str(tmp_path / "out" / dataset.units[0].shard_name)
     samples = list(
         webdataset.WebDataset(path, shardshuffle=False).decode("rgb8").to_tuple("__key__", "jpg", "txt", "json")
     )

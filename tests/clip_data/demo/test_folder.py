@@ -76,7 +76,7 @@ def test_no_rows_no_captions_no_folder(folder, tmp_path):
         write_folder_table(out, folder, write_lines(folder), "http://127.0.0.1:1")
     with pytest.raises(ClipDataError, match="cannot read the captions"):
         write_folder_table(out, folder, folder / "none.jsonl", "http://127.0.0.1:1")
-    with pytest.raises(ClipDataError, match="is no folder"):
+    with pytest.raises(ClipDataError, match="is not a folder"):
         write_folder_table(out, folder / "none", write_lines(folder, GOOD), "http://127.0.0.1:1")
     with pytest.raises(ClipDataError, match="differ"):
         write_folder_table(out, folder, write_lines(folder, GOOD), "http://127.0.0.1:1", columns=("url",))

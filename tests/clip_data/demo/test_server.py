@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from clip_data.demo import KINDS, LoopbackServer, encode, render, scene
-from clip_data.demo.bodies import BOMB_SIDE
 from clip_data.errors import ClipDataError
 
 
@@ -128,7 +127,7 @@ def test_pixel_bomb_is_small_and_promises_much(server):
     _, data = get(server, "/pixel_bomb/0/3.png")
     assert len(data) < 200
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (BOMB_SIDE, BOMB_SIDE)
+    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (30_000, 30_000)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(data))
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 
 from clip_core import ClipError
-from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.score import SCORERS, ScoreStage
 from clip_data.stage import run_unit
@@ -146,7 +145,7 @@ def test_a_stored_image_that_does_not_decode_is_counted(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "gone"])
 def test_a_damaged_shard_is_an_error_that_names_it(tmp_path, damage):
     dataset = make_dataset(tmp_path / "d", SAMPLES)
-    shard = tmp_path / "d" / shard_name(dataset.units[0])
+    shard = tmp_path / "d" / dataset.units[0].shard_name
     data = shard.read_bytes()
     if damage == "cut":
         shard.write_bytes(data[: len(data) // 2])

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_data.dataset import shard_name
 from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
 from clip_data.stream.worker import start
@@ -107,7 +106,7 @@ def test_read_once_leaves_corrupt_samples_out(tmp_path):
 def test_a_truncated_tar_loses_its_end_only(where, tmp_path):
     folder = str(tmp_path / "cut") if where == "local" else "memory://cut"
     dataset = stream_dataset(folder)
-    name = shard_name(dataset.units[2])
+    name = dataset.units[2].shard_name
     data = dataset.store.read_bytes(name)
     end = dataset.sidecar(dataset.units[2])["image_offset"].to_pylist()[4] + 10
     dataset.store.write_bytes(name, data[:end])
@@ -126,7 +125,7 @@ def test_nothing_but_corrupt_samples_is_an_error(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_missing_tar_is_an_error_that_names_it(workers, tmp_path):
     dataset = stream_dataset(tmp_path / "hole")
-    (tmp_path / "hole" / shard_name(dataset.units[1])).unlink()
+    (tmp_path / "hole" / dataset.units[1].shard_name).unlink()
     with (
         stream(manifest_of(tmp_path / "hole"), workers=workers) as samples,
         pytest.raises(ClipDataError, match=r"cannot read .*/shards/00000001.tar: it does not exist"),

@@ -209,10 +209,25 @@ def test_images_that_were_taken_down_or_lost_do_not_stop_the_page(place, tmp_pat
     assert "red 4" not in Page(Path(out).read_text(encoding="utf-8")).text
 
 
-@pytest.mark.parametrize(("name", "content"), [("timings.json", "[1]"), ("timings.json", "{"), ("log.jsonl", "x\n")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("timings.json", "[1]"),
+        ("timings.json", "{"),
+        ("log.jsonl", "x\n"),
+        ("results.jsonl", "{\n"),
+        ("results.jsonl", "[1]\n"),
+        ("results.jsonl", '{"task": "objects", "accuracy": 0.5}\n'),
+    ],
+)
 def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    given = {"timings": str(tmp_path / name)} if name == "timings.json" else {"runs": (str(tmp_path),)}
+    folder = str(tmp_path)
+    given = {
+        "timings.json": {"timings": f"{folder}/{name}"},
+        "log.jsonl": {"runs": (folder,)},
+        "results.jsonl": {"evaluation": folder},
+    }[name]
     with pytest.raises(ClipEvalError, match=name):
         write_report(ReportConfig(out=str(tmp_path / "x.html"), **given))
 

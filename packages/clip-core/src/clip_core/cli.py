@@ -13,7 +13,7 @@ from dataclasses import field, fields, make_dataclass
 from importlib import import_module
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
-from clip_core.config import ConfigError, from_dict, load_file, missing_keys, to_dict
+from clip_core.config import ConfigError, from_dict, leaves, load_file, to_dict
 from clip_core.errors import ClipError
 from clip_core.flags import example, is_toml, positional, put_flags
 from clip_core.suggest import did_you_mean
@@ -94,7 +94,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
         print_help(cls, None if recipe is None else from_dict(cls, data, recipe), prog, description)
     try:
         put_flags(cls, data, words)
-        missing = missing_keys(cls, data) if recipe is None else []
+        missing = [name for name, (_, is_missing) in leaves(cls, data).items() if is_missing and recipe is None]
     except ValueError as error:
         raise ConfigError(f"{prog}: {error} ('{prog} --help' lists the flags)") from error
     if missing:

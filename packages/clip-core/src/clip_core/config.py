@@ -14,6 +14,7 @@ import tomllib
 import types
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -49,32 +50,27 @@ def load_file(path: str | os.PathLike[str], _seen: tuple[Path, ...] = ()) -> dic
     file = Path(path)
     if file.resolve() in _seen:
         raise ConfigError(f"{file}: 'extends' forms a cycle: {' -> '.join(map(str, (*_seen, file)))}")
-    is_json = file.suffix == ".json"
+    syntax, parse = (
+        ("JSON", partial(json.loads, object_pairs_hook=unique_keys))
+        if file.suffix == ".json"
+        else ("TOML", tomllib.loads)
+    )
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        data = load_json(text) if is_json else tomllib.loads(text)
+        data = parse(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         advice = "name a .toml file, or the config.json of a run"
         raise ConfigError(f"cannot read the recipe {file}: {error.strerror or error}; {advice}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+        raise ConfigError(f"{file} is not valid {syntax}: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{file} must hold a table, not {_short(data)}")
-    if is_json:
+        raise ConfigError(f"{file} must hold a table, not {data!r:.120}")
+    if syntax == "JSON":
         data.pop("fingerprint", None)
-    parents = data.pop("extends", [])
-    parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"{file}: extends = {parents!r} must be the name of a recipe, or a list of names")
+    parents = convert(str | tuple[str, ...], data.pop("extends", []), f"{file}: extends")
     merged: dict[str, Any] = {}
-    for parent in parents:
+    for parent in (parents,) if isinstance(parents, str) else parents:
         merged = merge(merged, load_file(file.parent / parent, (*_seen, file.resolve())))
     return merge(merged, data)
-
-
-def load_json(text: str) -> Any:
-    """Parses JSON. Raises ValueError also for an object that has a key twice, of which Python keeps the last."""
-    return json.loads(text, object_pairs_hook=unique_keys)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,26 +122,13 @@ def resolved(config: Any) -> dict[str, Any]:
     return {**to_dict(config), "fingerprint": fingerprint(config)}
 
 
-def substitute(config: T, **values: str) -> T:
-    """Returns a copy of a (nested) config with `{name}` replaced by its value in every string."""
-    text = json.dumps(to_dict(config))
-    for name, value in values.items():
-        text = text.replace(f"{{{name}}}", json.dumps(value)[1:-1])
-    return from_dict(type(config), json.loads(text))
-
-
 def difference(found: Any, wanted: Any, key: str = "") -> str:
     """Describes the first difference of two configs: `optim.lr is 0.1 there and 0.2 now`."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for name in sorted({*found, *wanted} - {"fingerprint"}):
             if found.get(name) != wanted.get(name):
                 return difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
-    return f"{key or 'it'} is {_short(found)} there and {_short(wanted)} now"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+    return f"{key or 'it'} is {found!r:.120} there and {wanted!r:.120} now"
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
@@ -163,52 +146,58 @@ def _build(cls: Any, data: Any, key: str) -> Any:
     prefix = f"{key}." if key else ""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{key or 'the file'} must be a table, not {data!r}")
-    if is_variant(cls):
-        cls, data = choose(cls, data, prefix), {name: value for name, value in data.items() if name != "kind"}
-    hints = {field.name: hint for field, hint in _fields(cls)}
+    chosen, known = _keys(cls, data, prefix)
     for name in data:
-        if name not in hints:
-            hint = did_you_mean(name, hints, f"valid keys: {', '.join(hints)}", cutoff=0.5, spell=prefix.__add__)
+        if name not in known:
+            hint = did_you_mean(name, known, f"valid keys: {', '.join(known)}", cutoff=0.5, spell=prefix.__add__)
             raise ConfigError(f"unknown key {prefix}{name}; {hint}")
-    values = {name: convert(hints[name], value, prefix + name) for name, value in data.items()}
-    if missing := missing_keys(cls, data, prefix):
+    values = {name: convert(known[name][0], value, prefix + name) for name, value in data.items()}
+    if missing := [name for name, (_, is_missing) in leaves(cls, data, prefix).items() if is_missing]:
         raise ConfigError(f"missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    return cls(**values)
+    for name in [name for name, (_, required) in known.items() if required and name not in values]:
+        values[name] = convert(known[name][0], {}, prefix + name)  # a table whose fields have defaults
+    if chosen is not cls:
+        values.pop("kind", None)
+    return chosen(**values)
 
 
-def _fields(cls: Any) -> list[tuple[dataclasses.Field[Any], Any]]:
+def _keys(cls: Any, data: Mapping[str, Any], prefix: str) -> tuple[Any, dict[str, tuple[Any, bool]]]:
+    """Returns the config class that a table chooses by its `kind`, and key → (type, whether it is required)."""
+    keys: dict[str, tuple[Any, bool]] = {}
+    if issubclass(cls, Variant) and "KINDS" in vars(cls):  # the base, not one of the kinds
+        base, kind, keys["kind"] = cls, data.get("kind", cls.DEFAULT), (str, False)
+        try:
+            cls = base.KINDS.get(kind) if isinstance(kind, str) else None
+        except ClipError as error:
+            raise ConfigError(f"{prefix}kind = {kind!r}: {error}") from error
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise ConfigError(f"{prefix}kind = {kind!r} must name a config class that extends {base.__name__}")
     hints = get_type_hints(cls)
-    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+    for field in dataclasses.fields(cls):
+        keys[field.name] = hints[field.name], field.default is field.default_factory is dataclasses.MISSING
+    return cls, keys
 
 
-def is_variant(hint: Any) -> bool:
-    """Returns whether a type is the base of several kinds, not one of them."""
-    return isinstance(hint, type) and issubclass(hint, Variant) and "KINDS" in vars(hint)
+def table_of(hint: Any) -> Any:
+    """Returns the dataclass of a field that holds a table or a list of tables, else None."""
+    return next((option for option in (hint, *get_args(hint)) if dataclasses.is_dataclass(option)), None)
 
 
-def choose(base: Any, table: Mapping[str, Any], prefix: str = "") -> Any:
-    """Returns the config class that the `kind` of a table names. Raises ConfigError if there is none."""
-    kind = table.get("kind", base.DEFAULT)
-    try:
-        found = base.KINDS.get(kind) if isinstance(kind, str) else None
-    except ClipError as error:
-        raise ConfigError(f"{prefix}kind = {kind!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{prefix}kind = {kind!r} must name a config class that extends {base.__name__}")
-    return found
+def leaves(cls: Any, data: Any, prefix: str = "", needed: bool = True) -> dict[str, tuple[Any, bool]]:
+    """Returns dotted name → (type, whether it is missing) of all fields that are not tables.
 
-
-def missing_keys(cls: Any, data: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns the required fields that the data lack; for a table that is absent, its own required fields."""
-    found = []
-    for field, hint in _fields(choose(cls, data, prefix) if is_variant(cls) else cls):
-        name, absent = prefix + field.name, field.name not in data
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        value = data.get(field.name, {} if required else None)
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            found += missing_keys(hint, value, f"{name}.") or [name] * (absent and required)
-        elif required and absent:
-            found.append(name)
+    `data` holds the kinds of tables, and the lists of tables, to each of which one more is added.
+    """
+    found: dict[str, tuple[Any, bool]] = {}
+    data = data if isinstance(data, Mapping) else {}
+    for name, (hint, required) in _keys(cls, data, prefix)[1].items():
+        table, value, required = table_of(hint), data.get(name), required and needed
+        if table and get_origin(hint) is not tuple:
+            found |= leaves(table, value, f"{prefix}{name}.", required or (needed and isinstance(value, Mapping)))
+            continue
+        found[prefix + name] = hint, required and name not in data
+        for index, row in enumerate([*value, None] if isinstance(value, list) else [None]) if table else ():
+            found |= leaves(table, row, f"{prefix}{name}.{index}.", needed=False)
     return found
 
 
@@ -234,7 +223,7 @@ def convert(hint: Any, value: Any, key: str) -> Any:
             return value
         raise ConfigError(f"{key} = {value!r} must be one of {', '.join(map(repr, args))}")
     if origin is tuple and isinstance(value, (list, tuple)):
-        each = args[:1] * len(value) if args[-1] is Ellipsis else args
+        each = item_types(hint, len(value))
         if len(each) == len(value):
             return tuple(convert(arg, value[i], f"{key}[{i}]") for i, arg in enumerate(each))
     if origin is dict and isinstance(value, Mapping):
@@ -244,6 +233,12 @@ def convert(hint: Any, value: Any, key: str) -> Any:
     if hint in (int, str, bool) and type(value) is hint:
         return value
     raise ConfigError(f"{key} = {value!r} must be {_describe(hint)}")
+
+
+def item_types(hint: Any, count: int) -> tuple[Any, ...]:
+    """Returns the types of the `count` items of a tuple, or of as many as a tuple of fixed length has."""
+    args = get_args(hint)
+    return args[:1] * count if args[-1] is Ellipsis else args
 
 
 def _describe(hint: Any) -> str:

@@ -6,12 +6,12 @@ import dataclasses
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, get_origin
 
-from clip_core.config import ConfigError, choose, convert, is_variant
+from clip_core.config import ConfigError, convert, item_types, leaves, table_of
+from clip_core.suggest import did_you_mean
 
 _NAMED = {"true": True, "false": False, "none": None, "null": None}
 
@@ -42,21 +42,22 @@ def put_flags(cls: type, data: dict[str, Any], words: Sequence[str]) -> None:
             if f"{other}.".startswith(f"{name}.") or f"{name}.".startswith(f"{other}."):
                 raise ConfigError(f"{as_written} and {flag} set the same value: give one of them")
         given[name] = flag
-        hint = _leaves(cls, data).get(name, tuple[str, ...])
+        known = leaves(cls, data)
+        if name not in known:
+            flags_of = [f"--{leaf.replace('_', '-')}" for leaf in known]
+            raise ConfigError(f"unknown flag {flag}; {_advice(flag.replace('_', '-'), flags_of)}")
+        hint, _ = known[name]
         if place and get_origin(hint) is not tuple:  # words beyond the one value are positional
-            taken = 1 if hint is not bool or [word.lower() for word in values[:1]] in (["true"], ["false"]) else 0
+            taken = int(hint is not bool or "".join(values[:1]).lower() in ("true", "false"))
             free += values[taken:]
             values = values[:taken]
-        _put(cls, data, name, flag, values)
+        _put(data, name, flag, _value(hint, values, flag))
     if free:
-        _put(cls, data, place, place.upper(), free)
+        data[place] = _value(leaves(cls, data)[place][0], free, place.upper())
 
 
-def _put(cls: type, data: Any, name: str, flag: str, words: Sequence[str]) -> None:
+def _put(data: Any, name: str, flag: str, value: Any) -> None:
     """Sets the field with the dotted `name`; `tasks.0.root` is the field root of the first of the tables `tasks`."""
-    leaves = _leaves(cls, data)
-    if name not in leaves:
-        raise ConfigError(f"unknown flag {flag}; {_advice(name, leaves, flag[: -len(name)])}")
     path = name.split(".")
     for table, inside in itertools.pairwise(path):
         kind, wanted = (list, "a list of tables") if inside.isdigit() else (dict, "a table")
@@ -69,7 +70,7 @@ def _put(cls: type, data: Any, name: str, flag: str, words: Sequence[str]) -> No
             data = data[table]
         if not isinstance(data, kind):
             raise ConfigError(f"{flag}: the recipe has {table} = {data!r}, which must be {wanted}")
-    data[path[-1]] = _value(leaves[name], words, flag)
+    data[path[-1]] = value
 
 
 def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
@@ -82,8 +83,7 @@ def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{flag} takes a value in TOML, such as '{example(hint)}', not {text!r}") from error
     elif get_origin(hint) is tuple:
-        args = get_args(hint)
-        each = [args[0]] * len(words) if args[-1] is Ellipsis else [*args, *[str] * len(words)]
+        each = (*item_types(hint, len(words)), *[str] * len(words))
         value = [_scalar(option, word) for option, word in zip(each, words, strict=False)]
     elif hint is bool and not words:
         value = True
@@ -99,61 +99,33 @@ def _value(hint: Any, words: Sequence[str], flag: str) -> Any:
 
 def _scalar(hint: Any, word: str) -> Any:
     """Returns the first reading of the word that fits the hint; the word itself when none does."""
-    readings = (float,) if hint is float else (int, float, lambda text: _NAMED[text.lower()])
-    for read in readings:
+    for read in (float,) if hint is float else (int, float, lambda text: _NAMED[text.lower()]):
         with suppress(ValueError, KeyError):
-            value = read(word)
-            convert(hint, value, "")
-            return value
+            return convert(hint, read(word), "")
     return word
-
-
-def _leaves(cls: Any, data: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns dotted name → type of all fields that are not tables, in lists of tables with one more than there are.
-
-    `data` holds the lists, and the kinds of tables that come in several.
-    """
-    found: dict[str, Any] = {}
-    data = data if isinstance(data, Mapping) else {}
-    if is_variant(cls):
-        cls, found[f"{prefix}kind"] = choose(cls, data, prefix), str
-    for name, hint in get_type_hints(cls).items():
-        table = next((option for option in (hint, *get_args(hint)) if dataclasses.is_dataclass(option)), None)
-        if table is not None and get_origin(hint) is not tuple:
-            found |= _leaves(table, data.get(name), f"{prefix}{name}.")
-        elif get_origin(hint) is not ClassVar:
-            found[prefix + name] = hint
-            rows = data.get(name)
-            for index, row in enumerate([*rows, None] if isinstance(rows, list) else [None]) if table else ():
-                found |= _leaves(table, row, f"{prefix}{name}.{index}.")
-    return found
-
-
-def _item(hint: Any) -> Any:
-    """Returns the dataclass of a field that holds a list of tables, else None."""
-    item = get_args(hint)[0] if get_origin(hint) is tuple else None
-    return item if dataclasses.is_dataclass(item) else None
 
 
 def is_toml(hint: Any) -> bool:
     """Returns whether a flag's value is written in TOML: a table or a list of tables."""
-    return get_origin(hint) is dict or _item(hint) is not None
+    return get_origin(hint) is dict or (get_origin(hint) is tuple and table_of(hint) is not None)
 
 
 def example(hint: Any) -> str:
     """Returns a value in TOML: `[{root = "…"}]`."""
-    item = _item(hint)
-    names = [f.name for f in dataclasses.fields(item) if f.default is dataclasses.MISSING] if item else ["name"]
+    row = table_of(hint)
+    names = [f.name for f in dataclasses.fields(row) if f.default is dataclasses.MISSING] if row else ["name"]
     table = ", ".join(f'{name} = "…"' for name in names)
-    return f"[{{{table}}}]" if item else f"{{{table}}}"
+    return f"[{{{table}}}]" if row else f"{{{table}}}"
 
 
-def _advice(name: str, leaves: Mapping[str, Any], prefix: str) -> str:
+def _advice(flag: str, known: Collection[str]) -> str:
     """Returns advice for an unknown flag."""
-    inside = [leaf for leaf in leaves if leaf.startswith(f"{name}.")]
-    last = name.rpartition(".")[2]
-    close = inside or [leaf for leaf in leaves if leaf.rpartition(".")[2] == last] or get_close_matches(name, leaves, 1)
-    spelled = [prefix + leaf.replace("_", "-") for leaf in close]
-    if inside:
-        return f"{name} is a table, whose fields are {', '.join(spelled)}"
-    return f"did you mean {' or '.join(spelled)}?" if close else "look for it in the help"
+    if inside := [leaf for leaf in known if leaf.startswith(f"{flag}.")]:
+        return f"it is a table, whose fields are {', '.join(inside)}"
+    table, *row = re.split(r"\.(\d+)\.", flag)[:2]
+    rows = {leaf[len(table) + 1 :].partition(".")[0] for leaf in known if leaf.startswith(f"{table}.")}
+    if row and rows and row[0] not in rows:
+        return f"there are {len(rows) - 1} {table[2:]}, the next one is {table}.{len(rows) - 1}"
+    same = [leaf for leaf in known if leaf.lstrip("-").rpartition(".")[2] == flag.lstrip("-").rpartition(".")[2]]
+    options: dict[str, Any] = {"most": len(same), "cutoff": 0} if same else {}
+    return did_you_mean(flag, same or known, "look for it in the help", **options)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+import errno
 import io
 import os
 import stat
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -16,20 +18,9 @@ from PIL import ExifTags, Image
 from clip_core.errors import ClipError, ImageError
 from clip_core.image_config import MAX_PIXELS, ImageMode
 
-# Formats that are decoded in this process. Pillow's other decoders start programs (EPS) or guess.
-FORMATS = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI",
-    "SGI", "TGA", "TIFF", "WEBP",
-)  # fmt: skip
-# A decoder visits all pixels of a progressive JPEG once per scan. Real ones have about 10 scans; 20 MB hold a million.
-MAX_SCAN_PIXELS = 16  # times max_pixels
-PHOTOMETRIC = 262  # a tag of TIFF
-CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "La", "PA", "RGBA", "RGBa")
-_T = Image.Transpose
-TRANSPOSE = {
-    2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270,
-    7: _T.TRANSVERSE, 8: _T.ROTATE_90,
-}  # fmt: skip
+TABLES = tomllib.loads(Path(__file__).with_name("images.toml").read_text("utf-8"))
+FORMATS = tuple(TABLES["formats"])
+TRANSPOSE = {int(value): Image.Transpose[turn] for value, turn in TABLES["orientations"].items()}
 
 
 def load_image(
@@ -44,23 +35,21 @@ def load_image(
 
     `source`: a path, the bytes of a file, or an open seekable file, called `name` in messages. Raises ImageError.
     """
-    if not isinstance(source, str | os.PathLike):
+    with ExitStack() as stack:
+        if isinstance(source, str | os.PathLike):
+            name = name or os.fspath(source)
+            try:
+                if not stat.S_ISREG(os.stat(source).st_mode):  # opening a pipe may take forever
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                source = stack.enter_context(open(source, "rb"))
+            except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
+                reason = getattr(error, "strerror", None) or error
+                raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
         file, name = io.BytesIO(source) if isinstance(source, bytes) else source, name or "the image"
         image = open_image(file, max_pixels=max_pixels, formats=formats, name=name)
         with decoding(name):
             image.load()
         return image if image_mode == "openclip" else upright_rgb(image, name)
-    name = name or os.fspath(source)
-    try:
-        if not stat.S_ISREG(os.stat(source).st_mode) and not os.path.isdir(source):  # opening a pipe may take forever
-            raise ImageError(f"{name} cannot be read: it is not a regular file; check the path", "missing")
-        with open(source, "rb") as opened:
-            return load_image(opened, max_pixels=max_pixels, formats=formats, image_mode=image_mode, name=name)
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error:  # a ValueError: a path with a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name} cannot be read: {reason}; check the path", "missing") from error
 
 
 def open_image(
@@ -75,24 +64,19 @@ def open_image(
     if "WEBP" in formats:  # its decoder allocates the whole canvas when it opens a file
         _check_pixels(webp_size(head), max_pixels, name)
     with decoding(name):
-        image = Image.open(file, formats=_available(formats))
+        Image.init()
+        image = Image.open(file, formats=[form for form in formats if form in Image.OPEN])  # it fails on unknown ones
         _check_pixels(image.size, max_pixels, name)
         if image.format == "JPEG" and image.info.get("progressive"):
-            place = file.tell()
+            place, scans, last = file.tell(), 0, b""
             file.seek(0)
-            # A marker that lies across two blocks is not counted, which does not matter among thousands.
-            scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(1 << 20), b""))
+            while block := file.read(1 << 20):
+                scans += (last + block).count(b"\xff\xda")
+                last = block[-1:]  # a marker may lie across two blocks
             file.seek(place)
-            if scans * image.width * image.height > MAX_SCAN_PIXELS * max_pixels:
+            if scans * image.width * image.height > TABLES["max_scan_pixels"] * max_pixels:
                 raise ImageError(f"{name} has {scans:,} scans of {image.width} × {image.height} pixels", "too_large")
     return image
-
-
-@functools.cache
-def _available(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the formats that this Pillow was built with; Image.open fails on others."""
-    Image.init()
-    return tuple(form for form in formats if form in Image.OPEN)
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -128,7 +112,16 @@ def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     with decoding(name):
         image.load()
         turn = TRANSPOSE.get(read_orientation(image))
-        rgb = _opaque_rgb(image, name)
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            rgb = Image.fromarray(_to_8_bits(image, name)).convert("RGB")
+        elif image.mode not in TABLES["modes"]:
+            raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
+        elif image.has_transparency_data:
+            layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            rgb = Image.new("RGB", image.size, "white")
+            rgb.paste(layer, mask=layer.getchannel("A"))
+        else:
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
         if turn is not None:
             rgb = rgb.transpose(turn)
         if rgb is not image:
@@ -151,24 +144,11 @@ def decoding(name: str) -> Iterator[None]:
         raise ImageError(f"{name} does not decode as an image: {reason}", "undecodable") from error
 
 
-def _opaque_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
-    if image.mode not in CONVERTIBLE:
-        raise ImageError(f"{name} is of mode {image.mode}, which has no defined form in RGB", "pixel_format")
-    if image.has_transparency_data:
-        layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(layer, mask=layer.getchannel("A"))
-        return canvas
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
     """Returns uint8 [H, W] from a mode with one wide channel."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
-        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        if image.format == "TIFF" and image.tag_v2.get(TABLES["tiff_photometric"]) == 0:  # type: ignore[attr-defined]
             values = ~values  # white is 0, which Pillow handles in 8 bits only
         grey = (values >> 8).astype(np.uint8)
         if "transparency" in image.info:

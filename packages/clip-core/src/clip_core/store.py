@@ -47,37 +47,26 @@ class Store:
         self.path = str(path).rstrip("/")
         self.local = "file" in ((self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.url,)
-
     def full(self, name: str) -> str:
         """Returns the file system's own path of `name`."""
         return f"{self.path}/{name}" if name else self.path
 
     @contextmanager
     def trying(self, act: str, name: str) -> Iterator[None]:
-        """Turns errors of the block into a ClipError, except a FileNotFoundError where `act` is not to write."""
+        """Turns errors of the disk or the object store in the block into a ClipError: `cannot {act} {name}: …`."""
+        where = f"{self.url}/{name}".rstrip("/")
         try:
             yield
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and not act.startswith("write"):
-                raise
+            if isinstance(error, FileNotFoundError) and act == "read":
+                raise ClipError(f"{where} does not exist") from error
             # boto raises a ValueError for a value that it cannot read, such as an endpoint without http://.
             wrong = isinstance(error, ValueError) and not (self.local or isinstance(error, ClipError))
             if not (_is_s3_error(error) or wrong or isinstance(error, OSError)):
                 raise
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())
             advice = way_out(error) or "choose another folder, or make it writable" * (self.local and act != "read")
-            where = f"{self.url}/{name}".rstrip("/")
             raise ClipError(f"cannot {act} {where}: {'; '.join(filter(None, (reason, advice)))}") from error
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            with self.trying("read", name):
-                yield
-        except FileNotFoundError as error:
-            raise ClipError(f"{self.url}/{name} does not exist") from error
 
     def exists(self, name: str) -> bool:
         """Returns whether there is a file or a folder of this name."""
@@ -87,34 +76,28 @@ class Store:
             return self.fs.exists(self.full(name))
 
     def size(self, name: str) -> int:
-        """Returns the size of a file in bytes. Raises FileNotFoundError."""
+        """Returns the size of a file in bytes."""
         with self.trying("read", name):
             return int(self.fs.size(self.full(name)))
 
     def list(self, folder: str = "") -> list[str]:
         """Returns the names (sorted, relative to the store) in a folder; none when there is no such folder."""
         self.fs.invalidate_cache(self.full(folder))
-        try:
-            with self.trying("list", folder):
-                entries = self.fs.ls(self.full(folder), detail=False)
-        except FileNotFoundError:
-            return []
+        entries: list[str] = []
+        with self.trying("list", folder), suppress(FileNotFoundError):
+            entries = self.fs.ls(self.full(folder), detail=False)
         names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return sorted(f"{folder}/{name}" if folder else name for name in names if not name.startswith(TEMPORARY))
 
     def open(self, name: str) -> IO[bytes]:
         """Opens a file for reading bytes; it is seekable."""
-        with self._reading(name):
+        with self.trying("read", name):
             return open(self.full(name), "rb") if self.local else self.fs.open(self.full(name), "rb")
 
-    def read_bytes(self, name: str) -> bytes:
-        with self._reading(name):
-            return self.fs.cat_file(self.full(name))
-
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Returns `length` bytes from `offset`, by one ranged read."""
-        with self._reading(name):
-            return self.fs.cat_file(self.full(name), start=offset, end=offset + length)
+    def read_bytes(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Returns a file's bytes, or by one ranged read those from `start` to before `end`."""
+        with self.trying("read", name):
+            return self.fs.cat_file(self.full(name), start=start, end=end)
 
     def read_json(self, name: str) -> Any:
         try:
@@ -165,18 +148,18 @@ class Store:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.trying("write", name):
-            if not self.local:  # needs no local disk
+            if self.local:
+                with self.writing(name) as file:
+                    file.write(data)
+            else:  # needs no local disk
                 self.fs.pipe_file(self.full(name), data)
-                return
-            with self.writing(name) as file:
-                file.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
     def remove(self, name: str) -> None:
         """Removes a file if it exists."""
-        with suppress(FileNotFoundError), self.trying("remove", name):
+        with self.trying("remove", name), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(name))
 
 

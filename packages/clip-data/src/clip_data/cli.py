@@ -1,7 +1,5 @@
 """The command `clip-data`. Each sub-command is a module of clip_data.commands, imported on use."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any, NoReturn

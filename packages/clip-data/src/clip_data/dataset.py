@@ -28,6 +28,7 @@ FORMAT = 1
 SUCCESS = "success"
 UPSTREAM = "rejected_upstream"  # a row that an earlier stage has rejected
 ACQUIRE = "acquire"  # the stage that writes shards and sidecars
+SCORE = "score-"  # the stage that writes a set of columns is named by this and the set
 MAX_ROWS_PER_UNIT = 100_000  # a row's index in its unit has 5 digits in the key
 RECORD_READERS = 16  # threads that read commit records: on an object store each is one round trip
 
@@ -54,9 +55,23 @@ class Unit:
     def name(self) -> str:
         return f"{self.ordinal:08d}"
 
+    @property
+    def shard_name(self) -> str:
+        return f"shards/{self.name}.tar"
+
+    @property
+    def sidecar_name(self) -> str:
+        return f"shards/{self.name}.parquet"
+
+    def column_name(self, columns: str) -> str:
+        return f"{COLUMNS}/{columns}/{self.name}.parquet"
+
+    def selection_name(self, selection: str) -> str:
+        return f"{selection_folder(selection)}/{self.name}.parquet"
+
     def key(self, row: int) -> str:
         """Returns the sample key of a row: 8 digits for the unit, 5 for the row."""
-        return f"{self.ordinal:08d}{row:05d}"
+        return f"{self.name}{row:05d}"
 
 
 def parse_key(key: str) -> tuple[int, int] | None:
@@ -64,30 +79,8 @@ def parse_key(key: str) -> tuple[int, int] | None:
     return (int(key[:8]), int(key[8:])) if re.fullmatch("[0-9]{13}", key) else None
 
 
-def shard_name(unit: Unit) -> str:
-    return f"shards/{unit.name}.tar"
-
-
-def sidecar_name(unit: Unit) -> str:
-    return f"shards/{unit.name}.parquet"
-
-
-def column_name(columns: str, unit: Unit) -> str:
-    return f"{COLUMNS}/{columns}/{unit.name}.parquet"
-
-
-def score_stage(columns: str) -> str:
-    """Returns the name of the stage that writes a set of columns."""
-    return f"score-{columns}"
-
-
 def record_name(stage: str, unit: str) -> str:
     return f"{COMMITS}/{stage}/{unit}.json"
-
-
-def stage_name(stage: str) -> str:
-    """Returns the name of the file with the config of a stage."""
-    return f"{COMMITS}/{stage}.json"
 
 
 def selection_folder(selection: str) -> str:
@@ -97,10 +90,6 @@ def selection_folder(selection: str) -> str:
 def selection_description(selection: str) -> str:
     """Returns the name of the file that describes a selection; it is written last."""
     return f"{selection_folder(selection)}/selection.json"
-
-
-def selection_name(selection: str, unit: Unit) -> str:
-    return f"{selection_folder(selection)}/{unit.name}.parquet"
 
 
 def source_name(number: int) -> str:
@@ -164,8 +153,6 @@ class Dataset:
         """All units in the order of their ordinals."""
         return [Unit(**row) for row in read_table(self.store, UNITS).to_pylist()]
 
-    # -- the ledger ------------------------------------------------------------------------------------------------
-
     def commit(self, stage: str, unit: Unit, record: Mapping[str, Any]) -> None:
         """Writes the commit record, which is the last file of a stage for a unit: the unit is done."""
         self.store.write_json(record_name(stage, unit.name), record)
@@ -173,7 +160,7 @@ class Dataset:
     def drop_scores(self, unit: Unit) -> None:
         """Removes the commit records of a unit's scores, before its shard is replaced."""
         for stage in self.stages():
-            if stage.startswith(score_stage("")):
+            if stage.startswith(SCORE):
                 self.store.remove(record_name(stage, unit.name))
 
     def stages(self) -> list[str]:
@@ -185,7 +172,6 @@ class Dataset:
         return set(self._names(f"{COMMITS}/{stage}", ".json"))
 
     def record(self, stage: str, unit: Unit) -> dict[str, Any]:
-        """Returns a commit record."""
         return self.store.read_json(record_name(stage, unit.name))
 
     def records(self, stage: str, units: Iterable[Unit]) -> list[dict[str, Any]]:
@@ -199,30 +185,28 @@ class Dataset:
         Raises ClipDataError if the stage was started with another config.
         """
         wanted = {"stage": stage, "config": config, "fingerprint": fingerprint(config)}
-        if not self.store.exists(stage_name(stage)):
-            self.store.write_json(stage_name(stage), wanted)
+        if stage not in self.stages():
+            self.store.write_json(f"{COMMITS}/{stage}.json", wanted)
         found = self.stage(stage)
         if found["fingerprint"] != wanted["fingerprint"]:
+            change = difference(found["config"], config)
             raise ClipDataError(
-                f"{self.url} already holds {stage} results of another config: "
-                f"{difference(found['config'], wanted['config'])}; use the same config or another folder"
+                f"{self.url} already holds {stage} results of another config: {change}; use another folder"
             )
         return wanted["fingerprint"]
 
     def stage(self, stage: str) -> dict[str, Any]:
         """Returns the name, the config and the fingerprint of a stage that was started."""
-        return self.store.read_json(stage_name(stage))
+        return self.store.read_json(f"{COMMITS}/{stage}.json")
 
     def pending(self, stage: str) -> list[Unit]:
         """Returns the units without a commit record of the stage, in order."""
         done = self.committed(stage)
         return [unit for unit in self.units if unit.name not in done]
 
-    # -- rows ------------------------------------------------------------------------------------------------------
-
     def sidecar(self, unit: Unit, columns: Sequence[str] | None = None) -> pa.Table:
         """Returns one row per attempted URL of the unit, in source order."""
-        return read_table(self.store, sidecar_name(unit), columns)
+        return read_table(self.store, unit.sidecar_name, columns, unit.rows)
 
     def column_sets(self) -> list[str]:
         """Returns the names of the scorers that have written columns."""
@@ -246,8 +230,6 @@ class Dataset:
     def _names(self, folder: str, suffix: str = "") -> list[str]:
         found = self.store.list(folder)
         return [name.removeprefix(f"{folder}/").removesuffix(suffix) for name in found if name.endswith(suffix)]
-
-    # -- takedown --------------------------------------------------------------------------------------------------
 
     def take_down(self, uids: Iterable[str], reason: str) -> str:
         """Adds a tombstone file for samples (uids of 32 hex digits) and returns its name. No shard is changed.

@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clip_core.config import to_dict
 from clip_core.store import Store
 from clip_data import sources
-from clip_data.dataset import (
-    MAX_ROWS_PER_UNIT,
-    SIDECAR_COLUMNS,
-    Dataset,
-    Unit,
-    is_dataset,
-    is_planned,
-    source_name,
-)
+from clip_data.dataset import MAX_ROWS_PER_UNIT, SIDECAR_COLUMNS, Dataset, Unit, is_dataset, is_planned, source_name
 from clip_data.errors import ClipDataError
 from clip_data.text_tables import convert
 
@@ -93,10 +85,8 @@ def plan(url: str, config: PlanConfig) -> Dataset:
         for name, kind in extra_types.items():
             first, where = types.setdefault(name, (kind, entry["url"]))
             if kind != first:
-                raise ClipDataError(
-                    f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}: "
-                    "use one type, or plan each file into a separate folder"
-                )
+                differ = f"column {name!r} holds {first} in {where} but {kind} in {entry['url']}"
+                raise ClipDataError(f"{differ}: use one type, or plan each file into a separate folder")
         for group, rows in enumerate(groups):
             for start in range(0, rows, config.rows_per_unit):
                 size = min(config.rows_per_unit, rows - start)
@@ -135,14 +125,12 @@ def read_unit_rows(dataset: Dataset, unit: Unit) -> pa.Table:
             if position >= end:
                 break
         table = pa.Table.from_batches(parts, schema=schema)
-        texts = {"url": table[columns["url"]], "caption": table[columns["caption"]]}
-        result = {name: column.cast(pa.string()) for name, column in texts.items()}
+        result = {text: table[columns[text]].cast(pa.string()) for text in ("url", "caption")}
         for name in names:
             sources.check_utf8(location, name, table[name], first)
-    result.update({name: table[name] for name in columns["extra"]})
     if table.num_rows != unit.rows:
         raise ClipDataError(f"{location} is damaged: unit {unit.name} has {table.num_rows} of {unit.rows} rows")
-    return pa.table(result)
+    return pa.table(result | {name: table[name] for name in columns["extra"]})
 
 
 def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> tuple[list[int], dict[str, Any]]:
@@ -173,7 +161,5 @@ def _check_same_sources(dataset: str, planned: Sequence[Mapping[str, Any]], now:
     for url in sorted({*before, *after}):
         if before.get(url) != after.get(url):
             what = "is new" if url not in before else "is gone" if url not in after else "has changed"
-            raise ClipDataError(
-                f"{dataset} holds another dataset: the source {url} {what} since it was planned; "
-                "choose another output folder, or remove this one"
-            )
+            changed = f"the source {url} {what} since it was planned"
+            raise ClipDataError(f"{dataset} holds another dataset: {changed}; choose another folder or remove it")

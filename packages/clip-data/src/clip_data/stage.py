@@ -1,7 +1,5 @@
 """Stages: steps over all units of a dataset, each with a commit record per unit."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -64,10 +62,8 @@ def run_unit(dataset: str, stage: Stage, unit: Unit) -> dict[str, Any]:
     result = stage(unit)
     counted = sum(result.counts.values())
     if counted != unit.rows:
-        raise ClipDataError(
-            f"stage {stage.name!r} counts {counted} rows of the {unit.rows} of the unit: count each row once, as a "
-            "success or under the code of its rejection"
-        )
+        wrong = f"stage {stage.name!r} counts {counted} rows of the {unit.rows} of the unit"
+        raise ClipDataError(f"{wrong}: count each row once, as {SUCCESS!r} or under the code of its rejection")
     record = {
         "unit": unit.name,
         "stage": stage.name,

@@ -1,7 +1,5 @@
 """Progress, rejections and selections of a dataset folder, which is only read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Returns a parquet file, or some of its columns. Raises ClipDataError if it is damaged or lacks a column."""
+def read_table(store: Store, name: str, columns: Sequence[str] | None = None, rows: int | None = None) -> pa.Table:
+    """Returns a parquet file, or some of its columns, in their order.
+
+    Raises ClipDataError if it is damaged, lacks a column, or does not have `rows` rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -27,7 +30,11 @@ def read_table(store: Store, name: str, columns: Sequence[str] | None = None) ->
             if missing:
                 known = ", ".join(parquet.schema_arrow.names)
                 raise ClipDataError(f"{store.url}/{name} has no column {missing[0]!r}; it has {known}")
-            return parquet.read(columns=list(columns) if columns is not None else None, use_threads=False)
+            found = parquet.metadata.num_rows
+            if rows not in (None, found):
+                raise ClipDataError(f"{store.url}/{name} is damaged: {found} rows instead of {rows}")
+            table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+            return table if columns is None else table.select(columns)
         except (pa.ArrowInvalid, OSError) as error:
             if getattr(error, "errno", None):  # an error of the disk or the network, not of the file
                 raise

@@ -1,7 +1,5 @@
 """Takedown: writes tombstones for samples given by uid, key or URL."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -70,8 +68,6 @@ def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_mi
     found = {row["uid"].hex() for row in rows} | (uids if allow_missing else set())
     if missing and not (allow_missing and found):
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        raise ClipDataError(
-            f"{dataset.url} has no row for {', '.join(missing[:SHOWN])}{more}; nothing was taken down: correct or "
-            "remove these names, and run again"
-        )
+        names = ", ".join(missing[:SHOWN]) + more
+        raise ClipDataError(f"{dataset.url} has no row for {names}; nothing was taken down: correct or omit them")
     return Takedown(uids=len(found), rows=len(rows), missing=missing, file=dataset.take_down(found, reason))

@@ -89,20 +89,15 @@ def _table(url: str, schema: pa.Schema, lines: Sequence[int], columns: Sequence[
             arrays.append(pa.array(values, field.type))
         except (pa.ArrowException, UnicodeEncodeError):
             for line, value in zip(lines, values, strict=True):
-                _check_value(f"{url}, line {line}: column {field.name!r}", value, field.type)
+                where, shown = f"{url}, line {line}: column {field.name!r}", one_line(repr(value))
+                try:
+                    pa.array([value], field.type)
+                except UnicodeEncodeError as error:
+                    raise ClipDataError(f"{where} holds invalid UTF-8, {shown}: write it in UTF-8") from error
+                except pa.ArrowException as error:
+                    raise ClipDataError(f"{where} holds {shown}, not a {field.type}") from error
             raise
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _check_value(where: str, value: Any, kind: pa.DataType) -> None:
-    import pyarrow as pa
-
-    try:
-        pa.array([value], kind)
-    except UnicodeEncodeError as error:
-        raise ClipDataError(f"{where} holds invalid UTF-8, {one_line(repr(value))}: write it in UTF-8") from error
-    except pa.ArrowException as error:
-        raise ClipDataError(f"{where} holds {one_line(repr(value))}, not a {kind}") from error
 
 
 def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

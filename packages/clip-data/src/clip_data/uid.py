@@ -1,7 +1,5 @@
 """The sample id: BLAKE2b-128 of (canonical URL, NUL, caption), the join key of every stage and sidecar."""
 
-from __future__ import annotations
-
 import hashlib
 from urllib.parse import urlsplit, urlunsplit
 

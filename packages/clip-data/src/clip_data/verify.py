@@ -1,7 +1,5 @@
 """Checks a dataset folder against its commit records: only sizes, or every byte, id and offset."""
 
-from __future__ import annotations
-
 import hashlib
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -14,16 +12,13 @@ from clip_core.console import progress_bar
 from clip_core.store import Store
 from clip_data.dataset import (
     ACQUIRE,
+    SCORE,
     SUCCESS,
     Dataset,
     Unit,
-    column_name,
     record_name,
-    score_stage,
     selection_description,
     selection_folder,
-    shard_name,
-    sidecar_name,
     tar_members,
 )
 from clip_data.tables import read_table
@@ -72,7 +67,7 @@ def verify(url: str, deep: bool = False, *, progress: bool = False) -> list[Prob
 
 def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, deep: bool) -> Iterator[Problem]:
     name = record_name(stage, unit.name)
-    command = "clip-data score" if stage.startswith(score_stage("")) else f"clip-data {stage}"
+    command = "clip-data score" if stage.startswith(SCORE) else f"clip-data {stage}"
     remedy = f"delete {name} and run '{command}' again"
     try:
         record = dataset.record(stage, unit)
@@ -83,19 +78,16 @@ def _unit_problems(dataset: Dataset, stage: str, unit: Unit, fingerprint: str, d
         return
     if found != (unit.name, stage, fingerprint, unit.rows, unit.rows):
         yield Problem(name, "the record does not fit its unit or its stage", remedy)
-    intact = True
-    for file, promised in files.items():
-        what = file_problem(dataset.store, file, promised, deep)
-        if what:
-            intact = False
-            yield Problem(file, what, remedy)
-    if not deep or not intact:
+    found_in_files = [(file, file_problem(dataset.store, file, promised, deep)) for file, promised in files.items()]
+    damaged = [Problem(file, what, remedy) for file, what in found_in_files if what]
+    yield from damaged
+    if damaged or not deep:
         return
     try:
         if stage == ACQUIRE:
             yield from (Problem(file, what, remedy) for file, what in _shard_problems(dataset, unit, record["counts"]))
-        elif stage.startswith(score_stage("")):
-            file = column_name(stage.removeprefix(score_stage("")), unit)
+        elif stage.startswith(SCORE):
+            file = unit.column_name(stage.removeprefix(SCORE))
             rows = read_table(dataset.store, file).num_rows
             if rows != unit.rows:
                 yield Problem(file, f"{rows} rows instead of {unit.rows}", remedy)
@@ -120,35 +112,31 @@ def file_problem(store: Store, file: str, promised: Mapping[str, Any], deep: boo
 
 def _shard_problems(dataset: Dataset, unit: Unit, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """Yields (file, what is wrong) of a unit's sidecar and tar, which are compared with each other."""
-    sidecar = dataset.sidecar(unit, TAR_COLUMNS)
-    if sidecar.num_rows != unit.rows:
-        yield sidecar_name(unit), f"{sidecar.num_rows} rows instead of {unit.rows}"
-        return
-    rows = sidecar.to_pylist()
+    rows = dataset.sidecar(unit, TAR_COLUMNS).to_pylist()
     for index, row in enumerate(rows):
         if row["key"] != unit.key(index):
-            yield sidecar_name(unit), f"row {index} has key {row['key']!r} instead of {unit.key(index)!r}"
+            yield unit.sidecar_name, f"row {index} has key {row['key']!r} instead of {unit.key(index)!r}"
             return
         if row["uid"] != uid(row["url"], row["caption"]):
-            yield sidecar_name(unit), f"row {index} (key {row['key']}): the uid is not that of its URL and caption"
+            yield unit.sidecar_name, f"row {index} (key {row['key']}): the uid is not that of its URL and caption"
             return
     successes = [row for row in rows if row["status"] == SUCCESS]
     if len(successes) != counts.get(SUCCESS, 0):
-        yield sidecar_name(unit), f"{len(successes)} successes, {counts.get(SUCCESS, 0)} in the commit record"
+        yield unit.sidecar_name, f"{len(successes)} successes, {counts.get(SUCCESS, 0)} in the commit record"
     expected = [member for row in successes for member in tar_members(row)]
     try:
-        with dataset.store.open(shard_name(unit)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with dataset.store.open(unit.shard_name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = [(member.name, member.offset_data, member.size) for member in tar]
     except tarfile.TarError as error:
-        yield shard_name(unit), f"not a tar file: {error}"
+        yield unit.shard_name, f"not a tar file: {error}"
         return
     for member, wanted in zip(members, expected, strict=False):
         if member != wanted:
             found, there = (f"{name} of {length} bytes at {offset}" for name, offset, length in (member, wanted))
-            yield shard_name(unit), f"holds {found} where the sidecar has {there}"
+            yield unit.shard_name, f"holds {found} where the sidecar has {there}"
             return
     if len(members) != len(expected):
-        yield shard_name(unit), f"{len(members)} members, the sidecar has {len(expected)}"
+        yield unit.shard_name, f"{len(members)} members, the sidecar has {len(expected)}"
 
 
 def _selection_problems(dataset: Dataset, name: str, units: Mapping[str, Unit], deep: bool) -> Iterator[Problem]:

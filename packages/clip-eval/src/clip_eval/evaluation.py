@@ -1,25 +1,22 @@
 """Runs the benchmarks of a recipe on one model. Each dataset is embedded once, and finished benchmarks are kept."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from dataclasses import asdict
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 from clip_core.config import fingerprint, resolved
 from clip_core.files import sha256_of
 from clip_core.store import Store
+from clip_data.stream import Manifest, Source, build_manifest
+from clip_eval.benchmarks import BenchmarkConfig
 from clip_eval.config import EvalConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.features import Embedder, check_corrupt, code_version
 from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, details_file, read_results, write_results
-
-if TYPE_CHECKING:
-    from clip_data.stream import Manifest
-    from clip_eval.benchmarks import BenchmarkConfig
 
 
 def evaluate(config: EvalConfig) -> list[Row]:
@@ -33,14 +30,14 @@ def evaluate(config: EvalConfig) -> list[Row]:
     store = Store(config.out)
     embedder = Embedder(config.model, store)
     known = read_results(store)
-    foreign = next((row for row in known if row["model_sha256"] != embedder.model_sha256), None)
-    if foreign is not None:
-        raise ClipEvalError(
-            f"{config.out} holds results of another model ({foreign['model']}, SHA-256 {foreign['model_sha256'][:12]}…"
-            f" and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
-        )
+    for row in known:
+        if row["model_sha256"] != embedder.model_sha256:
+            raise ClipEvalError(
+                f"{config.out} holds results of another model ({row['model']}, SHA-256 {row['model_sha256'][:12]}… "
+                f"and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
+            )
     refuse_training_samples(config.benchmarks, training_sources(config.model))
-    manifest_of = cache(_manifest)
+    manifest_of = cache(lambda dataset, selection: build_manifest([Source(dataset=dataset, selection=selection)]))
     prepared = []
     rows: dict[str, list[Row]] = {}
     for benchmark in config.benchmarks:
@@ -51,49 +48,42 @@ def evaluate(config: EvalConfig) -> list[Row]:
         rows[benchmark.name] = [row for row in known if row["fingerprint"] == name]
     others = [row for row in known if row["benchmark"] not in rows]
     for benchmark, manifest, data, name in prepared:
-        if rows[benchmark.name] and _has_details(store, benchmark, name):
+        file = details_file(benchmark.name)
+        if rows[benchmark.name] and store.exists(file) and store.read_json(file)["fingerprint"] == name:
             check_corrupt(rows[benchmark.name][0]["corrupt"], manifest, benchmark.max_corrupt)
-            continue
-        images = embedder.images(
-            manifest,
-            precision=benchmark.precision,
-            batch_size=benchmark.batch_size,
-            max_corrupt=benchmark.max_corrupt,
-        )
-        outcome = benchmark.measure(images, embedder, data)
-        about = {"benchmark": benchmark.name, "kind": benchmark.kind}
-        place = {"dataset": benchmark.dataset, "selection": benchmark.selection}
-        made = {"model": config.model, "model_sha256": embedder.model_sha256, "fingerprint": name}
-        shared = {"corrupt": images.corrupt, "precision": benchmark.precision, **made}
-        rows[benchmark.name] = [
-            {**about, "dataset": ":".join(filter(None, place.values())), **asdict(metric), **outcome.counts, **shared}
-            for metric in outcome.metrics
-        ]
-        store.write_json(details_file(benchmark.name), {**about, **place, "fingerprint": name, **outcome.details})
-        write_results(store, [row for found in rows.values() for row in found] + others)
-    write_results(store, [row for found in rows.values() for row in found] + others)
+        else:
+            rows[benchmark.name] = _measure(benchmark, manifest, data, name, embedder)
+        write_results(store, [*chain(*rows.values()), *others])
     store.write_json("config.json", resolved(config))
-    return [row for found in rows.values() for row in found]
+    return [*chain(*rows.values())]
 
 
 def _check(config: EvalConfig) -> None:
-    if not config.model:
-        raise ClipEvalError("no model given: name the model.safetensors of a training run with --model")
-    if not config.out:
-        raise ClipEvalError("no output folder given: name one with --out")
-    if not config.benchmarks:
-        raise ClipEvalError(
-            "no benchmark given: add a [[benchmarks]] table with name, kind and dataset, or --benchmarks"
-        )
+    for value, advice in (
+        (config.model, "model given: name the model.safetensors of a training run with --model"),
+        (config.out, "output folder given: name one with --out"),
+        (config.benchmarks, "benchmark given: add a [[benchmarks]] table with name, kind and dataset, or --benchmarks"),
+    ):
+        if not value:
+            raise ClipEvalError(f"no {advice}")
     for name, n in Counter(benchmark.name for benchmark in config.benchmarks).items():
         if n > 1:
             raise ClipEvalError(f"two benchmarks are named {name!r}: choose different names")
 
 
-def _manifest(dataset: str, selection: str) -> Manifest:
-    from clip_data.stream import Source, build_manifest
-
-    return build_manifest([Source(dataset=dataset, selection=selection)])
+def _measure(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, name: str, embedder: Embedder) -> list[Row]:
+    """Returns the rows of a benchmark whose protocol has this fingerprint, and writes its details."""
+    precision, batch_size, limit = benchmark.precision, benchmark.batch_size, benchmark.max_corrupt
+    images = embedder.images(manifest, precision=precision, batch_size=batch_size, max_corrupt=limit)
+    outcome = benchmark.measure(images, embedder, data)
+    about = {"benchmark": benchmark.name, "kind": benchmark.kind}
+    place = {"dataset": benchmark.dataset, "selection": benchmark.selection}
+    details = {**about, **place, "fingerprint": name, **outcome.details}
+    embedder.store.write_json(details_file(benchmark.name), details)
+    made = {"model": embedder.path, "model_sha256": embedder.model_sha256, "fingerprint": name}
+    shared = {**outcome.counts, "corrupt": images.corrupt, "precision": precision, **made}
+    dataset = ":".join(filter(None, place.values()))
+    return [{**about, "dataset": dataset, **asdict(metric), **shared} for metric in outcome.metrics]
 
 
 def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embedder: Embedder) -> str:
@@ -102,9 +92,3 @@ def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embe
     # The module of a user-defined kind decides its numbers too. A class of a notebook has no file.
     file = getattr(sys.modules[type(benchmark).__module__], "__file__", None)
     return fingerprint({**benchmark.protocol(data), **about, "source": sha256_of(file) if file else ""})
-
-
-def _has_details(store: Store, benchmark: BenchmarkConfig, name: str) -> bool:
-    """Returns whether the details of a benchmark belong to the protocol with this fingerprint."""
-    file = details_file(benchmark.name)
-    return store.exists(file) and store.read_json(file)["fingerprint"] == name

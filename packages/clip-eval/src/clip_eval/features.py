@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -18,24 +17,24 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from clip_core.config import fingerprint
 from clip_core.console import progress_bar
 from clip_core.files import sha256_of
 from clip_core.store import Store
+from clip_data.stream import Manifest, read_once
 from clip_eval.errors import ClipEvalError
 from clip_eval.scores import normalize
 
 if TYPE_CHECKING:
-    from clip_data.stream import Manifest
     from clip_models import CLIP, ModelSpec
     from clip_models.tokenizers import Tokenizer
 
 STRINGS = ("caption", "key", "sha256", "uid")
-NUMERIC_MODULES = (
-    *("features.py", "intervals.py", "labels.py", "metrics.py", "scores.py"),
-    *(f"benchmarks/{name}.py" for name in ("base", "classification", "ranking", "retrieval", "zeroshot")),
-)
+NUMERIC_MODULES = [f"{name}.py" for name in ("features", "intervals", "labels", "metrics", "scores")]
+NUMERIC_MODULES += [f"benchmarks/{name}.py" for name in ("__init__", "retrieval", "zeroshot")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def check_corrupt(corrupt: int, manifest: Manifest, limit: float) -> None:
+def check_corrupt(corrupt: float, manifest: Manifest, limit: float) -> None:
     """Raises ClipEvalError when more than a share `limit` of a manifest's samples cannot be read."""
     if corrupt / manifest.samples > limit:
         raise ClipEvalError(
@@ -108,117 +107,93 @@ class Embedder:
 
     def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
         """Embeds each sample once. Raises ClipEvalError as soon as more than `max_corrupt` cannot be read."""
-        from clip_data.stream import read_once
 
-        name = self._name("images", precision, manifest=manifest.fingerprint)
-        if self.store.exists(name):
-            tensors = self._read(name)
-            corrupt = int(tensors["corrupt"].reshape(()))
-            check_corrupt(corrupt, manifest, max_corrupt)
-            strings = json.loads(tensors["strings"].tobytes())
-            return ImageFeatures(features=tensors["features"], strings=strings, corrupt=corrupt)
-        spec = self._loaded[1]
-        samples = read_once(
-            manifest,
-            preprocess={**spec.preprocess.to_dict(), "augment": None},
-            tokenizer=None,
-            batch_size=batch_size,
-            workers=0,
-            columns=("key", "sha256"),
-        )
-        parts: list[np.ndarray] = []
-        strings = {key: [] for key in STRINGS}
-        with progress_bar(total=manifest.samples, unit=" images", desc="embed images") as bar:
-            for batch in samples:
-                parts.append(self._encode_images(batch["image"], precision))
-                for key, values in strings.items():
-                    values += map(_text, batch["text" if key == "caption" else key])
-                bar.update(len(batch["uid"]))
-                check_corrupt(int(samples.stats["corrupt"]), manifest, max_corrupt)
-        corrupt = int(samples.stats["corrupt"])
-        check_corrupt(corrupt, manifest, max_corrupt)
-        if not parts:
-            raise ClipEvalError(
-                f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify --deep'"
+        def embed() -> dict[str, np.ndarray]:
+            spec = self._loaded[1]
+            samples = read_once(
+                manifest,
+                preprocess={**spec.preprocess.to_dict(), "augment": None},
+                tokenizer=None,
+                batch_size=batch_size,
+                workers=0,
+                columns=("key", "sha256"),
             )
-        features = normalize(np.concatenate(parts))
-        packed = np.frombuffer(json.dumps(strings).encode(), np.uint8)
-        self._write(name, {"features": features, "corrupt": np.asarray([corrupt], np.int64), "strings": packed})
-        return ImageFeatures(features=features, strings=strings, corrupt=corrupt)
+            parts: list[np.ndarray] = []
+            strings: dict[str, list[str]] = {key: [] for key in STRINGS}
+            with progress_bar(total=manifest.samples, unit=" images", desc="embed images") as bar:
+                for batch in samples:
+                    parts.append(self._encode(batch["image"], precision))
+                    for key, values in strings.items():
+                        values += map(_text, batch["text" if key == "caption" else key])
+                    bar.update(len(batch["uid"]))
+                    check_corrupt(samples.stats["corrupt"], manifest, max_corrupt)
+            check_corrupt(samples.stats["corrupt"], manifest, max_corrupt)
+            if not parts:
+                raise ClipEvalError(
+                    f"none of the {manifest.samples} samples could be decoded: run 'clip-data verify --deep'"
+                )
+            return {
+                "features": normalize(np.concatenate(parts)),
+                "corrupt": np.asarray([samples.stats["corrupt"]], np.int64),
+                "strings": np.frombuffer(json.dumps(strings).encode(), np.uint8),
+            }
+
+        found = self._cached(embed, what="images", precision=precision, manifest=manifest.fingerprint)
+        corrupt = int(found["corrupt"].item())
+        check_corrupt(corrupt, manifest, max_corrupt)
+        strings = json.loads(found["strings"].tobytes())
+        return ImageFeatures(features=found["features"], strings=strings, corrupt=corrupt)
 
     def texts(self, texts: Sequence[str], *, precision: str, batch_size: int) -> TextFeatures:
         """Embeds texts, in their order. Texts with the same tokens are embedded once and have the same features."""
-        name = self._name("texts", precision, texts=hashlib.sha256("\0".join(texts).encode()).hexdigest())
-        if self.store.exists(name):
-            tensors = self._read(name)
-            return TextFeatures(features=tensors["features"], truncated=int(tensors["truncated"].reshape(())))
-        tokenizer = self._loaded[2]
-        distinct: dict[bytes, np.ndarray] = {}
-        order = []
-        for start in range(0, len(texts), batch_size):
-            for ids in tokenizer.encode_numpy(list(texts[start : start + batch_size])):
-                order.append(ids.tobytes())
-                distinct.setdefault(order[-1], ids)
-        row_of, rows, parts = {key: row for row, key in enumerate(distinct)}, list(distinct.values()), []
-        with progress_bar(total=len(rows), unit=" texts", desc="embed texts") as bar:
-            for start in range(0, len(rows), batch_size):
-                parts.append(self._encode_texts(np.stack(rows[start : start + batch_size]), precision))
-                bar.update(len(parts[-1]))
-        features = normalize(np.concatenate(parts))[[row_of[key] for key in order]]
-        truncated = tokenizer.count_truncated(list(texts))
-        self._write(name, {"features": features, "truncated": np.asarray([truncated], np.int64)})
-        return TextFeatures(features=features, truncated=truncated)
 
-    def _encode_images(self, image: np.ndarray, precision: str) -> np.ndarray:
-        """Returns float32 [B, D] for uint8 [B, 3, H, W]."""
+        def embed() -> dict[str, np.ndarray]:
+            tokenizer = self._loaded[2]
+            ids = tokenizer.encode_numpy(list(texts))
+            known: dict[bytes, int] = {}
+            row_of = [known.setdefault(row.tobytes(), len(known)) for row in ids]
+            rows, parts = ids[np.unique(row_of, return_index=True)[1]], []
+            with progress_bar(total=len(rows), unit=" texts", desc="embed texts") as bar:
+                for start in range(0, len(rows), batch_size):
+                    parts.append(self._encode(rows[start : start + batch_size], precision))
+                    bar.update(len(parts[-1]))
+            truncated = np.asarray([tokenizer.count_truncated(list(texts))], np.int64)
+            return {"features": normalize(np.concatenate(parts))[row_of], "truncated": truncated}
+
+        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        found = self._cached(embed, what="texts", precision=precision, texts=digest)
+        return TextFeatures(features=found["features"], truncated=int(found["truncated"].item()))
+
+    def _encode(self, batch: np.ndarray, precision: str) -> np.ndarray:
+        """Returns float32 [B, D] for images, uint8 [B, 3, H, W], or for tokens, int64 [B, context]."""
         import torch
 
         model, spec, _, device = self._loaded
-        mean, std = (
-            torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.preprocess.mean, spec.preprocess.std)
-        )
-        pixels = (torch.from_numpy(image).to(device).float() / 255 - mean) / std
-        with _inference(device, precision):
-            return model.encode_image(pixels).float().cpu().numpy()
+        inputs = torch.from_numpy(batch).to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+            torch.backends.cudnn.flags(allow_tf32=precision != "fp32"),
+        ):
+            if batch.ndim == 2:
+                return model.encode_text(inputs).float().cpu().numpy()
+            preprocess = spec.preprocess
+            mean, std = (
+                torch.tensor(values, device=device)[:, None, None] for values in (preprocess.mean, preprocess.std)
+            )
+            return model.encode_image((inputs.float() / 255 - mean) / std).float().cpu().numpy()
 
-    def _encode_texts(self, ids: np.ndarray, precision: str) -> np.ndarray:
-        """Returns float32 [B, D] for int64 [B, context]."""
-        import torch
-
-        model, _, _, device = self._loaded
-        with _inference(device, precision):
-            return model.encode_text(torch.from_numpy(ids).to(device)).float().cpu().numpy()
-
-    def _name(self, what: str, precision: str, **key: Any) -> str:
-        parts = {"what": what, "model": self.model_sha256, "precision": precision, "code": code_version(), **key}
-        return f"features/{fingerprint(parts)}.safetensors"
-
-    def _read(self, name: str) -> dict[str, np.ndarray]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
+    def _cached(self, embed: Callable[[], dict[str, np.ndarray]], **key: Any) -> dict[str, np.ndarray]:
+        """Returns the arrays of a file, which is named by all that decides them, or makes and stores them."""
+        name = f"features/{fingerprint({'model': self.model_sha256, 'code': code_version(), **key})}.safetensors"
+        if not self.store.exists(name):
+            arrays = embed()
+            self.store.write_bytes(name, save(arrays))
+            return arrays
         try:
             return load(self.store.read_bytes(name))
         except SafetensorError as error:
             raise ClipEvalError(f"{self.store.url}/{name} is damaged: remove it and run again ({error})") from error
-
-    def _write(self, name: str, tensors: dict[str, np.ndarray]) -> None:
-        from safetensors.numpy import save
-
-        self.store.write_bytes(name, save(tensors))
-
-
-@contextmanager
-def _inference(device: str, precision: str) -> Iterator[None]:
-    """Turns off gradients and sets the arithmetic: bf16 by autocast, fp32 without TF32."""
-    import torch
-
-    with (
-        torch.inference_mode(),
-        torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
-        torch.backends.cudnn.flags(allow_tf32=precision != "fp32"),
-    ):
-        yield
 
 
 def _text(value: Any) -> str:

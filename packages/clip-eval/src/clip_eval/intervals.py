@@ -1,7 +1,5 @@
 """95 % confidence intervals: Wilson's for proportions, a seeded bootstrap over samples for macro means."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,24 +1,21 @@
 """The classes of a zero-shot benchmark and the class of each sample, read and checked before anything is embedded."""
 
-from __future__ import annotations
-
+import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from clip_core import ClipError
-from clip_core.config import from_dict, load_json
+from clip_core.config import from_dict, unique_keys
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import Dataset, sidecar_name
+from clip_data.dataset import Dataset
+from clip_data.stream import Manifest
+from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 from clip_eval.errors import ClipEvalError
 from clip_eval.results import file_in_store
-
-if TYPE_CHECKING:
-    from clip_data.stream import Manifest
-    from clip_eval.benchmarks.zeroshot import ZeroShotConfig
 
 UNLABELLED, OTHER = -1, -2
 WAY_OUT = "list the class names with classes (a name's position is its id) or with classes_file"
@@ -55,7 +52,6 @@ def read_labels(config: ZeroShotConfig, manifest: Manifest) -> Labels:
     try:
         classes = read_classes(config)
         rows = list(_values(config, manifest))
-        labels = [label for _, _, label in rows]
         found = [(place, label) for place, _, label in rows if label not in ("", None)]
         kinds = {type(label): (place, label) for place, label in reversed(found)}
         if not kinds:
@@ -64,16 +60,16 @@ def read_labels(config: ZeroShotConfig, manifest: Manifest) -> Labels:
             several = " and ".join(f"{label!r} ({place})" for place, label in kinds.values())
             raise ClipEvalError(f"the column {config.label_column!r} holds both integers and strings: {several}")
         if int in kinds:
-            index_of = _by_id(classes, found)
+            index = _by_id(classes, found)
         else:
             classes = classes or _classes_of(config, {str(label) for _, label in found})
-            index_of = _by_name(classes, found)
-        indices = [UNLABELLED if label in ("", None) else index_of(label) for label in labels]
-        if max(indices) < 0:
+            index = _by_name(classes, found)
+        of_key = {key: UNLABELLED if label in ("", None) else index.get(label, OTHER) for _, key, label in rows}
+        if max(of_key.values()) < 0:
             raise ClipEvalError(_no_match(classes, found))
     except ClipEvalError as error:
         raise ClipEvalError(f"benchmark {config.name!r}: {error}") from error
-    return Labels(classes=classes, of_key={key: index for (_, key, _), index in zip(rows, indices, strict=True)})
+    return Labels(classes=classes, of_key=of_key)
 
 
 def read_classes(config: ZeroShotConfig) -> list[ClassRow]:
@@ -94,7 +90,7 @@ def read_classes(config: ZeroShotConfig) -> list[ClassRow]:
 
 
 def plain(name: str) -> str:
-    """Returns a name as it is compared and shown: NFC, and one space for each run of white space."""
+    """Returns a name in the form that is compared and shown: NFC, and one space for each run of white space."""
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
@@ -115,15 +111,11 @@ def _from_file(file: str) -> list[ClassRow]:
             f"classes_file {file!r} must end with .txt (one name per line) or .jsonl (id, name, prompts)"
         )
     store, name = file_in_store(file)
-    where = file
+    rows, where = [], file
     try:
-        lines = store.read_bytes(name).decode("utf-8-sig").removesuffix("\n").split("\n")
-        if file.endswith(".txt"):
-            return [ClassRow(id=position, name=line) for position, line in enumerate(lines)]
-        rows = []
-        for position, line in enumerate(lines):
+        for position, line in enumerate(store.read_bytes(name).decode("utf-8-sig").removesuffix("\n").split("\n")):
             where = f"{file}, line {position + 1}"
-            row = load_json(line)
+            row = json.loads(line, object_pairs_hook=unique_keys) if file.endswith(".jsonl") else {"name": line}
             rows.append(from_dict(ClassRow, {"id": position, **row} if isinstance(row, dict) else row, where))
         return rows
     except ClipError:
@@ -144,52 +136,38 @@ def _values(config: ZeroShotConfig, manifest: Manifest) -> Iterator[tuple[str, s
     for unit in part.units:
         table = dataset.sidecar(unit, ["key", column])
         rows = np.setdiff1d(part.selection.rows(unit), part.removed.get(unit.name, []), assume_unique=True)
-        places = [f"row {row} of {sidecar_name(unit)}" for row in rows.tolist()]
-        values = _typed(table[column].take(rows), column, places)
-        keys = table["key"].take(rows).to_pylist()
-        yield from zip(places, keys, (plain(v) if isinstance(v, str) else v for v in values), strict=True)
+        keys, labels = (table[name].take(rows).to_pylist() for name in ("key", column))
+        for row, key, label in zip(rows.tolist(), keys, labels, strict=True):
+            place = f"row {row} of {unit.sidecar_name}"
+            if label is not None and type(label) not in (int, str):
+                several = "; several labels per sample are not supported" if isinstance(label, list) else ""
+                raise ClipEvalError(
+                    f"the column {column!r} has the type {table.schema.field(column).type}, such as {label!r} in "
+                    f"{place}: a label is one string (a class name) or one integer (a class id){several}"
+                )
+            yield place, key, plain(label) if isinstance(label, str) else label
 
 
-def _typed(values: Any, column: str, places: Sequence[str]) -> list[Any]:
-    """Returns the values as str, int or None. Raises ClipEvalError for a column of another type that holds a value."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    kind, found = values.type, values.to_pylist()
-    strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    bad = next((i for i, value in enumerate(found) if value is not None), None)
-    if strings or pa.types.is_integer(kind) or bad is None:
-        return found
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    raise ClipEvalError(
-        f"the column {column!r} has the type {kind}, such as {found[bad]!r} in {places[bad]}: a label is one string "
-        f"(a class name) or one integer (a class id){'; several labels per sample are not supported' if lists else ''}"
-    )
-
-
-def _by_id(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> Callable[[Any], int]:
-    place, first = found[0]
+def _by_id(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> dict[Any, int]:
     if not classes:
-        raise ClipEvalError(f"the labels are integers ({first} in {place}) without names: {WAY_OUT}")
+        raise ClipEvalError(f"the labels are integers ({found[0][1]} in {found[0][0]}) without names: {WAY_OUT}")
     index = {row.id: i for i, row in enumerate(classes)}
     # Where the ids have gaps, the classes are some of a longer list, and other ids are classes that are not asked for.
     complete = classes[-1].id == len(classes) - 1
     for place, label in found:
         if label < 0 or (complete and label not in index):
             raise ClipEvalError(
-                f"the label {label} in {place} is the id of no class (ids: {classes[0].id} to {classes[-1].id}); "
-                "a sample without a label has a null"
+                f"the label {label} in {place} is not the id of a class (ids: {classes[0].id} to {classes[-1].id}); "
+                "use null for a sample without a label"
             )
-    return lambda label: index.get(label, OTHER)
+    return index
 
 
 def _classes_of(config: ZeroShotConfig, names: set[str]) -> list[ClassRow]:
     """Returns the labels that occur, sorted, as classes."""
     if all(map(_is_number, names)):
-        first = min(names)
         raise ClipEvalError(
-            f"the labels in the column {config.label_column!r} are numbers ({first!r}, …): if they are ids, "
+            f"the labels in the column {config.label_column!r} are numbers ({min(names)!r}, …): if they are ids, "
             f"store them as integers and {WAY_OUT}; if they are the names, list them with classes"
         )
     return [ClassRow(id=i, name=name) for i, name in enumerate(sorted(names))]
@@ -203,17 +181,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _by_name(classes: Sequence[ClassRow], found: Iterable[tuple[str, Any]]) -> Callable[[Any], int]:
-    index: dict[str, int] = {}
+def _by_name(classes: Sequence[ClassRow], found: Iterable[tuple[str, Any]]) -> dict[Any, int]:
+    index = {row.name: i for i, row in enumerate(classes)}
     like: dict[str, ClassRow] = {}
-    for i, row in enumerate(classes):
+    for row in classes:
         other = like.setdefault(_loose(row.name), row)
         if other is not row:
             raise ClipEvalError(
                 f"the classes {other.name!r} (id {other.id}) and {row.name!r} (id {row.id}) cannot be told apart by "
                 "string labels: use one spelling for one class, or give the ids as integer labels"
             )
-        index[row.name] = i
     unknown = {label: place for place, label in found if label not in index}
     for label, place in unknown.items():
         if near := like.get(_loose(label)):
@@ -221,7 +198,7 @@ def _by_name(classes: Sequence[ClassRow], found: Iterable[tuple[str, Any]]) -> C
                 f"the label {label!r} in {place} and the class {near.name!r} differ only in case or spelling: "
                 "use one form for both"
             )
-    return lambda label: index.get(label, OTHER)
+    return index
 
 
 def _no_match(classes: Sequence[ClassRow], found: Sequence[tuple[str, Any]]) -> str:

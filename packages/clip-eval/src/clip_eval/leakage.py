@@ -1,19 +1,17 @@
 """Samples of benchmarks that the model was trained on: an error, unless the benchmark allows them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
 
 from clip_core import ClipError
 from clip_core.config import from_dict
 from clip_core.console import warn
 from clip_core.store import Store
-
-if TYPE_CHECKING:
-    from clip_data.stream import Source
-    from clip_eval.benchmarks import BenchmarkConfig
+from clip_data.stream import Source, build_manifest, refuse_overlap
+from clip_eval.benchmarks import BenchmarkConfig
 
 
 def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
@@ -22,38 +20,27 @@ def training_sources(model: str, *, seen: Sequence[Path] = ()) -> list[Source]:
     Includes the sources of the weights that the run started from. Warns on stderr if a run wrote the file and its
     config.json is not there.
     """
-    from clip_data.stream import Source
-
     file = Path(model).resolve()
     if file in seen or not file.is_file():
         return []
     # run/model.safetensors or run/checkpoints/step-…/model.safetensors, which may be linked to from anywhere
-    for place in (Path(model).absolute(), file):
-        for folder in (place.parent, place.parents[2]) if len(place.parents) > 2 else (place.parent,):
-            store = Store(folder)
-            config = store.read_json("config.json") if store.exists("config.json") else {}
-            data = config.get("data") if isinstance(config, dict) else None
-            if not isinstance(data, dict) or "sources" not in data:
-                continue
+    places = [path.parents[up] for path in (Path(model).absolute(), file) for up in (0, 2) if up < len(path.parents)]
+    for folder in places:
+        store = Store(folder)
+        config = store.read_json("config.json") if store.exists("config.json") else {}
+        data = config.get("data") if isinstance(config, dict) else None
+        if isinstance(data, dict) and "sources" in data:
             before = (config.get("model") or {}).get("pretrained") or ""
             sources = [from_dict(Source, source, f"{folder}/config.json") for source in data["sources"]]
             return [*sources, *training_sources(before, seen=[*seen, file])]
-    if "clip_train.config" in _metadata(file):
-        warn(
-            f"cannot check whether {model} was trained on the benchmarks' samples: a training run wrote it, but the "
-            "run's config.json is not beside it"
-        )
+    # Weights in another format were not written by a run.
+    with suppress(SafetensorError), safe_open(file, framework="np") as tensors:
+        if "clip_train.config" in (tensors.metadata() or {}):
+            warn(
+                f"cannot check whether {model} was trained on the benchmarks' samples: a training run wrote it, but "
+                "the run's config.json is not beside it"
+            )
     return []
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np") as tensors:
-            return tensors.metadata() or {}
-    except SafetensorError:
-        return {}  # weights in another format
 
 
 def refuse_training_samples(benchmarks: Sequence[BenchmarkConfig], sources: Sequence[Source]) -> None:
@@ -62,8 +49,6 @@ def refuse_training_samples(benchmarks: Sequence[BenchmarkConfig], sources: Sequ
     Raises ClipDataError, with the count, for the first benchmark that shares samples and does not allow it. Warns on
     stderr if training samples no longer exist.
     """
-    from clip_data.stream import Source, build_manifest, refuse_overlap
-
     checked = {(one.dataset, one.selection): one for one in benchmarks if one.overlap == "error"}
     if not sources or not checked:
         return

@@ -9,15 +9,30 @@ class's recall is averaged over the classes that have samples, and a retrieval q
 of its positives is among the k best.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from clip_eval.benchmarks import Metric
+from clip_eval.intervals import bootstrap_macro, wilson
 from clip_eval.scores import normalize, score_tiles
+
+
+def proportion(name: str, hits: np.ndarray, chance: float) -> Metric:
+    """Returns the share of true values in bool [N], with Wilson's interval."""
+    n, value = len(hits), float(hits.mean())
+    low, high = wilson(int(hits.sum()), n)
+    return Metric(metric=name, value=value, low=low, high=high, n=n, chance=chance, interval="wilson")
+
+
+def macro_recall(confusion: np.ndarray) -> Metric:
+    """Returns the mean of the recalls of the classes that have samples, with a bootstrap interval."""
+    name, value = "mean_per_class_recall", float(np.nanmean(per_class_recall(confusion)))
+    n, chance = int(confusion.sum()), 1 / len(confusion)
+    low, high = bootstrap_macro(confusion.diagonal(), confusion.sum(axis=1))
+    return Metric(metric=name, value=value, low=low, high=high, n=n, chance=chance, interval="bootstrap")
 
 
 def zero_shot_classifier(text_features: np.ndarray, prompts: Sequence[int]) -> np.ndarray:

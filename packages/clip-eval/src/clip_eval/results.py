@@ -1,7 +1,5 @@
 """Result rows: what a row holds, how rows are stored, compared and printed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +9,8 @@ from clip_eval.errors import ClipEvalError
 
 Row = dict[str, Any]
 FILE = "results.jsonl"
+KEYS = {"benchmark", "kind", "dataset", "metric", "value", "low", "high", "n", "chance", "corrupt", "precision"}
+KEYS |= {"model", "model_sha256", "fingerprint"}
 COUNTS = {
     "truncated": "texts cut at the context length",
     "corrupt": "images that could not be read",
@@ -30,6 +30,10 @@ def in_percent(share: float, digits: int = 1) -> str:
     return f"> {100 - float(least):.{digits}f}" if share < 1 and float(text) == 100 else text
 
 
+def interval_in_percent(row: Row) -> str:
+    return f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
+
+
 def file_in_store(file: str) -> tuple[Store, str]:
     """Returns the folder of a file, given as a path or an fsspec URL, and the file's name in it."""
     folder, slash, name = file.rpartition("/")
@@ -39,13 +43,18 @@ def file_in_store(file: str) -> tuple[Store, str]:
 
 
 def read_results(store: Store) -> list[Row]:
-    """Returns all rows of an evaluation folder; none if nothing was evaluated yet."""
+    """Returns all rows of an evaluation folder; none if nothing was evaluated yet. Raises ClipEvalError for others."""
     if not store.exists(FILE):
         return []
     try:
-        return [json.loads(line) for line in store.read_bytes(FILE).splitlines()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ClipEvalError(f"{store.url}/{FILE} is damaged: remove it and evaluate again ({error})") from error
+        rows = [json.loads(line) for line in store.read_bytes(FILE).splitlines()]
+        for number, row in enumerate(rows, start=1):
+            if missing := KEYS.difference(row if isinstance(row, dict) else ()):
+                raise ValueError(f"line {number} has no {min(missing)!r}")
+        return rows
+    except ValueError as error:
+        way_out = "remove it and evaluate again, or choose another folder"
+        raise ClipEvalError(f"{store.url}/{FILE} does not hold results of clip-eval ({error}): {way_out}") from error
 
 
 def details_file(benchmark: str) -> str:
@@ -62,8 +71,8 @@ def first_rows(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def write_results(store: Store, rows: Sequence[Row]) -> None:
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    store.write_bytes(FILE, "".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    store.write_bytes(FILE, text.encode("utf-8", "surrogatepass"))
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -71,8 +80,8 @@ def format_table(rows: Sequence[Row]) -> str:
     header = ("benchmark", "metric", "value", "95 % interval", "chance", "n")
     cells = [header]
     for row in rows:
-        interval = f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}"
-        percents = (f"{in_percent(row['value'], 2)} %", interval, f"{in_percent(row['chance'], 2)} %")
+        value, chance = (f"{in_percent(row[name], 2)} %" for name in ("value", "chance"))
+        percents = (value, interval_in_percent(row), chance)
         cells.append((row["benchmark"], row["metric"], *percents, str(row["n"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{text:{'<' if i < 2 else '>'}{widths[i]}}" for i, text in enumerate(line)) for line in cells]

@@ -5,8 +5,6 @@ Cauchy-Schwarz every partial sum of a dot product stays near or below 1, so floa
 size, tiling, threads and the order of the sum cannot change a bit. One rounding to float32 gives the score.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

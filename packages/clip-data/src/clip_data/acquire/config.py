@@ -1,7 +1,5 @@
 """The config of the acquire stage."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -41,7 +42,7 @@ ERRNO_CODES = {
 KEEP_ALIVE = 2.0  # seconds; few hosts are needed again soon, and an idle connection holds a file descriptor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class FetchResult:
     """The result of one URL: a body, or the code of its rejection."""
 
@@ -65,7 +66,7 @@ class Fetcher:
     def __init__(self, config: AcquireConfig) -> None:
         self.config = config
         self._slots = asyncio.Semaphore(config.concurrency)
-        self._hosts: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # those in use
 
     async def __aenter__(self) -> Fetcher:
         traces = aiohttp.TraceConfig()
@@ -114,51 +115,29 @@ class Fetcher:
             yield result
 
     async def _attempt(self, address: str | None, walk: _Walk, held: AsyncExitStack) -> FetchResult:
-        body, code = None, None
+        result = walk.result
         try:
             url = parse_url(address, allow_private=self.config.allow_private)
-            while body is None:
+            while result.body is None:
                 walk.visit(url)
-                async with self._turn(url.host or ""), AsyncExitStack() as slot:
+                host = self._hosts.setdefault(url.host or "", asyncio.Semaphore(self.config.per_host))
+                async with host, AsyncExitStack() as slot:
                     await slot.enter_async_context(self._slots)
                     reply = await self._request(url, walk)
                     if isinstance(reply, bytes):
-                        body = reply
+                        result.body = reply
                         held.push_async_exit(slot.pop_all())
                     else:
                         url = reply
         except Rejected as rejected:
-            code = rejected.code
-        return FetchResult(
-            body=body,
-            code=code,
-            http_status=walk.http_status,
-            redirects=max(len(walk.visited) - 1, 0),
-            content_type=walk.content_type,
-            opt_out=",".join(sorted(walk.opt_outs)) or None,
-        )
-
-    @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """Waits until the session has fewer than `per_host` requests to the host."""
-        me = object()
-        semaphore, users = self._hosts.setdefault(host, (asyncio.Semaphore(self.config.per_host), set()))
-        users.add(me)
-        try:
-            async with semaphore:
-                yield
-        finally:
-            users.discard(me)
-            if not users:
-                del self._hosts[host]
+            result.code = rejected.code
+        result.opt_out = ",".join(sorted(walk.opt_outs)) or None
+        return result
 
     async def _request(self, url: URL, walk: _Walk) -> bytes | URL:
         """Sends one request. Returns the body, or the URL of a redirect."""
         try:
-            async with (
-                walk.hop(),
-                self._session.get(url, allow_redirects=False, trace_request_ctx=walk) as response,
-            ):
+            async with walk.hop(), self._session.get(url, allow_redirects=False, trace_request_ctx=walk) as response:
                 walk.meet(response)
                 if response.status in REDIRECTS and (location := response.headers.get("Location")):
                     return parse_url(_text(location), base=url, allow_private=self.config.allow_private)
@@ -177,9 +156,8 @@ class _Walk:
 
     def __init__(self, config: AcquireConfig) -> None:
         self.config = config
+        self.result = FetchResult()
         self.visited: list[str] = []
-        self.http_status: int | None = None
-        self.content_type: str | None = None
         self.opt_outs: set[str] = set()
         self.retry_after: float | None = None
         self._left = config.total_timeout
@@ -189,12 +167,13 @@ class _Walk:
             raise Rejected(Code.REDIRECT_LOOP)
         if len(self.visited) > self.config.max_redirects:
             raise Rejected(Code.TOO_MANY_REDIRECTS)
+        self.result.redirects = len(self.visited)
         self.visited.append(str(url))
 
     def meet(self, response: aiohttp.ClientResponse) -> None:
         headers = response.headers
-        self.http_status = response.status
-        self.content_type = _text(headers.get("Content-Type", "")).partition(";")[0].strip().lower()[:100] or None
+        media_type = _text(headers.get("Content-Type", "")).partition(";")[0].strip().lower()
+        self.result.http_status, self.result.content_type = response.status, media_type[:100] or None
         lines = headers.getall("X-Robots-Tag", [])
         self.opt_outs.update(refusals(lines, self.config.user_agent_token, self.config.opt_out_directives))
         self.retry_after = _seconds(headers.get("Retry-After"))

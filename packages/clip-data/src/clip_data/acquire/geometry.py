@@ -1,7 +1,5 @@
 """The stored size of an image: img2dataset's resize modes, exact to the pixel."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from clip_data.acquire.codes import Code, Rejected

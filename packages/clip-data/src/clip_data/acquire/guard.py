@@ -3,8 +3,6 @@
 The check applies to the address of the connection: a host name is resolved inside the connector, only once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import re
@@ -22,6 +20,7 @@ from yarl import URL
 from clip_data.acquire.codes import Code, Rejected
 
 MAX_URL = 8000  # characters; the limit of common servers
+NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 DNS_THREADS = 32  # the lookup of a dead name holds its thread for seconds
 NOT_FOUND = {getattr(socket, name, socket.EAI_NONAME) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")}
 
@@ -112,14 +111,7 @@ class GuardedResolver(AbstractResolver):
         except socket.gaierror as error:
             raise Rejected(Code.DNS_NOT_FOUND if error.errno in NOT_FOUND else Code.DNS_FAILURE) from error
         allowed = [
-            ResolveResult(
-                hostname=host,
-                host=str(sockaddr[0]),
-                port=port,
-                family=family,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
+            ResolveResult(hostname=host, host=str(sockaddr[0]), port=port, family=family, proto=proto, flags=NUMERIC)
             for family, _, proto, _, sockaddr in found
             if self._allow_private or is_public(_plain_address(sockaddr))
         ]

@@ -3,8 +3,6 @@
 Pillow's own pixel limit is replaced by `max_pixels`, which is checked before decoding.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """X-Robots-Tag: the uses that the server of an image forbids."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 
 # Directives with a value: the word before their colon is not a robot.

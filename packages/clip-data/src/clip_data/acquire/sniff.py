@@ -1,7 +1,5 @@
 """Finds the format of a file by its first bytes, so that a decoder gets files of its own format only."""
 
-from __future__ import annotations
-
 import re
 import struct
 

@@ -18,16 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from clip_data.acquire.codes import OUR_OWN
 from clip_data.acquire.config import AcquireConfig
 from clip_data.acquire.shard import TarWriter, verify
-from clip_data.dataset import (
-    ACQUIRE,
-    SUCCESS,
-    Dataset,
-    Unit,
-    shard_name,
-    sidecar_name,
-    sidecar_schema,
-    tar_members,
-)
+from clip_data.dataset import ACQUIRE, SUCCESS, Dataset, Unit, sidecar_schema, tar_members
 from clip_data.errors import ClipDataError
 from clip_data.plan import read_unit_rows
 from clip_data.stage import UnitResult
@@ -78,12 +69,12 @@ class AcquireStage:
             sidecar.write_bytes(data)
             verify(shard, digest, [member for row in rows if row["status"] == SUCCESS for member in tar_members(row)])
             files = {
-                shard_name(unit): {"bytes": shard.stat().st_size, "sha256": digest},
-                sidecar_name(unit): {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+                unit.shard_name: {"bytes": shard.stat().st_size, "sha256": digest},
+                unit.sidecar_name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
             }
             dataset.drop_scores(unit)
-            dataset.store.publish(shard, shard_name(unit))
-            dataset.store.publish(sidecar, sidecar_name(unit))
+            dataset.store.publish(shard, unit.shard_name)
+            dataset.store.publish(sidecar, unit.sidecar_name)
         return UnitResult(counts=Counter(row["error"] or SUCCESS for row in rows), files=files)
 
 
@@ -147,8 +138,7 @@ async def _fetch_one(
             row["sha256"] = hashlib.sha256(result.body).digest()
             image = await work(threads, prepare_image, result.body, fetcher.config)
             code = image.code
-            for name in MEASURED:
-                row[name] = getattr(image, name)
+            row |= {name: getattr(image, name) for name in MEASURED}
             if image.data is not None:
                 row["image_ext"] = image.extension
                 row["spooled"] = (spool.tell(), len(image.data))

@@ -1,17 +1,19 @@
 """The bytes behind each kind of URL that answers with an image, or with something in its place."""
 
 import io
-import struct
-import zlib
+from base64 import b64decode
 
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 
 from clip_data.demo.drawing import encode, render, save
 from clip_data.demo.scenes import Scene
 
-BOMB_SIDE = 30_000
+# A PNG of about 100 bytes whose header promises 900 million pixels, of which it holds one row.
+PIXEL_BOMB = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAdTAAAHUwCAAAAABDTKdmAAAANElEQVR4nO3BMQEAAADCoP"
+    "VPbQlPoAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAPgZ1MAABMhfM0gAAAABJRU5ErkJggg=="
+)
 _ROTATIONS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-_EXIF_ORIENTATION = 0x0112
 
 HTML = b"<!doctype html>\n<title>Not here</title>\n<p>This picture has moved to our new gallery.</p>\n"
 
@@ -22,7 +24,7 @@ def body(kind: str, scene: Scene) -> tuple[bytes, str]:
         # Every other server also lies about the type.
         return HTML, "text/html" if scene.index % 2 == 0 else "image/jpeg"
     if kind == "pixel_bomb":
-        return pixel_bomb(), "image/png"
+        return PIXEL_BOMB, "image/png"
     image = render(scene)
     if kind == "duplicate_pixels":
         # A realistic copy: the file that "ok" serves, opened and saved again at another quality.
@@ -34,7 +36,7 @@ def body(kind: str, scene: Scene) -> tuple[bytes, str]:
     if kind == "exif_rotated":
         orientation = (3, 6, 8)[scene.index % 3]
         exif = Image.Exif()
-        exif[_EXIF_ORIENTATION] = orientation
+        exif[ExifTags.Base.Orientation] = orientation
         return save(image.transpose(_ROTATIONS[orientation]), "JPEG", quality=92, exif=exif), "image/jpeg"
     if kind in ("animated_gif", "animated_webp"):
         name = kind.removeprefix("animated_")
@@ -48,19 +50,10 @@ def body(kind: str, scene: Scene) -> tuple[bytes, str]:
 
 
 def _round_corners(image: Image.Image) -> Image.Image:
-    """Returns RGBA with transparent corners, so that what is drawn stays visible on any ground."""
+    """Returns RGBA with transparent corners; the objects stay visible on any ground."""
     alpha = Image.new("L", image.size, 0)
     corner = min(image.size) // 8
     ImageDraw.Draw(alpha).rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=corner, fill=255)
     rounded = image.convert("RGBA")
     rounded.putalpha(alpha)
     return rounded
-
-
-def pixel_bomb() -> bytes:
-    """Returns a PNG of about 70 bytes whose header promises 900 million pixels."""
-    header = struct.pack(">IIBBBBB", BOMB_SIDE, BOMB_SIDE, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(BOMB_SIDE))), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )

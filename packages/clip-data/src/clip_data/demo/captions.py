@@ -31,10 +31,8 @@ def _single(rng: Random, thing: SceneObject, ground: str, width: int, height: in
     about = rng.random()
     frame = rng.choice(_WORDS["single"]["ground" if about < 0.15 else "place" if about < 0.4 and place else "plain"])
     phrase = _phrase(rng, thing)
-    if rng.random() < 0.06:
-        with_article = f"{_article(_noun(rng, thing.shape))} that is {thing.color}"
-    else:
-        with_article = _article(phrase)
+    is_clause = rng.random() < 0.06
+    with_article = f"{_article(_noun(rng, thing.shape))} that is {thing.color}" if is_clause else _article(phrase)
     counted = f"{rng.choice(('one', 'a single'))} {phrase}"
     return frame.format(a=with_article, one=counted, place=place, ground=f"a {ground} background")
 
@@ -64,10 +62,9 @@ def _several(rng: Random, layout: str, objects: Sequence[SceneObject]) -> str:
 def _phrase(rng: Random, thing: SceneObject) -> str:
     """Returns "large striped red circle": size and texture now and then."""
     words = []
-    if thing.size_word and rng.random() < 0.35:
-        words.append(rng.choice(_WORDS["adjectives"][thing.size_word]))
-    if thing.texture in _WORDS["adjectives"] and rng.random() < 0.5:
-        words.append(rng.choice(_WORDS["adjectives"][thing.texture]))
+    for adjective, share in ((thing.size_word, 0.35), (thing.texture, 0.5)):
+        if adjective in _WORDS["adjectives"] and rng.random() < share:
+            words.append(rng.choice(_WORDS["adjectives"][adjective]))
     return " ".join([*words, thing.color, _noun(rng, thing.shape)])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clip_data.demo.data import load
-from clip_data.demo.scenes import BACKGROUNDS, RGB, Scene, SceneObject
+from clip_data.demo.scenes import BACKGROUNDS, Scene, SceneObject
 
 # Masks are drawn three times as large and reduced, which is what antialiases the edges.
 _OVERSAMPLING = 3
@@ -43,14 +43,6 @@ def object_mask(thing: SceneObject) -> tuple[Image.Image, int, int]:
     return mask.reduce(_OVERSAMPLING), left, top
 
 
-def _second_tone(rgb: RGB) -> RGB:
-    """Returns the other tone of a texture: a darker shade of the same hue, or a lighter one of nearly black."""
-    if max(rgb) < 64:
-        return rgb[0] + 52, rgb[1] + 52, rgb[2] + 52
-    share = 0.82 if max(rgb) > 235 else 0.72
-    return round(rgb[0] * share), round(rgb[1] * share), round(rgb[2] * share)
-
-
 def _fill(thing: SceneObject, side: int) -> Image.Image:
     """Returns the object's surface, an RGB image [side, side]."""
     if thing.texture == "plain":
@@ -66,7 +58,10 @@ def _fill(thing: SceneObject, side: int) -> Image.Image:
     else:
         wave = np.sin(across * 0.6) * np.sin(along * 0.6) * 2
     share = np.clip(wave * 1.5 + 0.5, 0.0, 1.0)[:, :, None]
-    base, second = np.array(thing.rgb, np.float32), np.array(_second_tone(thing.rgb), np.float32)
+    # The second tone is a darker shade of the same hue, or a lighter one of nearly black.
+    base, brightest = np.array(thing.rgb, np.float32), max(thing.rgb)
+    darker = np.rint(np.array(thing.rgb) * (0.82 if brightest > 235 else 0.72)).astype(np.float32)
+    second = base + 52 if brightest < 64 else darker
     return Image.fromarray((base + (second - base) * share + 0.5).astype(np.uint8))
 
 
@@ -82,11 +77,9 @@ def _ground(scene: Scene) -> Image.Image:
         noise_HW += np.asarray(coarse.resize((scene.width, scene.height), Image.Resampling.BICUBIC))
     if ground.grain:
         noise_HW += ground.grain * rng.standard_normal(noise_HW.shape, dtype=np.float32)
-    base = BACKGROUNDS[ground.name]
-    pixels_HWC = np.empty((scene.height, scene.width, 3), np.uint8)
-    for channel in range(3):
-        pixels_HWC[:, :, channel] = np.clip(base[channel] * light_HW + noise_HW, 0, 255)
-    return Image.fromarray(pixels_HWC)
+    base_C = np.array(BACKGROUNDS[ground.name], np.float32)
+    pixels_HWC = np.clip(base_C * light_HW[:, :, None] + noise_HW[:, :, None], 0, 255)
+    return Image.fromarray(pixels_HWC.astype(np.uint8))
 
 
 def render(scene: Scene) -> Image.Image:

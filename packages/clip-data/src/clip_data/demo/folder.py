@@ -26,7 +26,7 @@ def write_folder_table(
     """
     root, source = Path(folder).resolve(), os.fspath(captions_jsonl)
     if not root.is_dir():
-        raise ClipDataError(f"cannot read the images: {os.fspath(folder)} is no folder")
+        raise ClipDataError(f"cannot read the images: {os.fspath(folder)} is not a folder")
     if len({"url", "caption", *columns}) < len(columns) + 2:
         raise ClipDataError(f"columns {list(columns)} must differ from each other and from url and caption")
     try:
@@ -47,7 +47,7 @@ def write_folder_table(
         for name, value in row.items():
             table[name].append(value)
     if not table["url"]:
-        raise ClipDataError(f"{source} holds no rows: one JSON object a line is needed")
+        raise ClipDataError(f"{source} holds no rows: it must have one JSON object per line")
     write_parquet(path, table)
     return len(table["url"])
 
@@ -67,14 +67,12 @@ def _row(record: Any, root: Path, columns: Sequence[str]) -> dict[str, str]:
         raise ClipDataError(f"{record['file']!r} lies outside {root}")
     if not image.is_file():
         raise ClipDataError(f"there is no file {record['file']!r} in {root}")
+    passed = [(name, "" if record[name] is None else record[name]) for name in columns]
     return {
         "url": quote(image.relative_to(root).as_posix()),
         "caption": record["caption"],
-        **{name: _as_string(record[name]) for name in columns},
+        **{
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for name, value in passed
+        },
     }
-
-
-def _as_string(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,7 +1,5 @@
 """The input of an end-to-end run: where its table of URLs comes from, and who serves the images meanwhile."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal

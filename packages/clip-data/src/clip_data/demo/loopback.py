@@ -53,8 +53,7 @@ class LoopbackServer:
             self.port = listener.getsockname()[1]
             # -P: a file of the working directory must not stand in for a module.
             command = [sys.executable, "-P", "-m", "clip_data.demo.server", str(listener.fileno()), str(os.getpid())]
-            if self.folder is not None:
-                command.append(str(self.folder))
+            command += [str(self.folder)] if self.folder else []
             # A session of its own: Ctrl-C in the terminal reaches the run, which then ends the server.
             self._process = subprocess.Popen(
                 command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
@@ -68,8 +67,8 @@ class LoopbackServer:
             self.__exit__()
             if not isinstance(error, OSError | http.client.HTTPException):
                 raise
-            advice = "see its output above"
-            raise ClipDataError(f"the server on port {self.port} does not answer ({error}): {advice}") from error
+            problem = f"the server on port {self.port} does not answer ({error})"
+            raise ClipDataError(f"{problem}: see its output above") from error
         return self
 
     def __exit__(self, *_: object) -> None:

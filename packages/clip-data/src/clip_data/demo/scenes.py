@@ -93,24 +93,12 @@ def scene(seed: int, index: int) -> Scene:
 
 def _place(rng: random.Random, count: int, width: int, height: int) -> tuple[str, tuple[SceneObject, ...]]:
     """Returns the layout and its objects, inside the central square, so that a centre crop keeps them whole."""
-    if count == 1:
-        size = rng.uniform(0.5, 0.76)
-        reach = 0.5 - 0.56 * size
-        centres = [(rng.uniform(-reach, reach), rng.uniform(-reach, reach))]
-        layout, sizes, large, small = "single", [size], 0.68, 0.58
-    elif count == 2:
-        layout = rng.choice(("row", "column"))
-        centres = [(-0.25, 0.0), (0.25, 0.0)]
-        sizes, large, small = [rng.uniform(0.28, 0.44) for _ in range(2)], 0.40, 0.33
-    else:
-        layout = rng.choice(("row", "column", "peak"))
-        centres = [(0.0, -0.24), (-0.25, 0.24), (0.25, 0.24)] if layout == "peak" else [(-0.33, 0), (0, 0), (0.33, 0)]
-        sizes, large, small = [rng.uniform(0.25, 0.4 if layout == "peak" else 0.29) for _ in range(3)], 0.37, 0.0
-    if layout == "column":
-        centres = [(y, x) for x, y in centres]
-    if count > 1:
-        spread = 0.02 if count == 3 else 0.04
-        centres = [(x + rng.uniform(-spread, spread), y + rng.uniform(-spread, spread)) for x, y in centres]
+    layouts = _DATA["layouts"][str(count)]
+    layout = rng.choice(tuple(layouts)) if count > 1 else "single"
+    plan = layouts[layout]
+    sizes = [rng.uniform(*plan["size"]) for _ in range(count)]
+    spread = plan["spread"] if count > 1 else 0.5 - 0.56 * sizes[0]
+    centres = [(x + rng.uniform(-spread, spread), y + rng.uniform(-spread, spread)) for x, y in plan["centres"]]
     kinds = _kinds(rng, count)
     short = min(width, height)
     return layout, tuple(
@@ -124,7 +112,7 @@ def _place(rng: random.Random, count: int, width: int, height: int) -> tuple[str
             size=size * short,
             rotation=rng.uniform(-12, 12),
             mirrored=rng.random() < 0.5,
-            size_word="large" if size > large else "small" if size < small else "",
+            size_word="large" if size > plan["large"] else "small" if size < plan["small"] else "",
         )
         for (shape, color), (x, y), size in zip(kinds, centres, sizes, strict=True)
     )

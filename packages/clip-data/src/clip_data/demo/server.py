@@ -6,15 +6,17 @@ refuses the first request for each path in the life of a server.
 """
 
 import asyncio
-import mimetypes
 import os
 import re
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from clip_data.demo.bodies import body
 from clip_data.demo.kinds import KINDS
@@ -30,7 +32,7 @@ _STATUS = {"not_found": 404, "gone": 410, "server_error": 500}
 _ROBOTS = {"noai": "noai", "noimageai": "noimageai", "noai_other_bot": "otherbot: noai"}
 _CHAIN_HOPS = 3
 _PATH = re.compile(r"/(?P<kind>\w+)/(?P<seed>\d{1,18})/(?P<index>\d{1,18})(?P<suffix>\.\w+)?")
-_REFUSED_ONCE: web.AppKey[set[str]] = web.AppKey("refused_once", set)
+_refused_once: set[str] = set()
 
 
 async def _alive(request: web.Request) -> web.Response:
@@ -44,8 +46,8 @@ async def _scene(request: web.Request) -> web.StreamResponse:
     kind = match["kind"]
     if kind in _STATUS:
         return web.Response(status=_STATUS[kind], text="no image here\n")
-    if kind == "unavailable_once" and request.path not in request.app[_REFUSED_ONCE]:
-        request.app[_REFUSED_ONCE].add(request.path)
+    if kind == "unavailable_once" and request.path not in _refused_once:
+        _refused_once.add(request.path)
         return web.Response(status=503, headers={"Retry-After": "0"})
     if kind.startswith("redirect"):
         return _redirect(kind, request)
@@ -92,13 +94,12 @@ def _pieces(kind: str, data: bytes) -> Iterator[tuple[float, bytes]]:
         step = -(-len(data) // DRIP_PIECES)
         yield from ((DRIP_PAUSE_S, data[start : start + step]) for start in range(0, len(data), step))
     elif kind == "endless_trickle":
-        while True:
-            yield DRIP_PAUSE_S, data[:1]
+        yield from repeat((DRIP_PAUSE_S, data[:1]))
     elif kind == "closed_early":
         yield 0, data[: len(data) // 2]
     elif kind == "oversized_chunked":
         yield 0, data
-        yield from ((0, bytes(2**16)) for _ in range(OVERSIZED_BYTES // 2**16))
+        yield from repeat((0, bytes(2**16)), OVERSIZED_BYTES // 2**16)
     else:
         yield 0, data[: len(data) // 3] if kind == "stall_body" else data
         yield _FOREVER_S, b""
@@ -123,33 +124,19 @@ async def _send_slowly(request: web.Request, kind: str, data: bytes, mime: str) 
     return response
 
 
-def scenes_app() -> web.Application:
-    """Returns an application that answers `/<kind>/<seed>/<index>`."""
-    app = web.Application()
-    app[_REFUSED_ONCE] = set()
-    app.add_routes([web.get("/", _alive), web.get("/{path:.+}", _scene)])
-    return app
+async def _file(root: Path, request: web.Request) -> web.StreamResponse:
+    """Returns a file below `root`; a path or link that leads out of it is a 404."""
+    asked = request.match_info["path"]
+    path = (root / asked.lstrip("/")).resolve() if "\0" not in asked else root
+    if not path.is_relative_to(root) or not path.is_file():
+        raise web.HTTPNotFound(text="no such file\n")
+    return web.FileResponse(path)
 
 
-def folder_app(folder: Path) -> web.Application:
-    """Returns an application that serves the files below `folder`; a path or link that leads out of it is a 404."""
-    root = folder.resolve()
-
-    async def file(request: web.Request) -> web.Response:
-        asked = request.match_info["path"]
-        path = (root / asked.lstrip("/")).resolve() if "\0" not in asked else root
-        if not path.is_relative_to(root) or not path.is_file():
-            raise web.HTTPNotFound(text="no such file\n")
-        mime = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return web.Response(body=await asyncio.to_thread(path.read_bytes), content_type=mime)
-
-    app = web.Application()
-    app.add_routes([web.get("/", _alive), web.get("/{path:.+}", file)])
-    return app
-
-
-async def serve(app: web.Application, listener: socket.socket, parent: int) -> None:
+async def serve(answer: Handler, listener: socket.socket, parent: int) -> None:
     """Serves until the process `parent` has ended."""
+    app = web.Application()
+    app.add_routes([web.get("/", _alive), web.get("/{path:.+}", answer)])
     # A client that gives up ends its handler at once: a stalled request would otherwise last a day.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
@@ -161,8 +148,8 @@ async def serve(app: web.Application, listener: socket.socket, parent: int) -> N
 
 def main(args: list[str]) -> None:
     listener, parent, *folder = args
-    app = folder_app(Path(folder[0])) if folder else scenes_app()
-    asyncio.run(serve(app, socket.socket(fileno=int(listener)), int(parent)))
+    answer = partial(_file, Path(folder[0]).resolve()) if folder else _scene
+    asyncio.run(serve(answer, socket.socket(fileno=int(listener)), int(parent)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from clip_core.store import Store
 from clip_data.demo.kinds import kind_counts
-from clip_data.demo.scenes import scene
+from clip_data.demo.scenes import Scene, scene
 from clip_data.errors import ClipDataError
 
 ROW_GROUP = 500
@@ -36,20 +36,16 @@ def write_table(
     originals = [row for row, kind in enumerate(kinds) if kind == "ok"]
     # Without replacement: each original has one copy, so that dedup counts can be checked.
     copied = iter(rng.sample(originals, sum(counts[kind] for kind in _COPIES)))
-    columns: dict[str, list[str | None]] = {"url": [], "caption": [], "label": [], "kind": []}
-    for row, kind in enumerate(kinds):
-        shown = scene(seed, next(copied) if kind in _COPIES else row)
-        columns["url"].append(_url(kind, seed, shown.index, shown.format, base_url.rstrip("/")))
-        columns["caption"].append(shown.caption)
-        columns["label"].append(shown.label)
-        columns["kind"].append(kind)
-    write_parquet(path, columns)
+    scenes = [scene(seed, next(copied) if kind in _COPIES else row) for row, kind in enumerate(kinds)]
+    urls = [_url(kind, shown, base_url.rstrip("/")) for kind, shown in zip(kinds, scenes, strict=True)]
+    captions, labels = [shown.caption for shown in scenes], [shown.label for shown in scenes]
+    write_parquet(path, {"url": urls, "caption": captions, "label": labels, "kind": kinds})
     return counts
 
 
-def _url(kind: str, seed: int, index: int, format: str, base_url: str) -> str | None:
+def _url(kind: str, shown: Scene, base_url: str) -> str | None:
     """Returns the URL of the row's image."""
-    suffix = {"jpeg": "jpg"}.get(format, format)
+    index, suffix = shown.index, shown.format.replace("jpeg", "jpg")
     odd = {
         "null_url": None,
         "empty_url": "",
@@ -60,7 +56,7 @@ def _url(kind: str, seed: int, index: int, format: str, base_url: str) -> str | 
         "nothing_listening": f"http://127.0.0.1:1/{index}.{suffix}",  # port 1 (tcpmux) has had no service for decades
     }
     served = "ok" if kind == "duplicate_row" else kind
-    return odd.get(kind, f"{base_url}/{served}/{seed}/{index}.{suffix}")
+    return odd.get(kind, f"{base_url}/{served}/{shown.seed}/{index}.{suffix}")
 
 
 def write_parquet(path: str | os.PathLike[str], columns: Mapping[str, Sequence[str | None]]) -> None:

@@ -1,7 +1,5 @@
 """The driver's loop, which all executors share, and the registry of executors."""
 
-from __future__ import annotations
-
 import pickle
 import traceback
 from abc import ABC, abstractmethod

@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -78,10 +76,9 @@ class LocalExecutor(Executor):
             elif worker.busy > self.config.timeout:
                 worker.stuck = f"no answer within {self.config.timeout:g} s (timeout)"
             if worker.stuck:
-                log.warning(
-                    "worker process %d, unit %s: %s; killed", worker.process.pid, worker.unit.name, worker.stuck
-                )
-                worker.process.kill()
+                process = worker.process
+                log.warning("worker process %d, unit %s: %s; killed", process.pid, worker.unit.name, worker.stuck)
+                process.kill()
 
     def stop(self) -> None:
         for worker in self._running.values():
@@ -139,11 +136,9 @@ class _Worker:
 def _serve(payload: bytes, connection: Connection) -> None:
     """Runs the worker process: receives units and sends outcomes, until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and ends the workers
-    if sys.platform == "linux":
-        # The kernel kills even a worker whose C code holds Python's lock, when the thread that started it ends; that
-        # thread is in `run`.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    # The kernel kills even a worker whose C code holds Python's lock, when the thread that started it ends; that thread
+    # is in `run`. A driver that died before this call has closed the pipe.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     task: Task | None = None
 
     def run(unit: Unit) -> dict[str, Any]:
@@ -157,11 +152,3 @@ def _serve(payload: bytes, connection: Connection) -> None:
         except EOFError:
             return
         connection.send(attempt(run, unit))
-
-
-def _follow_parent() -> None:
-    """Ends this process when the driver dies, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

@@ -1,7 +1,5 @@
 """The Ray executor: plain tasks with a bounded number in flight. Only this module of the package imports Ray."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -57,10 +55,8 @@ class RayExecutor(Executor):
         ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=self.config.timeout)
         if not ready:
             names = ", ".join(unit.name for unit in list(self._flying.values())[:SHOWN])
-            raise ClipDataError(
-                f"of {len(self._flying)} units under way ({names}, …) none was done within {self.config.timeout:g} s "
-                "(timeout): look at the cluster's tasks, and run again"
-            )
+            late = f"within {self.config.timeout:g} s (timeout) none of {len(self._flying)} units was done ({names}, …)"
+            raise ClipDataError(f"{late}: look at the cluster's tasks, and run again")
         for reference in ready:
             unit = self._flying.pop(reference)
             try:
@@ -91,9 +87,8 @@ def _connect(config: ExecutorConfig) -> None:
             ray.init(address, **options)
     except (OSError, RuntimeError, ValueError, ImportError, RayError) as error:
         raise ClipDataError(
-            f"cannot connect to the Ray cluster at {address}: {_first_line(error)}; is it running, and is this its "
-            "token? A cluster asks for one by default: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH) to what its nodes were started with"
+            f"cannot connect to the Ray cluster at {address}: {_first_line(error)}; check that it runs, and set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to those of its nodes"
         ) from error
 
 

@@ -1,7 +1,5 @@
 """Statistics of the caption alone, vectorised over a unit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

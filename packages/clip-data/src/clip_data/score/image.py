@@ -1,7 +1,5 @@
 """Statistics of the stored image. Sums are integers, so that all machines give the same bits."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """The 64-bit perceptual hash of an image (pHash): signs of its lowest frequencies against their median."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -49,8 +49,7 @@ class Scorer(Protocol):
 
 
 SCORERS: Registry[Callable[[], Scorer]] = Registry(
-    "scorer",
-    {"caption": "clip_data.score.caption:CaptionScorer", "image": "clip_data.score.image:ImageScorer"},
+    "scorer", {"caption": "clip_data.score.caption:CaptionScorer", "image": "clip_data.score.image:ImageScorer"}
 )
 
 

@@ -1,31 +1,17 @@
 """The score stage: the columns of a scorer for one unit."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from clip_core import ImageError
 from clip_core.images import load_image
-from clip_data.dataset import (
-    ACQUIRE,
-    SUCCESS,
-    UPSTREAM,
-    Dataset,
-    Unit,
-    column_name,
-    record_name,
-    score_stage,
-    shard_name,
-    sidecar_name,
-)
+from clip_data.dataset import ACQUIRE, SCORE, SUCCESS, UPSTREAM, Dataset, Unit, record_name
 from clip_data.errors import ClipDataError
 from clip_data.score.scorer import Batch, Scorer, get_scorer
 from clip_data.stage import UnitResult
@@ -56,7 +42,7 @@ class ScoreStage:
 
     @property
     def name(self) -> str:
-        return score_stage(self._resolved().name)
+        return SCORE + self._resolved().name
 
     @property
     def config(self) -> dict[str, Any]:
@@ -66,7 +52,9 @@ class ScoreStage:
     def __call__(self, unit: Unit) -> UnitResult:
         dataset = Dataset.open(self.dataset)
         scorer = self._resolved()
-        sidecar = _read_sidecar(dataset, unit)
+        if not dataset.store.exists(record_name(ACQUIRE, unit.name)):
+            raise ClipDataError(f"{dataset.url}: unit {unit.name} is not acquired yet: finish acquire before scoring")
+        sidecar = dataset.sidecar(unit)
         accepted = np.flatnonzero(np.array(sidecar["status"].to_pylist()) == SUCCESS)
         tables, scored = [scorer.schema.empty_table()], []
         for rows, batch in _batches(dataset, unit, sidecar, accepted, scorer.needs_image):
@@ -79,7 +67,7 @@ class ScoreStage:
         void = np.logical_and.reduce([pc.is_null(column, nan_is_null=True) for column in columns.columns]).sum()
         columns = columns.take(pa.array(places, mask=places < 0))
         data = table_bytes(columns.combine_chunks())
-        name = column_name(scorer.name, unit)
+        name = unit.column_name(scorer.name)
         dataset.store.write_bytes(name, data)
         counts = {
             SUCCESS: len(found) - int(void),
@@ -93,27 +81,17 @@ class ScoreStage:
         return get_scorer(self.scorer) if isinstance(self.scorer, str) else self.scorer
 
 
-def _read_sidecar(dataset: Dataset, unit: Unit) -> pa.Table:
-    if not dataset.store.exists(record_name(ACQUIRE, unit.name)):
-        raise ClipDataError(f"{dataset.url}: unit {unit.name} is not acquired yet: finish acquire before scoring")
-    sidecar = dataset.sidecar(unit)
-    if sidecar.num_rows != unit.rows:
-        raise _damaged(dataset, unit, sidecar_name(unit), f"{sidecar.num_rows} rows instead of {unit.rows}")
-    return sidecar
-
-
 def _checked(scorer: Scorer, batch: Batch) -> pa.Table:
     table = scorer.score(batch)
     if not table.schema.equals(scorer.schema) or table.num_rows != batch.samples.num_rows:
+        found, promised = (
+            ", ".join(f"{field.name} {field.type}" for field in s) for s in (table.schema, scorer.schema)
+        )
         raise ClipDataError(
-            f"scorer {scorer.name!r} returned {table.num_rows} rows of ({_fields(table.schema)}) for "
-            f"{batch.samples.num_rows} samples; its schema promises ({_fields(scorer.schema)})"
+            f"scorer {scorer.name!r} returned {table.num_rows} rows of ({found}) for {batch.samples.num_rows} samples; "
+            f"its schema promises ({promised})"
         )
     return table
-
-
-def _fields(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
 def _batches(
@@ -127,37 +105,25 @@ def _batches(
     _check_shard(dataset, unit, deep=False)
     is_intact = False
     offsets, lengths = (sidecar[name].to_pylist() for name in ("image_offset", "image_length"))
-    with dataset.store.open(shard_name(unit)) as file:
+    with dataset.store.open(unit.shard_name) as file:
         for start in range(0, len(accepted), IMAGES_PER_BATCH):
             rows, images = [], []
             for row in accepted[start : start + IMAGES_PER_BATCH].tolist():
-                image = _decode(file, offsets[row], lengths[row])
-                if image is not None:
+                file.seek(offsets[row])
+                try:
+                    images.append(load_image(file.read(lengths[row])))
                     rows.append(row)
-                    images.append(image)
-                elif not is_intact:  # is only the image damaged, or the shard?
-                    _check_shard(dataset, unit, deep=True)
-                    is_intact = True
+                except ImageError:
+                    if not is_intact:  # is only the image damaged, or the shard?
+                        _check_shard(dataset, unit, deep=True)
+                        is_intact = True
             if rows:
                 yield np.array(rows), Batch(samples=sidecar.take(rows), images=images)
 
 
-def _decode(file: IO[bytes], offset: int, length: int) -> Image.Image | None:
-    file.seek(offset)
-    try:
-        return load_image(file.read(length))
-    except ImageError:
-        return None
-
-
 def _check_shard(dataset: Dataset, unit: Unit, *, deep: bool) -> None:
     """Raises ClipDataError if the shard differs from its commit record: in size, or if `deep` in its hash."""
-    name = shard_name(unit)
+    name = unit.shard_name
     if problem := file_problem(dataset.store, name, dataset.record(ACQUIRE, unit)["files"][name], deep):
-        raise _damaged(dataset, unit, name, problem)
-
-
-def _damaged(dataset: Dataset, unit: Unit, name: str, what: str) -> ClipDataError:
-    return ClipDataError(
-        f"{dataset.url}/{name} is damaged: {what}; remove {record_name(ACQUIRE, unit.name)} and run acquire again"
-    )
+        record = record_name(ACQUIRE, unit.name)
+        raise ClipDataError(f"{dataset.url}/{name} is damaged: {problem}; remove {record} and run acquire again")

@@ -1,7 +1,5 @@
 """Makes a selection: filters every unit, removes duplicates over all units, and writes the kept rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clip_core.config import difference, fingerprint, to_dict
-from clip_data.dataset import (
-    ACQUIRE,
-    SUCCESS,
-    Dataset,
-    Unit,
-    selection_description,
-    selection_folder,
-    selection_name,
-)
+from clip_data.dataset import ACQUIRE, SUCCESS, Dataset, Unit, selection_description, selection_folder
 from clip_data.errors import ClipDataError
 from clip_data.select.columns import SIDECAR, Catalog, Column, read_catalog, read_columns, resolve, stage_of
 from clip_data.select.config import SelectConfig
@@ -40,14 +30,13 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     Raises ClipDataError if a required stage is not finished, if the name has another selection, and if no row is left.
     """
     found = None
+    there = f"selection {config.name!r} of {dataset.url}"
+    remedy = f"choose another name, or remove {selection_folder(config.name)}"
     if dataset.store.exists(selection_description(config.name)):
         found = dataset.selection(config.name)
         if found["config"] != to_dict(config):
-            raise ClipDataError(
-                f"selection {config.name!r} of {dataset.url} exists with another config: "
-                f"{difference(found['config'], to_dict(config))}; choose another name, or remove "
-                f"{selection_folder(config.name)}"
-            )
+            change = difference(found["config"], to_dict(config))
+            raise ClipDataError(f"{there} exists with another config: {change}; {remedy}")
     records = {ACQUIRE: stage_records(dataset, ACQUIRE)}  # first of all: the catalog reads the first unit
     if not dataset.units:
         raise ClipDataError(f"{dataset.url} has no rows to select from")
@@ -68,10 +57,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     }
     if found is not None:
         if found["fingerprint"] != fingerprint(identity):
-            raise ClipDataError(
-                f"selection {config.name!r} of {dataset.url} was made from other data than the present: "
-                f"choose another name, or remove {selection_folder(config.name)}"
-            )
+            raise ClipDataError(f"{there} was made from other data than the present: {remedy}")
         return found
 
     alive, counts = _filter(dataset, parent, clauses)
@@ -80,10 +66,7 @@ def select(dataset: Dataset, config: SelectConfig) -> dict[str, Any]:
     kept = int(alive.sum())
     if not kept:
         worst = max(counts, key=lambda reason: counts[reason])
-        raise ClipDataError(
-            f"selection {config.name!r} keeps none of {len(alive)} rows: most are left out by "
-            f"{worst!r} ({counts[worst]}); nothing was written"
-        )
+        raise ClipDataError(f"{there} keeps none of {len(alive)} rows: most fail {worst!r} ({counts[worst]})")
     units = _write(dataset, config.name, alive)
     description = {
         "format": FORMAT,
@@ -152,7 +135,7 @@ def _write(dataset: Dataset, name: str, alive: np.ndarray) -> dict[str, int]:
     kept = {}
     for unit, start in _starts(dataset.units):
         rows = np.flatnonzero(alive[start : start + unit.rows]).astype(np.int32)
-        write_table(dataset.store, selection_name(name, unit), pa.table({"row": rows}))
+        write_table(dataset.store, unit.selection_name(name), pa.table({"row": rows}))
         kept[unit.name] = len(rows)
     return kept
 

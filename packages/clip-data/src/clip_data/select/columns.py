@@ -1,7 +1,5 @@
 """The columns that a selection can name: those of the sidecar, of scorers, and built-in ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_core.suggest import did_you_mean
-from clip_data.dataset import ACQUIRE, Dataset, Unit, column_name, score_stage, sidecar_name
+from clip_data.dataset import ACQUIRE, SCORE, Dataset, Unit
 from clip_data.errors import ClipDataError
 from clip_data.tables import read_table
 
@@ -24,7 +22,7 @@ FRACTION_SALT = b"uid_fraction"
 
 def read_catalog(dataset: Dataset) -> Catalog:
     """Returns the columns of the dataset by its first unit, which must be acquired."""
-    sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, sidecar_name(dataset.units[0]))}
+    sets = {BUILTIN: {UID_FRACTION[1]: pa.float64()}, SIDECAR: _schema(dataset, dataset.units[0].sidecar_name)}
     for name in dataset.column_sets():
         files = dataset.column_files(name)
         if files:
@@ -43,9 +41,10 @@ def _schema(dataset: Dataset, name: str) -> dict[str, pa.DataType]:
 
 def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
     """Returns the column `name`, or `set_name.name`. Raises ClipDataError if it is unknown or ambiguous."""
+    sets = ", ".join(catalog)
     if set_name:
         if set_name not in catalog:
-            raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {_list(catalog)}")
+            raise ClipDataError(f"there is no column set {set_name!r} in {set_name}.{name}; there are {sets}")
         owners = [set_name] if name in catalog[set_name] else []
     else:
         owners = [owner for owner, columns in catalog.items() if name in columns]
@@ -56,17 +55,13 @@ def resolve(catalog: Catalog, name: str, set_name: str = "") -> Column:
         known = catalog[set_name] if set_name else {column for columns in catalog.values() for column in columns}
         hint = did_you_mean(name, known, "see the schema of the sidecar and of each column set", cutoff=0.5, spell=repr)
         full = f"{set_name}.{name}" if set_name else name
-        raise ClipDataError(f"there is no column {full!r} in the sets {_list(catalog)}; {hint}")
+        raise ClipDataError(f"there is no column {full!r} in the sets {sets}; {hint}")
     return owners[0], name
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def stage_of(column: Column) -> str:
     """Returns the stage that writes the column."""
-    return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else score_stage(column[0])
+    return ACQUIRE if column[0] in (SIDECAR, BUILTIN) else SCORE + column[0]
 
 
 def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> dict[Column, pa.ChunkedArray]:
@@ -74,11 +69,9 @@ def read_columns(dataset: Dataset, unit: Unit, columns: Collection[Column]) -> d
     wanted = {(SIDECAR, "uid") if column == UID_FRACTION else column for column in columns}
     found: dict[Column, pa.ChunkedArray] = {}
     for owner in sorted({owner for owner, _ in wanted}):
-        file = sidecar_name(unit) if owner == SIDECAR else column_name(owner, unit)
+        file = unit.sidecar_name if owner == SIDECAR else unit.column_name(owner)
         names = sorted(name for other, name in wanted if other == owner)
-        table = read_table(dataset.store, file, names)
-        if table.num_rows != unit.rows:
-            raise ClipDataError(f"{dataset.url}/{file} is damaged: {table.num_rows} rows instead of {unit.rows}")
+        table = read_table(dataset.store, file, names, unit.rows)
         found |= {(owner, name): table[name] for name in names}
     if UID_FRACTION in columns:
         found[UID_FRACTION] = pa.chunked_array([pa.array(uid_fraction(found[SIDECAR, "uid"].to_pylist()))])

@@ -1,7 +1,5 @@
 """The config of a selection."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal

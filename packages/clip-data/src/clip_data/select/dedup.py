@@ -5,12 +5,10 @@ sorted separately. Per row, this takes 8 bytes for the row and 8 (phash) or 16 (
 local disk; in memory, one file at a time, about a million rows. All rows with the same hash are in one file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +30,7 @@ class HashBuckets:
         self.words = 0
         self.last = -1
 
-    def __enter__(self) -> HashBuckets:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.files = [stack.enter_context(open(path, "w+b")) for path in self.paths]
             self.stack = stack.pop_all()

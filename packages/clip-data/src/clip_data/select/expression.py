@@ -8,8 +8,6 @@ contains(text, "part"), abs(x), min(x, y, …), max(x, y, …). The text is pars
 whole expression is true for it; a missing value is not true (see values.py).
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import math
@@ -222,7 +220,7 @@ class _Compiler:
             kind, value = "number", -value if signed else value
         else:
             raise self.error(node, "is not a number, a string, True or False; a missing value is found with is_null(…)")
-        constant = values.from_literal(value)
+        constant = Value(pa.scalar(value) if isinstance(value, str) else value, np.True_)
         return _Node(kind, lambda columns: constant)
 
     def _column(self, node: ast.AST, name: str, set_name: str) -> _Node:

@@ -1,7 +1,5 @@
 """Reads selections, for the stream, the report and child selections."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +9,7 @@ import pyarrow.compute as pc
 
 from clip_core.config import fingerprint
 from clip_core.store import Store
-from clip_data.dataset import (
-    ACQUIRE,
-    SUCCESS,
-    Dataset,
-    Unit,
-    score_stage,
-    selection_folder,
-    selection_name,
-    sidecar_name,
-)
+from clip_data.dataset import ACQUIRE, SCORE, SUCCESS, Dataset, Unit, selection_folder
 from clip_data.errors import ClipDataError
 from clip_data.tables import read_table
 
@@ -41,10 +30,10 @@ class Selection:
     def rows(self, unit: Unit) -> np.ndarray:
         """Returns int32 [kept]: the rows kept of a unit, ascending."""
         if self.name:
-            file = selection_name(self.name, unit)
+            file = unit.selection_name(self.name)
             rows = read_table(self.store, file, ["row"])["row"].to_numpy().astype(np.int32)
         else:
-            file = sidecar_name(unit)
+            file = unit.sidecar_name
             status = read_table(self.store, file, ["status"])["status"]
             rows = np.flatnonzero(pc.equal(status, SUCCESS).to_numpy()).astype(np.int32)
         if len(rows) != self.units[unit.name] or (len(rows) and (rows[-1] >= unit.rows or (np.diff(rows) <= 0).any())):
@@ -63,10 +52,8 @@ def load_selection(dataset: Dataset, name: str = "") -> Selection:
     if found.get("format") != FORMAT:
         raise ClipDataError(f"selection {name!r} has format {found.get('format')!r}; this version reads {FORMAT}")
     if found["stages"][ACQUIRE] != data_fingerprint(stage_records(dataset, ACQUIRE)):
-        raise ClipDataError(
-            f"selection {name!r} of {dataset.url} was made from other shards than the present: "
-            f"remove {selection_folder(name)} and select again"
-        )
+        what = f"selection {name!r} of {dataset.url} was made from other shards than the present"
+        raise ClipDataError(f"{what}: remove {selection_folder(name)} and select again")
     return Selection(store=dataset.store, name=name, fingerprint=found["fingerprint"], units=found["units"])
 
 
@@ -74,11 +61,9 @@ def stage_records(dataset: Dataset, stage: str) -> list[dict[str, Any]]:
     """Returns the commit records of all units, in order. Raises ClipDataError if the stage is not finished."""
     pending = dataset.pending(stage)
     if pending:
-        command = ACQUIRE if stage == ACQUIRE else f"score --scorers {stage.removeprefix(score_stage(''))}"
-        raise ClipDataError(
-            f"{dataset.url}: {len(pending)} of {len(dataset.units)} units have no {stage} results yet "
-            f"(first {pending[0].name}): finish 'clip-data {command}' before selecting"
-        )
+        command = ACQUIRE if stage == ACQUIRE else f"score --scorers {stage.removeprefix(SCORE)}"
+        missing = f"{len(pending)} of {len(dataset.units)} units have no {stage} results yet (first {pending[0].name})"
+        raise ClipDataError(f"{dataset.url}: {missing}: finish 'clip-data {command}' first")
     return dataset.records(stage, dataset.units)
 
 

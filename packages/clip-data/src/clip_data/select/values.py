@@ -4,8 +4,6 @@ A result is missing if an operand is, unless the other operand decides an `and` 
 division by zero are missing too. Arithmetic is done in float64; comparisons of integers are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple
@@ -53,10 +51,6 @@ def from_column(column: pa.ChunkedArray) -> Value:
         column = column.cast(pa.float64())
     data = column.fill_null(pa.scalar(0).cast(column.type)).to_numpy()
     return Value(data, valid & ~np.isnan(data)) if data.dtype.kind == "f" else Value(data, valid)
-
-
-def from_literal(value: bool | int | float | str) -> Value:
-    return Value(pa.scalar(value) if isinstance(value, str) else value, np.True_)
 
 
 def all_of(*values: Value) -> Value:

@@ -1,7 +1,5 @@
 """A batch as a pure function of its number. Worker processes and the in-process loader both run this."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -156,10 +154,7 @@ class BatchMaker:
                 return sample, self._decode((source, other, epoch, there), sample, payload)
             except CorruptSample:
                 continue  # counted when the stream itself reaches it
-        raise ClipDataError(
-            f"no readable sample near {lost.uid} ({lost.shard}): its neighbours in the stream are corrupt too; "
-            f"check the dataset with 'clip-data verify'"
-        )
+        raise ClipDataError(f"no readable sample near {lost.uid} ({lost.shard}): check it with 'clip-data verify'")
 
 
 def tokens(tokenizer: Tokenizer, captions: list[str], context: int = 0) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Makes batches in order, in this process or in worker processes, which may die at any moment."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle
@@ -113,8 +111,7 @@ class Worker:
         if self.failures > RESTARTS:
             raise ClipDataError(
                 f"a worker process of the stream failed {self.failures} times in a row; the last one, process "
-                f"{process.pid}, {how}: if memory is short, use fewer workers or a smaller batch; if storage is slow, "
-                "allow more time"
+                f"{process.pid}, {how}: if memory is short, use fewer workers; if storage is slow, allow more time"
             )
         log.warning("a worker process of the stream, process %d, %s; starting it again", process.pid, how)
         self._start()

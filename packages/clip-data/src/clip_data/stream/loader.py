@@ -1,13 +1,11 @@
 """The two ways to read a manifest: endlessly in the training order, and once in plain order."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from clip_data.stream.engine import LocalEngine, Made, WorkerEngine
 from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import batching
 from clip_data.stream.preprocess import parse_preprocess
+from clip_data.stream.worker import IMPORTABLE
 
 TIMEOUT_S = 600.0
 MAX_REPORTED = 1000  # uids of corrupt samples kept for reports; the count is exact
@@ -123,7 +122,7 @@ class SampleStream(_Reader):
         self._wait_s = 0.0
         self._closed = False
 
-    def __iter__(self) -> SampleStream:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
@@ -154,10 +153,8 @@ class SampleStream(_Reader):
         """Continues at the step of a state. Raises ClipDataError if the state is of another order of samples."""
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise ClipDataError(
-                    f"the stream's state has {name} = {state.get(name)!r}, this stream has {value!r}: "
-                    "it can only continue on the same samples, seed and batch size"
-                )
+                found = f"{name} = {state.get(name)!r}, this stream has {value!r}"
+                raise ClipDataError(f"the stream's state has {found}: use the same samples, seed and batch size")
         self._stop()
         self._step = _natural("step", state.get("step"))
 
@@ -166,7 +163,7 @@ class SampleStream(_Reader):
         self._stop()
         self._closed = True
 
-    def __enter__(self) -> SampleStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -257,10 +254,7 @@ def _context(tokenizer: Tokenizer | None, workers: int) -> int:
         try:
             pickle.dumps(tokenizer)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ClipDataError(
-                f"the tokenizer cannot be sent to worker processes ({error}): "
-                "define it in a module that can be imported, or use workers=0"
-            ) from error
+            raise ClipDataError(f"the tokenizer cannot be sent to worker processes ({error}): {IMPORTABLE}") from error
     return tokens(tokenizer, ["a"]).shape[1]
 
 

@@ -1,7 +1,5 @@
 """The manifest: which samples of which datasets a stream draws from, with a fingerprint of that choice."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Weighted mixing of sources: a periodic pattern of slots in which every prefix is close to the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from fractions import Fraction

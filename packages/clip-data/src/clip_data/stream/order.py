@@ -8,8 +8,6 @@ Random numbers are raw Philox words with BLAKE2b keys. Both are specified bit fo
 change between releases.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -47,16 +45,12 @@ def batching(samples: int, batch: int, streams: int, rank: int, world: int) -> i
             "sizes must be positive and the rank in [0, world_size)"
         )
     if samples < batch:
-        raise ClipDataError(
-            f"the manifest has {samples} samples, fewer than a global batch of {batch}: "
-            f"choose a global batch size of at most {samples} or a wider selection"
-        )
+        fewer = f"the manifest has {samples} samples, fewer than a global batch of {batch}"
+        raise ClipDataError(f"{fewer}: choose a batch of at most {samples}, or a wider selection")
     chosen = streams or math.gcd(batch, MAX_STREAMS)
     if batch % chosen:
-        raise ClipDataError(
-            f"canonical_streams={chosen} does not divide the global batch of {batch}; "
-            f"valid numbers: {_divisors(batch, 1024)}"
-        )
+        valid = _divisors(batch, 1024)
+        raise ClipDataError(f"canonical_streams={chosen} does not divide the global batch of {batch}; valid: {valid}")
     if chosen % world:
         raise ClipDataError(
             f"world_size={world} does not divide the {chosen} canonical streams of a global batch of {batch}; "
@@ -175,11 +169,8 @@ class GlobalOrder:
     def place(self, batch: int, index: int) -> tuple[int, int, int, int]:
         """Returns (source, stream, epoch, offset) of the index-th sample of a global batch."""
         stream, step = divmod(index, self.per_stream)
-        return self.at(stream, batch * self.per_stream + step)
-
-    def at(self, stream: int, position: int) -> tuple[int, int, int, int]:
-        """Returns (source, stream, epoch, offset) of a position of a canonical stream."""
-        source, position = self.pattern.at(stream * self.pattern.period // self.streams, position)
+        start = stream * self.pattern.period // self.streams
+        source, position = self.pattern.at(start, batch * self.per_stream + step)
         return source, stream, *self.orders[source].locate(stream, position)
 
 

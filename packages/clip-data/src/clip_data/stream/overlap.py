@@ -1,7 +1,5 @@
 """Checks by uid whether held-out samples are among the training samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from clip_core.console import progress_bar
-from clip_data.dataset import Unit, sidecar_name
+from clip_data.dataset import Unit
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Manifest, Part
 from clip_data.tables import read_table
@@ -47,7 +45,7 @@ def _each_unit(manifest: Manifest, what: str, use: Callable[[np.ndarray], np.nda
 
     def read(pair: tuple[Part, Unit]) -> np.ndarray:
         part, unit = pair
-        table = read_table(part.selection.store, sidecar_name(unit), ["uid"])
+        table = read_table(part.selection.store, unit.sidecar_name, ["uid"])
         uids = table["uid"].take(pa.array(part.rows(unit))).combine_chunks()
         # Items of an S16 array lose zeros at their end, all of them alike: equal items are equal uids.
         return use(np.frombuffer(uids.buffers()[1], "S16", len(uids), 16 * uids.offset))

@@ -4,8 +4,6 @@ It is described by plain data: the keys of OpenCLIP's `preprocess_cfg` plus `aug
 carried but not applied: images travel as uint8 and are normalised on the device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,19 +76,18 @@ class Preprocess:
         try:
             image = load_image(payload, max_pixels=MAX_PIXELS, formats=FORMATS, image_mode=self.image_mode)
             with decoding("the image"):
-                return np.asarray(self._train(image, key) if self.augment else self._evaluate(image))
+                if self.augment:
+                    return np.asarray(self._augmented(image, self.augment, key))
+                fitted = fit_image(image, self.size, self.resize_mode, self.interpolation, self.fill_color)
+                return np.asarray(fitted.convert("RGB"))
         except ImageError as error:
             raise CorruptSample(str(error)) from error
 
-    def _evaluate(self, image: Image.Image) -> Image.Image:
-        return fit_image(image, self.size, self.resize_mode, self.interpolation, self.fill_color).convert("RGB")
-
-    def _train(self, image: Image.Image, key: Sequence[object]) -> Image.Image:
-        assert self.augment is not None
+    def _augmented(self, image: Image.Image, augment: Augment, key: Sequence[object]) -> Image.Image:
         draws = ((words(1 + 4 * CROP_TRIES, "augment", *key) >> np.uint64(11)) * 2.0**-53).tolist()  # in [0, 1)
-        box = crop_box(image.width, image.height, self.augment, draws[1:])
+        box = crop_box(image.width, image.height, augment, draws[1:])
         image = image.crop(box).resize(self.size[::-1], FILTERS[self.interpolation]).convert("RGB")
-        return ImageOps.mirror(image) if draws[0] < self.augment.hflip else image
+        return ImageOps.mirror(image) if draws[0] < augment.hflip else image
 
 
 def crop_box(width: int, height: int, augment: Augment, draws: Sequence[float]) -> tuple[int, int, int, int]:

@@ -1,7 +1,5 @@
 """Access to samples by (unit, row): descriptions from the sidecars, payloads by ranged reads of the tars."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections import OrderedDict
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clip_data.dataset import shard_name, sidecar_name
 from clip_data.errors import ClipDataError
 from clip_data.stream.manifest import Part
 from clip_data.tables import read_table
@@ -69,7 +66,7 @@ class SourceReader:
     def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
         self.part = part
         self.store = part.selection.store
-        self.shards = [shard_name(unit) for unit in part.units]
+        self.shards = [unit.shard_name for unit in part.units]
         self.columns = [*SIDECAR, *columns]
         self.bytes_read = 0
         self._table = lru_cache(maxsize=MAX_TABLES)(self._load)
@@ -103,10 +100,7 @@ class SourceReader:
     def _load(self, unit: int) -> pa.Table:
         plan = self.part.units[unit]
         rows = self.part.rows(plan)
-        table = read_table(self.store, sidecar_name(plan), self.columns)
-        if table.num_rows != plan.rows:
-            raise ClipDataError(f"{self.store.url}/{sidecar_name(plan)} has {table.num_rows} rows, not {plan.rows}")
-        return table.select(self.columns).take(rows)
+        return read_table(self.store, plan.sidecar_name, self.columns, plan.rows).take(rows)
 
     def _local(self, samples: Sequence[Sample]) -> list[bytes]:
         found = []
@@ -120,7 +114,7 @@ class SourceReader:
 
     def _file(self, shard: str) -> int:
         if shard not in self._files:
-            self._files[shard] = os.open(self.store.full(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._files[shard] = os.open(self.store.full(shard), os.O_RDONLY | os.O_CLOEXEC)
             if len(self._files) > MAX_OPEN:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
@@ -149,9 +143,8 @@ class SourceReader:
 
     def _ranges(self, blocks: Sequence[tuple[str, int, int]]) -> list[bytes]:
         paths = [self.store.full(shard) for shard, _, _ in blocks]
-        answers = self.store.fs.cat_ranges(
-            paths, [start for _, start, _ in blocks], [end for _, _, end in blocks], on_error="return"
-        )
+        starts, ends = [start for _, start, _ in blocks], [end for _, _, end in blocks]
+        answers = self.store.fs.cat_ranges(paths, starts, ends, on_error="return")
         data = []
         for (shard, start, _), answer in zip(blocks, answers, strict=True):
             if isinstance(answer, FileNotFoundError):

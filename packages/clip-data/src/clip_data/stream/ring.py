@@ -4,12 +4,9 @@ It is a file without a name: nothing leaks when a process is killed, and the lim
 apply.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import os
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -54,10 +51,6 @@ def _aligned(size: int) -> int:
 
 def anonymous_file(size: int) -> int:
     """Returns the descriptor of a new file without a name."""
-    if hasattr(os, "memfd_create"):
-        file = os.memfd_create("clip-data-batches")
-    else:
-        with tempfile.TemporaryFile() as handle:
-            file = os.dup(handle.fileno())
+    file = os.memfd_create("clip-data-batches")
     os.ftruncate(file, size)
     return file

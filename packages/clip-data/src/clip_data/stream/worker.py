@@ -4,8 +4,6 @@ It is started as a fresh interpreter rather than by multiprocessing, whose spawn
 and torch with it, in every worker.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import os
@@ -25,12 +23,13 @@ from clip_data.errors import ClipDataError
 START = "import json,sys; sys.path[:]=json.loads(sys.argv[1]); from clip_data.stream.worker import main; main()"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for storage", "T": "stopped", "t": "traced", "Z": "dead"}
+IMPORTABLE = "define it in a module that can be imported, or use workers=0"
 POLL = 1.0  # seconds between checks of the parent, since a fork of it may keep the pipe open
 
 _started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
-class ParentGone(Exception):
+class ParentGone(BaseException):
     """The parent has closed the stream, or died."""
 
 
@@ -74,8 +73,6 @@ def main() -> None:
     with suppress(ParentGone):
         try:
             _serve(connection, memory, plan, parent, low, high)
-        except ParentGone:
-            raise
         except ClipError as error:
             _send(connection, "error", str(error))
         except Exception:
@@ -90,10 +87,7 @@ def _serve(connection: Connection, memory: int, task: int, parent: int, low: int
         with mmap.mmap(task, 0, access=mmap.ACCESS_READ) as file:
             plan, slots = pickle.loads(file)
     except (AttributeError, ImportError) as error:
-        raise ClipDataError(
-            f"a worker process cannot load the tokenizer: {error}; "
-            "define it in a module that can be imported, or use workers=0"
-        ) from error
+        raise ClipDataError(f"a worker process cannot load the tokenizer ({error}): {IMPORTABLE}") from error
     maker = BatchMaker(plan)
     ring = Ring(plan, slots, memory)
     while True:

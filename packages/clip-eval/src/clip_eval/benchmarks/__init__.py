@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_core.config import Variant, to_dict
@@ -11,7 +11,6 @@ from clip_eval.errors import ClipEvalError
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_eval.benchmarks.base import Outcome
     from clip_eval.features import Embedder, ImageFeatures
 
 BENCHMARKS: Registry[type[BenchmarkConfig]] = Registry(
@@ -21,6 +20,38 @@ BENCHMARKS: Registry[type[BenchmarkConfig]] = Registry(
         "retrieval": "clip_eval.benchmarks.retrieval:RetrievalConfig",
     },
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number of a benchmark, with what is needed to judge it."""
+
+    metric: str
+    """Name."""
+    value: float
+    """Between 0 and 1."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    n: int
+    """Samples, or queries."""
+    chance: float
+    """Expected value of a random ranking."""
+    interval: str
+    """wilson or bootstrap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a benchmark found."""
+
+    metrics: list[Metric]
+    """In the order of the table."""
+    counts: dict[str, int]
+    """What was left out, cut or is missing."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """The report's section on columns: histograms of a dataset."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from clip_eval.report.html import count, figure, grid, note

@@ -1,7 +1,5 @@
 """The report's section on the evaluation: the table of results, and figures for each benchmark."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ from clip_eval.report.html import Html, card, count, fill, foreign, join, note, 
 from clip_eval.report.images import Images
 from clip_eval.report.inputs import Inputs, Section
 from clip_eval.report.svg import interval
-from clip_eval.results import COUNTS, Row, details_file, first_rows, in_percent
+from clip_eval.results import COUNTS, Row, details_file, first_rows, interval_in_percent
 
 HEADLINES = ("top1", "image_to_text_recall@1", "text_to_image_recall@1")
 # Only registered kinds: results are data, and the report imports no module that data name.
@@ -39,15 +37,11 @@ def evaluation(inputs: Inputs) -> Section | None:
             continue
         figures = FIGURES.get(first["kind"])(details, inputs.images(details["dataset"]))
         parts.append(fill("<h3>{}</h3>{}", foreign(name), join(figures)))
-    cards = [
-        card(
-            percent(row["value"]),
-            f"{row['benchmark']}: {metric_name(row['metric'])}",
-            f"chance {percent(row['chance'])}",
-        )
-        for row in rows
-        if row["metric"] in HEADLINES
-    ]
+    cards = []
+    for row in rows:
+        if row["metric"] in HEADLINES:
+            name = f"{row['benchmark']}: {metric_name(row['metric'])}"
+            cards.append(card(percent(row["value"]), name, f"chance {percent(row['chance'])}"))
     return Section(name="evaluation", title="Evaluation", parts=parts, cards=cards)
 
 
@@ -62,7 +56,7 @@ def _table(rows: Sequence[Row]) -> Html:
             foreign(row["benchmark"]),
             metric_name(row["metric"]),
             fill("<b>{}</b>", percent(row["value"], 2)),
-            f"{in_percent(row['low'], 2)} – {in_percent(row['high'], 2)}",
+            interval_in_percent(row),
             interval(row["value"], row["low"], row["high"], row["chance"]),
             percent(row["chance"], 2),
             count(row["n"]),
@@ -72,16 +66,8 @@ def _table(rows: Sequence[Row]) -> Html:
     remarks = []
     for name, first in first_rows(rows).items():
         said = [f"{count(first[key])} {what}" for key, what in COUNTS.items() if first.get(key)]
-        remarks.append(
-            note(
-                "{}: {}{}, {}; model {}, protocol {}.",
-                foreign(name),
-                foreign(first["dataset"]),
-                "; " + ", ".join(said) if said else "",
-                first["precision"],
-                first["model_sha256"][:12],
-                first["fingerprint"][:12],
-            )
-        )
+        data = fill("{}{}", foreign(first["dataset"]), "; " + ", ".join(said) if said else "")
+        protocol = first["precision"], first["model_sha256"][:12], first["fingerprint"][:12]
+        remarks.append(note("{}: {}, {}; model {}, protocol {}.", foreign(name), data, *protocol))
     header = ("benchmark", "metric", "value", "95 % interval", "0 … 1, tick: chance", "chance", "n")
     return join([table(header, body, numeric=(2, 3, 5, 6)), *remarks])

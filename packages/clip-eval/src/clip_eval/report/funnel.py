@@ -1,15 +1,13 @@
 """The funnel from planned rows to selections, with every reason for a loss and sums that are checked."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from clip_data.acquire.codes import Code
-from clip_data.dataset import SUCCESS, Dataset, record_name, score_stage
-from clip_eval.report.html import bars, card, count, fill, foreign, note, percent
+from clip_data.dataset import SCORE, SUCCESS, Dataset
+from clip_eval.report.html import bars, card, count, fill, foreign, grid, note, percent
 from clip_eval.report.inputs import Inputs, Section
 
 CODES = {code.value: code for code in Code}
@@ -43,8 +41,8 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]
     done = dataset.committed("acquire")
     finished = [unit for unit in dataset.units if unit.name in done]
     codes: Counter[str] = Counter()
-    for unit in finished:
-        codes.update(dataset.record("acquire", unit)["counts"])
+    for record in dataset.records("acquire", finished):
+        codes.update(record["counts"])
     stored = codes.pop(SUCCESS, 0)
     attempted, planned = (sum(unit.rows for unit in units) for units in (finished, dataset.units))
     late = {code: n for code, n in codes.items() if code in CODES and CODES[code].error_class == IMAGE_CLASS}
@@ -56,10 +54,8 @@ def read_funnel(dataset: Dataset, selections: Sequence[str]) -> list[FunnelStep]
         FunnelStep(name="fetched", kept=fetched, before=attempted, lost=_reasons(early)),
         FunnelStep(name="decoded and stored", kept=stored, before=fetched, lost=_reasons(late)),
     ]
-    for name in selections:
-        if name in dataset.selections():
-            steps.append(_selection(dataset.selection(name), dataset, stored))
-    return steps
+    known = dataset.selections()
+    return steps + [_selection(dataset.selection(name), dataset, stored) for name in selections if name in known]
 
 
 def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelStep:
@@ -67,9 +63,8 @@ def _selection(found: dict[str, Any], dataset: Dataset, stored: int) -> FunnelSt
     before = dataset.selection(parent)["kept"] if parent else stored
     upstream = {f"not in {parent}"} if parent else {"rejected"}
     lost = [(reason, "", n) for reason, n in found["counts"] if n and reason not in upstream]
-    return FunnelStep(
-        name=f"{found['name']} (of {parent})" if parent else found["name"], kept=found["kept"], before=before, lost=lost
-    )
+    name = f"{found['name']} (of {parent})" if parent else found["name"]
+    return FunnelStep(name=name, kept=found["kept"], before=before, lost=lost)
 
 
 def meaning(code: str) -> str:
@@ -78,8 +73,7 @@ def meaning(code: str) -> str:
 
 
 def _reasons(codes: dict[str, int]) -> list[tuple[str, str, int]]:
-    ordered = sorted(codes.items(), key=lambda item: (-item[1], item[0]))
-    return [(code, meaning(code), n) for code, n in ordered]
+    return [(code, meaning(code), n) for code, n in sorted(codes.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def funnel(inputs: Inputs) -> Section | None:
@@ -93,12 +87,11 @@ def funnel(inputs: Inputs) -> Section | None:
     for step in steps:
         text = f"{count(step.kept)} · {percent(step.kept / whole)}"
         bar = bars([(foreign(step.name, 60), step.kept, text)], whole=whole)
-        losses = [
-            (fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows))
-            for reason, words, rows in step.lost
-        ]
-        lost = bars(losses, tone="bad")
-        parts.append(fill('<div class="step">{}<div class="lost">{}</div></div>', bar, lost))
+        losses = []
+        for reason, words, rows in step.lost:
+            losses.append((fill("<code>{}</code> {}", foreign(reason, 120), words), rows, count(rows)))
+        lost = grid([bars(losses, tone="bad")], "lost")
+        parts.append(grid([bar, lost], "step"))
         if not step.adds_up:
             numbers = (step.before, step.kept, sum(rows for _, _, rows in step.lost))
             text = "These numbers do not add up: {} entered, {} left, {} are accounted for."
@@ -106,11 +99,9 @@ def funnel(inputs: Inputs) -> Section | None:
     if all(step.adds_up for step in steps):
         parts.append(note("Every row is accounted for: each step's losses sum to what it lost."))
     for name in dataset.column_sets():
-        unread = 0
-        for unit in dataset.units:
-            if dataset.store.exists(record_name(score_stage(name), unit.name)):
-                unread += dataset.record(score_stage(name), unit)["counts"].get("decode_error", 0)
-        if unread:
+        done = dataset.committed(SCORE + name)
+        records = dataset.records(SCORE + name, [unit for unit in dataset.units if unit.name in done])
+        if unread := sum(record["counts"].get("decode_error", 0) for record in records):
             parts.append(note("The scorer {} could not decode {} stored images.", name, count(unread)))
     first, _, *others = steps
     cards = [card(count(first.kept), first.name, f"of {count(first.before)} URLs of the plan")]

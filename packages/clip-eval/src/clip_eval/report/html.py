@@ -34,20 +34,21 @@ def join(parts: Iterable[Any], between: str = "") -> Html:
 
 def element(tag: str, *content: Any, **attributes: Any) -> Html:
     """Returns an element. `kind` is its class; floats are rounded to one decimal, and `_` in a name becomes `-`."""
-    words = [
-        fill(' {}="{}"', {"kind": "class"}.get(name, name.replace("_", "-")), _attribute(value))
-        for name, value in attributes.items()
-    ]
+    words = []
+    for name, value in attributes.items():
+        name = name.replace("kind", "class").replace("_", "-")
+        words.append(fill(' {}="{}"', name, f"{value:.1f}" if isinstance(value, float) else value))
     return fill("<{0}{1}>{2}</{0}>", tag, join(words), join(content))
 
 
-def _attribute(value: Any) -> Any:
-    return f"{value:.1f}" if isinstance(value, float) else value
+def cut(text: str, limit: int) -> str:
+    """Returns the text, or its first characters and an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def foreign(text: str, limit: int = 160) -> Html:
     """Returns a caption or URL, cut to `limit` characters and isolated from the page's text direction."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
+    short = cut(text, limit)
     return fill('<bdi title="{}">{}</bdi>', text[:2000], short) if short is not text else fill("<bdi>{}</bdi>", short)
 
 
@@ -79,6 +80,11 @@ def grid(parts: Iterable[Any], kind: str = "figures") -> Html:
     return fill('<div class="{}">{}</div>', kind, join(parts))
 
 
+def gallery(caption: Any, parts: Iterable[Any], kind: str = "cards") -> Html:
+    """Returns a wide panel with a grid."""
+    return figure(caption, grid(parts, kind), kind="wide")
+
+
 def note(template: str, *values: Any) -> Html:
     """Returns a remark in small print."""
     return fill('<p class="note">{}</p>', fill(template, *values))
@@ -87,20 +93,18 @@ def note(template: str, *values: Any) -> Html:
 def bars(rows: Sequence[tuple[Any, float, str]], tone: str = "accent", whole: float | None = None) -> Html:
     """Returns horizontal bars of (label, value, figure). The longest value, or `whole`, fills the line."""
     whole = whole or max((value for _, value, _ in rows), default=1) or 1
-    return fill(
-        '<div class="bars">{}</div>',
-        join(
-            fill(
-                '<span class="label">{}</span><span class="track"><i class="{}" style="width:{}%"></i></span>'
-                '<span class="n">{}</span>',
-                label,
-                tone,
-                f"{100 * min(1, value / whole):.2f}",
-                text,
-            )
-            for label, value, text in rows
-        ),
-    )
+    bar = '<span class="track"><i class="{}" style="width:{:.2f}%"></i></span>'
+    lines = [
+        fill(
+            f'<span class="label">{{}}</span>{bar}<span class="n">{{}}</span>',
+            label,
+            tone,
+            100 * min(1, value / whole),
+            text,
+        )
+        for label, value, text in rows
+    ]
+    return grid(lines, "bars")
 
 
 def count(value: float) -> str:

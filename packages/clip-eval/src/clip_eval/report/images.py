@@ -1,13 +1,14 @@
 """Stored images as small data: URIs. They are decoded and encoded again: no byte of a file reaches the page."""
 
-from __future__ import annotations
-
 import base64
 import io
 from functools import lru_cache
 from typing import Any
 
-from clip_data.dataset import Dataset, parse_key, shard_name
+from PIL import Image
+
+from clip_core.images import load_image
+from clip_data.dataset import Dataset, parse_key
 from clip_eval.report.html import Html, fill, foreign, join
 
 SIDE = 112  # pixels; drawn at half to full size
@@ -21,32 +22,24 @@ class Images:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self._gone = dataset.taken_down()
-        self._rows = lru_cache(maxsize=64)(self._load)
-
-    def _load(self, ordinal: int) -> Any:
-        return self.dataset.sidecar(self.dataset.units[ordinal], COLUMNS)
+        self._rows = lru_cache(maxsize=64)(lambda unit: dataset.sidecar(unit, COLUMNS))
 
     def describe(self, key: str) -> dict[str, Any]:
-        """Returns the sample's row (uid, image_offset, image_length, caption); empty if it must not be shown."""
+        """Returns the sample's row (COLUMNS) with the name of its shard; empty if it must not be shown."""
         ordinal, row = parse_key(key) or (len(self.dataset.units), 0)
-        if ordinal >= len(self.dataset.units):
-            return {}
-        table = self._rows(ordinal)
-        found = table.slice(row, 1).to_pylist()[0] if row < table.num_rows else {}
-        return {} if found.get("uid") in self._gone else found
+        for unit in self.dataset.units[ordinal : ordinal + 1]:
+            for found in self._rows(unit).slice(row, 1).to_pylist():
+                return {} if found["uid"] in self._gone else {**found, "shard": unit.shard_name}
+        return {}
 
     def thumbnail(self, key: str) -> Html:
         """Returns an <img> of at most SIDE pixels, or a placeholder if no image decodes."""
-        from PIL import Image
-
-        from clip_core.images import load_image
-
-        row, place = self.describe(key), parse_key(key)
-        if place is None or not row or not row["image_length"]:
+        row = self.describe(key)
+        if not row.get("image_length"):
             return MISSING
-        unit = self.dataset.units[place[0]]
         try:
-            data = self.dataset.store.read_range(shard_name(unit), row["image_offset"], row["image_length"])
+            start = row["image_offset"]
+            data = self.dataset.store.read_bytes(row["shard"], start, start + row["image_length"])
             small = load_image(data)
         except (OSError, ValueError):
             return MISSING  # a damaged sample is shown as missing; evaluation and training count it

@@ -1,10 +1,9 @@
 """What the sections of a report are made from, and what they return."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TypeVar
 
 from clip_core import ClipError
 from clip_core.store import Store
@@ -16,6 +15,8 @@ from clip_eval.report.images import Images
 from clip_eval.report.runs import Run, read_run
 from clip_eval.report.scan import Scan, scan
 from clip_eval.results import Row, file_in_store, read_results
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,41 +43,39 @@ class Inputs:
         self.images = cache(_images)
         """function from the folder of a dataset to its Images, or to None"""
 
+    def _noted(self, what: str, name: str, found: T) -> T:
+        """Returns what was found of an input, and lists the input as absent if that is nothing."""
+        if name and not found:
+            self.absent.append(f"{what} {name}")
+        return found
+
     @cached_property
     def dataset(self) -> Dataset | None:
-        if not self.config.dataset or is_dataset(Store(self.config.dataset)):
-            return Dataset.open(self.config.dataset) if self.config.dataset else None
-        self.absent.append(f"dataset {self.config.dataset}")
-        return None
+        url = self.config.dataset
+        return self._noted("dataset", url, Dataset.open(url) if url and is_dataset(Store(url)) else None)
 
     @cached_property
     def selections(self) -> list[str]:
         """The selections of the config that exist."""
         known = self.dataset.selections() if self.dataset else self.config.selections
-        self.absent += [f"selection {name}" for name in self.config.selections if name not in known]
-        return [name for name in self.config.selections if name in known]
+        return [name for name in self.config.selections if self._noted("selection", name, name in known)]
 
     @cached_property
     def scan(self) -> Scan | None:
         """Rows of the dataset; None if no unit is finished."""
-        found = scan(self.dataset) if self.dataset else None
-        return found if found and found.units else None
+        return scan(self.dataset) if self.dataset else None
 
     @cached_property
     def runs(self) -> list[Run]:
-        runs = {folder: read_run(folder) for folder in self.config.runs}
-        self.absent += [f"training run {folder}" for folder, run in runs.items() if run is None]
-        return [run for run in runs.values() if run]
+        folders = dict.fromkeys(self.config.runs)
+        return [run for folder in folders if (run := self._noted("training run", folder, read_run(folder)))]
 
     @cached_property
     def seconds(self) -> dict[str, float] | None:
         """The wall time of each stage of a pipeline."""
         file = self.config.timings
-        if not file:
-            return None
-        store, name = file_in_store(file)
-        if not store.exists(name):
-            self.absent.append(f"timings {file}")
+        store, name = file_in_store(file) if file else (Store("."), "")
+        if not file or not self._noted("timings", file, store.exists(name)):
             return None
         try:
             return {str(stage): float(seconds) for stage, seconds in store.read_json(name).items()}
@@ -85,10 +84,8 @@ class Inputs:
 
     @cached_property
     def results(self) -> list[Row]:
-        rows = read_results(Store(self.config.evaluation)) if self.config.evaluation else []
-        if self.config.evaluation and not rows:
-            self.absent.append(f"evaluation {self.config.evaluation}")
-        return rows
+        folder = self.config.evaluation
+        return self._noted("evaluation", folder, read_results(Store(folder)) if folder else [])
 
 
 def _images(dataset: str) -> Images | None:

@@ -1,7 +1,5 @@
 """Builds the page from its sections."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 
 from clip_eval.config import ReportConfig

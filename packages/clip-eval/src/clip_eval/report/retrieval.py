@@ -1,10 +1,8 @@
 """Figures of retrieval: the best answers for some images and captions."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from clip_eval.report.html import Html, figure, fill, foreign, grid, join, note
+from clip_eval.report.html import Html, fill, foreign, gallery, join, note
 from clip_eval.report.images import Images
 
 
@@ -13,28 +11,19 @@ def figures(details: dict[str, Any], images: Images | None) -> list[Html]:
     if images is None:
         return [note("The dataset {} does not exist: no images are shown.", foreign(details["dataset"]))]
     to_text = [
-        fill(
-            '<div class="query">{}<ol>{}</ol></div>',
-            images.thumbnail(example["query"]),
-            join([*map(_answer, example["top"]), _missed(example)]),
-        )
+        fill('<div class="query">{}<ol>{}</ol></div>', images.thumbnail(example["query"]), join(_answers(example)))
         for example in details["image_to_text"]
     ]
-    to_image = [
-        fill(
-            '<div class="answers"><p>{}{}</p><div>{}</div></div>',
-            foreign(example["query"], 140),
-            fill(" <small>first match at rank {}</small>", example["rank"] + 1),
-            join(
-                fill('<span class="{}">{}</span>', _tone(found), images.thumbnail(found["candidate"]))
-                for found in example["top"]
-            ),
-        )
-        for example in details["text_to_image"]
-    ]
+    to_image = []
+    for example in details["text_to_image"]:
+        query = foreign(example["query"], 140)
+        rank = fill(" <small>first match at rank {}</small>", example["rank"] + 1)
+        found = [(_tone(one), images.thumbnail(one["candidate"])) for one in example["top"]]
+        best = join(fill('<span class="{}">{}</span>', *one) for one in found)
+        to_image.append(fill('<div class="answers"><p>{}{}</p><div>{}</div></div>', query, rank, best))
     return [
-        figure("From an image to its captions: the five best", grid(to_text, "queries"), kind="wide"),
-        figure("From a caption to its images: the five best", grid(to_image, "queries"), kind="wide"),
+        gallery("From an image to its captions: the five best", to_text, "queries"),
+        gallery("From a caption to its images: the five best", to_image, "queries"),
     ]
 
 
@@ -42,12 +31,11 @@ def _tone(found: dict[str, Any]) -> str:
     return "hit" if found["positive"] else ""
 
 
-def _answer(found: dict[str, Any]) -> Html:
-    return fill('<li class="{}">{}</li>', _tone(found), foreign(found["candidate"], 110))
-
-
-def _missed(example: dict[str, Any]) -> Html:
-    """Returns the right caption if it is not among those shown."""
-    if any(found["positive"] for found in example["top"]):
-        return Html("")
-    return fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, foreign(example["best"], 110))
+def _answers(example: dict[str, Any]) -> list[Html]:
+    """Returns the best captions, and the right one with its rank if it is not among them."""
+    top = example["top"]
+    answers = [fill('<li class="{}">{}</li>', _tone(found), foreign(found["candidate"], 110)) for found in top]
+    if not any(found["positive"] for found in top):
+        best = foreign(example["best"], 110)
+        answers.append(fill('<li class="missed" value="{}">{}</li>', example["rank"] + 1, best))
+    return answers

@@ -1,7 +1,5 @@
 """What a training run leaves in its folder."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

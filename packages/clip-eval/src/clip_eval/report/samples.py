@@ -1,12 +1,12 @@
 """The report's section on samples: some that were kept, and some that were rejected for each reason."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from clip_data.dataset import SUCCESS, Dataset
+from clip_data.select import parse_where
+from clip_data.select.columns import read_catalog, read_columns
 from clip_eval.report.funnel import meaning
-from clip_eval.report.html import count, figure, fill, foreign, grid, join, table
+from clip_eval.report.html import count, figure, fill, foreign, gallery, join, table
 from clip_eval.report.inputs import Inputs, Section
 from clip_eval.report.scan import Scan
 
@@ -28,7 +28,7 @@ def samples(inputs: Inputs) -> Section | None:
         kept, why = {i for i in found.stored() if found.rows["uid"][i] not in gone}, ""
     chosen = found.by_uid(kept, ACCEPTED)
     title = f"Kept{why}: {len(chosen)} of {count(len(kept))} samples, drawn by uid{found.part}"
-    parts = [figure(title, grid((images.card(found.rows["key"][i]) for i in chosen), "cards"), kind="wide")]
+    parts = [gallery(title, (images.card(found.rows["key"][i]) for i in chosen))]
     for name in inputs.selections:
         cards = [
             images.card(found.rows["key"][i], fill("<code>{}</code>", foreign(reason, 80)), tone="bad")
@@ -36,8 +36,7 @@ def samples(inputs: Inputs) -> Section | None:
             for i in found.by_uid(rows, PER_REASON)
         ]
         if cards:
-            title = f"Left out by {name}: up to {PER_REASON} for each reason"
-            parts.append(figure(title, grid(cards, "cards"), kind="wide"))
+            parts.append(gallery(f"Left out by {name}: up to {PER_REASON} for each reason", cards))
     if rejected := _rejected(found, gone):
         title = f"Rejected before an image was stored: up to {PER_CODE} for each code"
         parts.append(figure(title, table(("reason", "URLs, with their captions"), rejected), kind="wide"))
@@ -49,9 +48,6 @@ def _left_out(dataset: Dataset, found: Scan, name: str, gone: Any) -> dict[str, 
 
     A selection with a parent is a split and not a judgement, and gives none. Samples that were taken down are left out.
     """
-    from clip_data.select import parse_where
-    from clip_data.select.columns import read_catalog, read_columns
-
     description = dataset.selection(name)
     config = description["config"]
     if config["parent"]:
@@ -82,13 +78,9 @@ def _rejected(found: Scan, gone: Any) -> list[tuple[Any, ...]]:
             by_code.setdefault(error or "", []).append(i)
     cells = []
     for code, rows in sorted(by_code.items(), key=lambda item: (-len(item[1]), item[0])):
-        examples = [
-            fill(
-                "<div>{} <small>{}</small></div>",
-                foreign(found.rows["url"][i] or "no URL", 110),
-                foreign(found.rows["caption"][i] or "", 80),
-            )
-            for i in found.by_uid(rows, PER_CODE)
-        ]
+        examples = []
+        for i in found.by_uid(rows, PER_CODE):
+            url, caption = found.rows["url"][i] or "no URL", found.rows["caption"][i] or ""
+            examples.append(fill("<div>{} <small>{}</small></div>", foreign(url, 110), foreign(caption, 80)))
         cells.append((fill("<code>{}</code><br><small>{}</small>", code, meaning(code)), join(examples)))
     return cells

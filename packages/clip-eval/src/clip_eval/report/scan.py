@@ -1,14 +1,12 @@
 """Rows of a dataset for the report. Of a large dataset at most SCANNED units are read, evenly spread."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from clip_data.dataset import SUCCESS, Dataset, Unit, column_name, selection_name
+from clip_data.dataset import SUCCESS, Dataset, Unit
 from clip_data.tables import read_table
 
 SCANNED = 32
@@ -42,7 +40,7 @@ class Scan:
         """Returns the rows of the scan that a selection keeps."""
         kept, start = set(), 0
         for unit in self.units:
-            rows = read_table(self.dataset.store, selection_name(selection, unit), ["row"])["row"].to_pylist()
+            rows = read_table(self.dataset.store, unit.selection_name(selection), ["row"])["row"].to_pylist()
             kept |= {start + row for row in rows}
             start += unit.rows
         return kept
@@ -52,30 +50,21 @@ class Scan:
         return sorted(rows, key=self.rows["uid"].__getitem__)[:count]
 
 
-def scan(dataset: Dataset) -> Scan:
+def scan(dataset: Dataset) -> Scan | None:
+    """Reads at most SCANNED finished units. Returns None if there is none."""
     done = dataset.committed("acquire")
     finished = [unit for unit in dataset.units if unit.name in done]
-    units = [finished[i] for i in np.unique(np.linspace(0, len(finished) - 1, SCANNED).astype(int))] if finished else []
-    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    scores: dict[str, list[np.ndarray]] = {}
-    for unit in units:
-        sidecar = dataset.sidecar(unit, COLUMNS)
-        for name in COLUMNS:
-            rows[name] += sidecar[name].to_pylist()
-        for owner in dataset.column_sets():
-            file = column_name(owner, unit)
-            if dataset.store.exists(file):
-                for name, values in _numeric(read_table(dataset.store, file)):
-                    scores.setdefault(f"{owner}: {name}", []).append(values)
-    joined = {name: np.concatenate(values) for name, values in scores.items()}
-    return Scan(dataset=dataset, units=units, of=len(finished), rows=rows, scores=joined)
-
-
-def _numeric(columns: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the integers and floats of a table without its nulls and its hashes."""
-    import pyarrow as pa
-
-    for field in columns.schema:
-        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        if number and not field.name.endswith("hash"):
-            yield field.name, columns[field.name].drop_null().to_numpy().astype(np.float64)
+    if not finished:
+        return None
+    units = [finished[i] for i in np.unique(np.linspace(0, len(finished) - 1, SCANNED).astype(int))]
+    rows = pa.concat_tables([dataset.sidecar(unit, COLUMNS) for unit in units]).to_pydict()
+    scores = {}
+    for owner in dataset.column_sets():
+        files = [file for unit in units if dataset.store.exists(file := unit.column_name(owner))]
+        tables = [read_table(dataset.store, file) for file in files]
+        for field in tables[0].schema if tables else ():
+            is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+            if is_number and not field.name.endswith("hash"):
+                values = [table[field.name].drop_null().to_numpy().astype(np.float64) for table in tables]
+                scores[f"{owner}: {field.name}"] = np.concatenate(values)
+    return Scan(dataset=dataset, units=units, of=len(finished), rows=rows, scores=scores)

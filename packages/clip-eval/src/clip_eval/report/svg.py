@@ -1,14 +1,12 @@
 """Small charts as inline SVG. Colours come from the page's style sheet, which follows light and dark."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from clip_eval.report.html import Html, element, join
+from clip_eval.report.html import Html, cut, element, join
 from clip_eval.results import in_percent
 
 POINTS = 240  # of a line: more than this cannot be seen in its width
@@ -144,13 +142,12 @@ def heat_map(
     """
     across, down, style = cell * len(columns), cell * len(rows), f"font-size:{size}px"
     parts = [element("rect", kind="ground", x=margin, y=margin, width=across, height=down)]
-    for i, name in enumerate(rows):
-        place = margin + cell * (i + 0.5) + size * 0.35
-        parts.append(element("text", _cut(name), kind="end", x=margin - 4, y=place, style=style))
-    for i, name in enumerate(columns):
-        place = margin + cell * (i + 0.5) + size * 0.35
-        turn = f"translate({place:.1f} {margin - 4}) rotate(-90)"
-        parts.append(element("text", _cut(name), transform=turn, style=style))
+    middles = [margin + cell * (i + 0.5) + size * 0.35 for i in range(max(len(rows), len(columns)))]
+    for y, name in zip(middles, rows, strict=False):
+        parts.append(element("text", cut(name, 20), kind="end", x=margin - 4, y=y, style=style))
+    for x, name in zip(middles, columns, strict=False):
+        turn = f"translate({x:.1f} {margin - 4}) rotate(-90)"
+        parts.append(element("text", cut(name, 20), transform=turn, style=style))
     for row, column, share, hover in cells:
         x, y, tone = margin + cell * column, margin + cell * row, "accent" if row == column or text else "bad"
         box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1}
@@ -160,10 +157,6 @@ def heat_map(
             kind, said = f"mid {'onmark' if share > 0.12 else ''}", in_percent(share, 0).replace(" ", "")
             parts.append(element("text", said, kind=kind, x=x + cell / 2, y=y + cell / 2 + 4, style=style))
     return chart(margin + across + 4, margin + down + 4, title, *parts)
-
-
-def _cut(name: str, limit: int = 20) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -178,13 +171,10 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Returns a short label: 0.25, 12, 3.4k, 2M, 1e-05."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size < 1e-3:
+    """Returns a short label: 0.25, 12, 34k, 2M, 1e-05."""
+    if 0 < abs(value) < 1e-3:
         return f"{value:.1e}".replace(".0e", "e")
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= limit:
-            return f"{value / (1e3 if suffix == 'k' else limit):.3g}{suffix}"
+    for limit, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / unit:.3g}{suffix}"
     return f"{value:.4g}"

@@ -1,7 +1,5 @@
 """The report's sections on training: curves from the logs of runs, and the wall time of a pipeline's stages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,22 +15,19 @@ def training(inputs: Inputs) -> Section | None:
     """Returns curves of each run."""
     if not inputs.runs:
         return None
-    parts, cards = [], []
+    parts, several = [], len(inputs.runs) > 1
     for run in inputs.runs:
-        several = len(inputs.runs) > 1
-        if several:
-            parts.append(note("Run {}", run.name))
+        parts += [note("Run {}", run.name)] if several else []
         parts += _run(run)
-        cards.append(_card(run, f"{run.name}: " if several else ""))
+    cards = [_card(run, f"{run.name}: " if several else "") for run in inputs.runs]
     return Section(name="training", title="Training", parts=parts, cards=cards)
 
 
 def _card(run: Run, name: str) -> Html:
     last, held_out = run.steps[-1], ""
-    if run.validation:
-        at = run.validation[-1]["step"]
-        held_out = f"held out {run.validation[-1]['val_loss']:.3f}"
-        held_out += f" after {count(at)} steps" if at != last["step"] else ""
+    for row in run.validation[-1:]:
+        after = f" after {count(row['step'])} steps" if row["step"] != last["step"] else ""
+        held_out = f"held out {row['val_loss']:.3f}{after}"
     return card(f"{last['loss']:.3f}", f"{name}loss after {count(last['step'])} steps", held_out)
 
 
