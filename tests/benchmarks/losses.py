@@ -5,8 +5,8 @@
 shape: one rank's part of a large run, 2,048 pairs of 32,768, width 512, by the formula of OpenCLIP's local loss with
 gathered gradients and by ours; the other 15 ranks are simulated by their features. ranks: forward and backward on 1 to
 4 gloo processes of one thread, the same samples per rank. errors: relative error of the features' gradients (averaged
-over the ranks, as of DistributedDataParallel) against float64 on the whole batch. Memory is what the resident set of
-the process grows above its size before the call.
+over the ranks, as of DistributedDataParallel) against float64 on the whole batch. Memory, of
+shape alone, is what the resident set of a fresh process grows above its size before the call.
 """
 
 import argparse
@@ -139,9 +139,9 @@ def ranks(rounds: int, local: int = 1024) -> list[dict]:
     rows = []
     for size in (1, 2, 3, 4):
         results = run_ranks(size, time_on_this_rank, local, rounds)
-        for name, (seconds, mb) in results[0].items():
-            rows.append({"what": name, "ranks": size, "s": seconds, "mb": mb})
-            print("{ranks} {what:<58}{s:>8.3f} s{mb:>8.0f} MB".format(**rows[-1]), flush=True)
+        for name, seconds in results[0].items():
+            rows.append({"what": name, "ranks": size, "s": seconds})
+            print("{ranks} {what:<58}{s:>8.3f} s".format(**rows[-1]), flush=True)
     return rows
 
 
@@ -153,8 +153,7 @@ def time_on_this_rank(local: int, rounds: int) -> dict[str, tuple[float, float]]
         x, y = dense.features(local, WIDTH, seed=world.rank)
         leaves = [t.requires_grad_() for t in (x, y, torch.tensor(20.0), torch.tensor(-10.0))]
         calls = {name: lambda loss=loss: loss(*leaves, world).backward() for name, loss in losses.items()}
-        seconds = by_turns(calls, rounds)
-        return {name: (seconds[name][0], peak_mb(call)) for name, call in calls.items()}
+        return {name: wall for name, (wall, _) in by_turns(calls, rounds).items()}
 
 
 def errors(rounds: int, samples: int = 48) -> list[dict]:
