@@ -1,11 +1,17 @@
-"""What holds for all tests: which are slow, in which order the files run, and when the garbage collector works."""
+"""What holds for all tests: processes, which are slow, in which order files run, and the garbage collector."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
 
 SLOW_FOLDERS = {"parity", "integration", "faults"}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns one more than the cores: tests of faults and waits mostly wait."""
+    return min(8, (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,11 +11,12 @@ from PIL import Image
 
 import clip_models
 from clip_data.acquire import AcquireConfig, prepare_image
-from clip_data.score.stage import _decode
+from clip_data.score.stage import _batches
 from clip_data.stream.preprocess import parse_preprocess
 from clip_models.cli import main
 from clip_models.inference.encoder import Encoder
 from tests.support import embeddings
+from tests.support.datasets import make_dataset
 from tests.support.images import encode, exif_orientation, noise
 
 SIZE = (60, 44)
@@ -104,9 +105,12 @@ def test_streamed_as_a_stranger_stored_them(model, expected):
             np.testing.assert_array_equal(stream.decode(IMAGES[name]), pixels, err_msg=name)
 
 
-def test_scored(model, expected):
-    for (name, data), pixels in zip(IMAGES.items(), expected, strict=True):
-        image = _decode(io.BytesIO(data), 0, len(data))
+def test_scored(tmp_path, model, expected):
+    rows = [{"image": data, "caption": name} for name, data in IMAGES.items()]
+    dataset = make_dataset(tmp_path / "data", rows, rows_per_unit=len(rows))
+    unit = dataset.units[0]
+    [(_, batch)] = _batches(dataset, unit, dataset.sidecar(unit), np.arange(len(rows)), True)
+    for name, image, pixels in zip(IMAGES, batch.images, expected, strict=True):
         np.testing.assert_array_equal(Encoder(model[1]).pixels(image), pixels, err_msg=name)
 
 
