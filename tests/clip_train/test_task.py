@@ -87,7 +87,7 @@ SIGLIP = replace(VIT, name="siglip", init_logit_bias=-10.0)
 @pytest.mark.parametrize(
     ("config", "spec", "reason"),
     [
-        (ContrastiveConfig(), COCA, "'coca-tiny' does not fit task.kind = 'contrastive': it is a CoCa, .* 'coca'"),
+        (ContrastiveConfig(), COCA, "'coca-tiny' does not fit this task: it is a CoCa, .* 'coca'"),
         (ContrastiveConfig(), SIGLIP, "'siglip' .* its logit_bias would be ignored; choose task.kind = 'siglip'"),
         (SigLIPConfig(), VIT, "'ViT-Ti-4-24' does not fit task.kind = 'siglip': it has no init_logit_bias"),
         (SigLIPConfig(), replace(COCA, init_logit_bias=-10.0), "does not fit task.kind = 'siglip': it is a CoCa"),

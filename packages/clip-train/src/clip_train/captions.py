@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,3 +37,14 @@ class WholeCaptions:
                     f"{shown!r}; select shorter ones (--where 'words < 20'), or set data.long_captions = 'truncate'"
                 )
         return tokens
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Tokenizes every caption by each of several tokenizers."""
+
+    tokenizers: tuple[Callable[[Sequence[str]], np.ndarray], ...]
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns int64 [N, sum of the contexts], in the order of the tokenizers."""
+        return np.concatenate([tokenizer(texts) for tokenizer in self.tokenizers], axis=1)

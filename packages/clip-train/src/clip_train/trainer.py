@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
-from clip_train.captions import WholeCaptions
+from clip_train.captions import SideBySide, WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
@@ -26,6 +27,7 @@ from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
+from clip_train.tasks.base import Task
 from clip_train.watch import Watch
 
 
@@ -47,7 +49,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream = stack.enter_context(_stream(config, manifest, model, world))
+        stream = stack.enter_context(_stream(config, manifest, task, world))
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -83,7 +85,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 clip=optim.clip,
                 guard=optim.guard,
                 hooks=_hooks(
-                    config, model, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
+                    config, task, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
                 ),
                 collective=world.collective,
                 metrics=metrics,
@@ -93,7 +95,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
 
 def _hooks(
     config: FitConfig,
-    model: CLIP,
+    task: Task,
     manifest: Manifest,
     val_manifest: Manifest | None,
     checkpoints: Checkpoints,
@@ -110,8 +112,8 @@ def _hooks(
     if val_manifest:
         reader = read_once(
             val_manifest,
-            preprocess=_preprocess(model, None),
-            tokenizer=_tokenizer(model, config.data),
+            preprocess=_preprocess(task, None),
+            tokenizer=_tokenizer(task, config.data),
             batch_size=val.batch_size,
             workers=config.data.workers,
             timeout=config.data.timeout,
@@ -166,11 +168,11 @@ def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunL
             log.write({"step": resumed.step, **event})
 
 
-def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) -> SampleStream:
+def _stream(config: FitConfig, manifest: Manifest, task: Task, world: World) -> SampleStream:
     return SampleStream(
         manifest,
-        preprocess=_preprocess(model, config.data),
-        tokenizer=_tokenizer(model, config.data),
+        preprocess=_preprocess(task, config.data),
+        tokenizer=_tokenizer(task, config.data),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
         rank=world.rank,
@@ -181,16 +183,20 @@ def _stream(config: FitConfig, manifest: Manifest, model: CLIP, world: World) ->
     )
 
 
-def _tokenizer(model: CLIP, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """Returns the model's tokenizer, picklable, which handles long captions as `data.long_captions` says."""
-    tokenizer = get_tokenizer(model.spec)
-    return tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
+def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
+    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says."""
+    tokenizers = tuple(
+        tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
+        for tokenizer in map(get_tokenizer, task.text_specs)
+    )
+    return tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers)
 
 
-def _preprocess(model: CLIP, data: DataConfig | None) -> dict[str, Any]:
+def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
     """Returns the preprocess config of the images, with the augmentation of `data`, or None for evaluation."""
     augment = data and {"scale": list(data.scale), "ratio": list(data.ratio), "hflip": data.hflip}
-    return {**model.spec.preprocess.to_dict(), "augment": augment}
+    own = replace(task.model.spec.preprocess, size=task.image_size)
+    return {**own.to_dict(), "augment": augment}
 
 
 def _export(

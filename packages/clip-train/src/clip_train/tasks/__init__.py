@@ -19,6 +19,7 @@ TASKS: Registry[type[TaskConfig]] = Registry(
         "contrastive": "clip_train.tasks.contrastive:ContrastiveConfig",
         "siglip": "clip_train.tasks.siglip:SigLIPConfig",
         "coca": "clip_train.tasks.coca:CoCaConfig",
+        "distillation": "clip_train.tasks.distillation:DistillationConfig",
     },
 )
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_models import CLIP
+from clip_models import CLIP, ModelSpec, PreprocessConfig
 from clip_train.parallel import World
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -40,11 +41,17 @@ class Task:
         self.model: CLIP = model.to(world.device)
         self.world = world
         self._bf16 = precision == "bf16"
-        mean, std = (
-            torch.tensor(values, device=world.device).view(3, 1, 1)
-            for values in (model.spec.preprocess.mean, model.spec.preprocess.std)
-        )
-        self._gain, self._offset = 1 / (255 * std), mean / std
+        self._normalise = Normalise(model.spec.preprocess, world.device)
+
+    @property
+    def text_specs(self) -> list[ModelSpec]:
+        """The models whose tokens a batch has side by side in "text"."""
+        return [self.model.spec]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images of a batch."""
+        return self.model.spec.preprocess.size
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         """Returns the outputs for normalised images, float32 [B, 3, H, W], and the rest of a prepared batch."""
@@ -70,12 +77,13 @@ class Task:
         if "uid" in batch:
             # The first 64 bits of the identifier, as a signed number.
             tensors["uid"] = torch.tensor([int(uid[:16], 16) - (1 << 63) for uid in batch["uid"]])
+        return {name: self.moved(tensor) for name, tensor in tensors.items()}
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """Copies a tensor of the CPU to the device, without waiting for the copy."""
         if self.world.device.type == "cuda":
-            return {
-                name: part.contiguous().pin_memory().to(self.world.device, non_blocking=True)
-                for name, part in tensors.items()
-            }
-        return tensors
+            return tensor.contiguous().pin_memory().to(self.world.device, non_blocking=True)
+        return tensor
 
     def with_counts(self, batch: Batch) -> Mapping[str, Tensor]:
         """Adds what the losses of a training step have to know of the whole batch of all ranks."""
@@ -107,9 +115,23 @@ class Task:
 
     def compute(self, batch: Batch) -> Outputs:
         """Normalises the images and calls `forward` under autocast."""
-        image = batch["image"].to(torch.float32).mul_(self._gain).sub_(self._offset)
+        image = self._normalise(batch["image"])
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16):
             return self.forward(image, batch)
+
+
+class Normalise:
+    """Makes a model's input from uint8 images [B, 3, H, W]: its size, antialiased, and its mean and std, in float32."""
+
+    def __init__(self, preprocess: PreprocessConfig, device: torch.device) -> None:
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+        self._size, self._gain, self._offset = preprocess.size, 1 / (255 * std), mean / std
+
+    def __call__(self, image: Tensor) -> Tensor:
+        image = image.to(torch.float32)
+        if image.shape[-2:] != self._size:
+            image = F.interpolate(image, self._size, mode="bicubic", antialias=True).clamp_(0, 255)
+        return image.mul_(self._gain).sub_(self._offset)
 
 
 class _Forward(nn.Module):

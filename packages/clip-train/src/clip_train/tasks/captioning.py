@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
@@ -21,10 +20,8 @@ if TYPE_CHECKING:
 class CaptioningTask(DualEncoderTask):
     """Trains a CoCa: the contrastive loss of the pairs plus the cross entropy of every next token of a caption."""
 
-    def __init__(
-        self, model: CLIP, loss: Callable[..., Tensor], config: CoCaConfig, *, precision: str, world: World
-    ) -> None:
-        super().__init__(model, loss, precision=precision, world=world)
+    def __init__(self, model: CLIP, config: CoCaConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, config.contrastive(), precision=precision, world=world)
         self._config = config
         self._pad = model.spec.text.pad_id or 0
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from clip_train.errors import ClipTrainError
-from clip_train.losses import LOSSES
-from clip_train.tasks import TaskConfig
+from clip_train.tasks.contrastive import ContrastiveConfig
 
 if TYPE_CHECKING:
     from clip_models import CLIP, ModelSpec
@@ -16,11 +15,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoCaConfig(TaskConfig):
+class CoCaConfig(ContrastiveConfig):
     """Contrastive and captioning training (CoCa, Yu et al. 2022)."""
 
-    loss: str = "contrastive"
-    """the loss of the pairs: a registered name, or package.module:function"""
     contrastive_weight: float = 1.0
     """factor on the loss of the pairs"""
     caption_weight: float = 2.0
@@ -29,17 +26,19 @@ class CoCaConfig(TaskConfig):
     """the captioning loss is the mean over the tokens of all ranks, or, as in OpenCLIP, the mean of the ranks' means"""
 
     def check(self, spec: ModelSpec) -> None:
-        LOSSES.check(self.loss)
+        super().check(spec)
+        for name, value in (("contrastive", self.contrastive_weight), ("caption", self.caption_weight)):
+            if value < 0:
+                raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
+
+    def check_model(self, spec: ModelSpec) -> None:
         if spec.decoder is None:
             raise ClipTrainError(
                 f"model.name = {spec.name!r} does not fit task.kind = 'coca': it has no decoder; choose an "
                 "architecture with one, such as coca_ViT-B-32, or another task"
             )
-        for name, value in (("contrastive", self.contrastive_weight), ("caption", self.caption_weight)):
-            if value < 0:
-                raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.captioning import CaptioningTask
 
-        return CaptioningTask(model, LOSSES.get(self.loss), self, precision=precision, world=world)
+        return CaptioningTask(model, self, precision=precision, world=world)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from clip_train.errors import ClipTrainError
 from clip_train.losses import LOSSES
@@ -16,23 +18,65 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveConfig(TaskConfig):
+class PairConfig(TaskConfig):
+    """What all tasks with a loss of pairs share."""
+
+    loss: str
+    """the loss of the pairs: a registered name, or package.module:function"""
+    matryoshka: tuple[int, ...] = ()
+    """channels of the features that have to suffice alone, such as [64, 256, 512] (Kusupati et al. 2022)"""
+
+    def check(self, spec: ModelSpec) -> None:
+        LOSSES.check(self.loss)
+        dims, width = self.matryoshka, spec.embed_dim
+        if len(set(dims)) != len(dims) or not all(0 < channels <= width for channels in dims):
+            raise ClipTrainError(f"task.matryoshka = {list(dims)} must be distinct numbers from 1 to {width}")
+
+    def pair_loss(self, **options: Any) -> Callable[..., Any]:
+        """Returns the loss with these options and those of the config."""
+        from clip_train.losses.matryoshka import matryoshka
+
+        loss = LOSSES.get(self.loss)
+        loss = partial(loss, **options) if options else loss
+        return matryoshka(loss, self.matryoshka) if self.matryoshka else loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(PairConfig):
     """Image-text contrastive training (CLIP, Radford et al. 2021)."""
 
     loss: str = "contrastive"
     """the loss of the pairs: a registered name, or package.module:function"""
+    label_smoothing: float = 0.0
+    """share of the target that is spread over all samples of the batch"""
+    logits: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is OpenCLIP's arithmetic under autocast: faster, and the gradient is right to about 1 % only"""
 
     def check(self, spec: ModelSpec) -> None:
-        LOSSES.check(self.loss)
+        super().check(spec)
+        if not 0 <= self.label_smoothing <= 1:
+            raise ClipTrainError(f"task.label_smoothing = {self.label_smoothing} must be in [0, 1]")
+        if self.loss == "sigmoid":
+            raise ClipTrainError("task.loss = 'sigmoid' trains a bias of the logits: choose task.kind = 'siglip'")
+        self.check_model(spec)
+
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raises ClipTrainError for a model with parts that this task does not train."""
         unused = ""
         if spec.decoder is not None:
             unused = "a CoCa, and its decoder would not be trained; choose task.kind = 'coca'"
         elif spec.init_logit_bias is not None:
             unused = "made for the sigmoid loss, and its logit_bias would be ignored; choose task.kind = 'siglip'"
         if unused:
-            raise ClipTrainError(f"model.name = {spec.name!r} does not fit task.kind = 'contrastive': it is {unused}")
+            raise ClipTrainError(f"model.name = {spec.name!r} does not fit this task: it is {unused}")
+
+    def contrastive(self) -> Callable[..., Any]:
+        """Returns the loss of the pairs."""
+        # A user-defined loss knows none of these options; it gets those that the config changes.
+        given = {"label_smoothing": self.label_smoothing, "logits": self.logits}
+        return self.pair_loss(**{name: value for name, value in given.items() if value not in (0, "fp32")})
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask
 
-        return DualEncoderTask(model, LOSSES.get(self.loss), precision=precision, world=world)
+        return DualEncoderTask(model, self.contrastive(), precision=precision, world=world)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clip_train.errors import ClipTrainError
-from clip_train.losses import LOSSES
-from clip_train.tasks import TaskConfig
+from clip_train.tasks.contrastive import PairConfig
 
 if TYPE_CHECKING:
     from clip_models import CLIP, ModelSpec
@@ -16,14 +15,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigLIPConfig(TaskConfig):
+class SigLIPConfig(PairConfig):
     """Sigmoid training of image-text pairs (SigLIP, Zhai et al. 2023). The bias of the logits is trained."""
 
     loss: str = "sigmoid"
     """the loss of the pairs: a registered name, or package.module:function"""
+    exchange: Literal["ring", "gather"] = "ring"
+    """ranks pass their captions around and hold those of two at a time, or gather all, in fewer messages"""
 
     def check(self, spec: ModelSpec) -> None:
-        LOSSES.check(self.loss)
+        super().check(spec)
+        if self.loss == "contrastive":
+            raise ClipTrainError(
+                "task.loss = 'contrastive' has no bias of the logits: choose task.kind = 'contrastive'"
+            )
         if spec.decoder is not None or spec.init_logit_bias is None:
             why = "it has no init_logit_bias" if spec.decoder is None else "it is a CoCa"
             raise ClipTrainError(
@@ -34,4 +39,5 @@ class SigLIPConfig(TaskConfig):
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask
 
-        return DualEncoderTask(model, LOSSES.get(self.loss), precision=precision, world=world)
+        loss = self.pair_loss(**({"exchange": "gather"} if self.exchange == "gather" else {}))
+        return DualEncoderTask(model, loss, precision=precision, world=world)

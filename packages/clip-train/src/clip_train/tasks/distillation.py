@@ -1,0 +1,47 @@
+"""Contrastive training of a dual encoder that also learns the similarities of a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clip_train.errors import ClipTrainError
+from clip_train.tasks.contrastive import ContrastiveConfig
+
+if TYPE_CHECKING:
+    from clip_models import CLIP, ModelSpec
+    from clip_train.parallel import World
+    from clip_train.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(ContrastiveConfig):
+    """Contrastive training with a teacher, of any architecture and with its own tokenizer and preprocessing."""
+
+    teacher: str = ""
+    """the teacher: an architecture, or a whole model such as hf-hub:org/repo, local-dir:/folder or a file"""
+    teacher_pretrained: str = ""
+    """a tag or a weights file of the teacher's architecture"""
+    contrastive_weight: float = 1.0
+    """factor on the loss of the pairs"""
+    distillation_weight: float = 1.0
+    """factor on the cross entropy of the teacher's similarities and the student's"""
+    temperature: float = 1.0
+    """divides the similarities of teacher and student in that cross entropy (Hinton et al. 2015)"""
+
+    def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
+        if not self.teacher:
+            raise ClipTrainError("task.teacher is empty: name the model to learn from")
+        if self.temperature <= 0:
+            raise ClipTrainError(f"task.temperature = {self.temperature} must be above 0")
+        for name, value in (("contrastive", self.contrastive_weight), ("distillation", self.distillation_weight)):
+            if value < 0:
+                raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
+
+    def build(self, model: CLIP, *, precision: str, world: World) -> Task:
+        from clip_models import create_model
+        from clip_train.tasks.teacher import TeacherTask
+
+        teacher = create_model(self.teacher, self.teacher_pretrained or None, require_pretrained=True)
+        return TeacherTask(model, teacher, self, precision=precision, world=world)

@@ -1,0 +1,78 @@
+"""The implementation of tasks with a teacher: its towers see the same images and captions as the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clip_models import CLIP, ModelSpec
+from clip_train.losses.distillation import distillation_loss
+from clip_train.parallel import World
+from clip_train.tasks.base import Batch, Normalise, Outputs
+from clip_train.tasks.dual_encoder import DualEncoderTask
+
+if TYPE_CHECKING:
+    from clip_train.tasks.distillation import DistillationConfig
+
+
+class TeacherTask(DualEncoderTask):
+    """Trains a student on the pairs and on a teacher's similarities of all pairs, of all ranks.
+
+    The stream decodes images at the larger of both sizes; each model gets them at its own, by antialiased bicubic
+    resizing on the device, so both see the same crop. Captions are tokenised once for each tokenizer. The teacher is in
+    eval mode, has no gradient, and is not part of the checkpoints.
+    """
+
+    def __init__(self, model: CLIP, teacher: CLIP, config: DistillationConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, config.contrastive(), precision=precision, world=world)
+        self._teacher = teacher.to(world.device).eval().requires_grad_(False)
+        self._normalise_teacher = Normalise(teacher.spec.preprocess, world.device)
+        self._config = config
+
+    @property
+    def text_specs(self) -> list[ModelSpec]:
+        return [self.model.spec, self._teacher.spec]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return max(
+            self.model.spec.preprocess.size, self._teacher.spec.preprocess.size, key=lambda size: size[0] * size[1]
+        )
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Takes tokens of both tokenizers side by side; the teacher's become "teacher_text"."""
+        length = self.model.spec.text.context_length
+        own, others = batch["text"][:, :length], batch["text"][:, length:]
+        prepared = super().prepare({**batch, "text": own})
+        cut = self._teacher.cut_captions(torch.from_numpy(others))
+        return {**prepared, "teacher_text": self.moved(cut)}
+
+    def forward(self, image: Tensor, batch: Batch) -> Outputs:
+        out = super().forward(image, batch)
+        with torch.no_grad():
+            features = {
+                "teacher_image": self._teacher.encode_image(self._normalise_teacher(batch["image"])),
+                "teacher_text": self._teacher.encode_text(batch["teacher_text"]),
+            }
+        return out._replace(features={**out.features, **self.normalised(features)})
+
+    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+        """Returns {"contrastive_loss", "distillation_loss"}, means over the pairs times their weights."""
+        losses = super().losses_of(features, shared, ranks=ranks)
+        distilled = distillation_loss(
+            features["image"],
+            features["text"],
+            shared["scale"],
+            features["teacher_image"],
+            features["teacher_text"],
+            self._teacher.logit_scale.exp(),
+            ranks=ranks,
+            temperature=self._config.temperature,
+        )
+        return {
+            "contrastive_loss": self._config.contrastive_weight * losses["contrastive_loss"],
+            "distillation_loss": self._config.distillation_weight * distilled,
+        }
