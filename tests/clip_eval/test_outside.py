@@ -46,6 +46,7 @@ def recipe(tmp_path_factory) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_benchmark_from_outside_is_measured_and_its_fields_are_part_of_the_fingerprint(recipe):
     config = parse(EvalConfig, [str(recipe)], prog="run", description="")
     assert config.benchmarks == (SpreadConfig(name="spread", dataset=str(recipe.parent / "data"), threshold=0.5),)

@@ -133,6 +133,7 @@ def test_without_an_intact_checkpoint_the_run_ends_in_one_line_and_stays_as_it_i
     assert not (tmp_path / "run" / "done.json").exists()
 
 
+@pytest.mark.slow
 def test_flags_alone_are_enough(monkeypatch, capsys, datasets, tmp_path):
     flags = ["--run", tmp_path / "run", "--model.name", "ViT-Ti-4-24", "--train.steps", 1, "--train.batch-size", 8]
     code, output, errors = call(
@@ -208,6 +209,7 @@ def test_a_caption_longer_than_the_context_ends_in_one_line(monkeypatch, capsys,
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_of_another_run(monkeypatch, capsys, recipe, tmp_path):
     assert call(monkeypatch, capsys, "fit", recipe)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

@@ -85,6 +85,7 @@ def libraries():
         pytest.importorskip(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOWERS)
 def test_one_step_on_its_own_tokenizer_with_the_features_of_the_whole_captions(name, tmp_path, monkeypatch):
     text, tokenizer, cuts = TOWERS[name]

@@ -57,6 +57,7 @@ def test_a_loss_from_outside_is_minimised(run):
     assert rows[-1]["loss"] < rows[0]["loss"] != ours[0]["loss"]
 
 
+@pytest.mark.slow
 def test_an_optimizer_and_a_schedule_from_outside_are_used_and_saved(run, tmp_path):
     _, _, rows = run("sgd", f'optim = {{ name = "{HERE}:sgd", schedule = "{HERE}:linear", lr = 0.1, warmup = 1 }}')
     assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.1, 0.1 * 2 / 3, 0.1 / 3])

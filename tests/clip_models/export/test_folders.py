@@ -33,6 +33,7 @@ def test_transformers_reads_model_and_tokenizer(model, tmp_path):
     torch.testing.assert_close(out.text_embeds, text_features, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_local_dir_reads(model, tmp_path, capsys):
     clip_models.save_model(tmp_path / "tiny.safetensors", model, model.spec)
     args = ["--model", "ViT-Ti-4-24", "--pretrained", str(tmp_path / "tiny.safetensors"), "--to", "open-clip"]

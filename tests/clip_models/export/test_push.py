@@ -108,6 +108,7 @@ def test_what_was_pushed_loads_under_its_name(uploads, model, tmp_path):
         torch.testing.assert_close(again.encode_image(image), model.encode_image(image), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_this_machine_is_loaded_from_the_repository(uploads, tmp_path):
     own = clip_models.TokenizerConfig(kind="hf", name=str(make_byte_bpe(tmp_path / "own")))
     plain = clip_models.get_model_spec("ViT-Ti-4-24")

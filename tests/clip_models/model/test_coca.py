@@ -52,6 +52,7 @@ def test_groups_hold_every_parameter_once_and_blocks_are_all_there(spec):
     assert {"visual.positional_embedding", "text.cls_emb"} <= model.no_weight_decay()
 
 
+@pytest.mark.slow
 def test_forward_is_one_graph():
     model, (image, text) = random_coca(TINY).train(), inputs(TINY)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

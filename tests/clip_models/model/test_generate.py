@@ -62,6 +62,7 @@ def test_beams_go_on_from_the_beam_they_came_from(spec):
     torch.testing.assert_close(cached(grown), whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @SPECS
 @torch.no_grad()
 def test_greedy_captions_are_those_of_a_plain_loop(spec):

@@ -198,6 +198,7 @@ def test_the_login_goes_to_the_hub_and_not_to_where_it_sends_us(server, tmp_path
         assert ("authorization" in request.headers) == ("/resolve/" in request.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["hub", "url"])
 def test_a_killed_download_leaves_no_final_name_and_goes_on(server, tmp_path, way):
     url = f"{server.url}/plain/{'0' * 56}/ViT-B-32.pt"

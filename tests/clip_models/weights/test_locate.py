@@ -111,6 +111,7 @@ def test_a_hub_model_stays_of_one_commit_while_its_branch_moves(server, files, t
     assert "HTTP 503" in message
 
 
+@pytest.mark.slow
 def test_a_repository_of_transformers_is_a_whole_model_and_then_offline(server, tiny, siglip_spec, tmp_path):
     from clip_models.weights.convert.huggingface import to_huggingface
 

@@ -266,6 +266,7 @@ def test_a_part_that_was_cut_off_is_made_again(tmp_path, model):
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_a_source_is_read_no_faster_than_it_is_embedded(tmp_path, model):
     """Memory stays flat: what is under way does not grow with the source."""
     data, read, most = image_bytes(1), 0, 0

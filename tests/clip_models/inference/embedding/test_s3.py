@@ -60,6 +60,7 @@ def settings(monkeypatch, tmp_path):
 LOGIN = {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}
 
 
+@pytest.mark.slow
 def test_folders_tars_and_lists_of_a_bucket(server, settings, tmp_path):
     settings(ENDPOINT_URL=server, **LOGIN)
     store = s3fs.S3FileSystem()

@@ -128,6 +128,7 @@ def test_intermediates(image):
             tower.forward_intermediates(image, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_compiles_into_one_graph(image, train):
     tower = build().train(train)

@@ -108,6 +108,7 @@ def test_recomputation_gives_the_same_gradients(kind):
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eos", "everything"])
 def test_compiles_into_one_graph(kind):
     tower = build(KINDS[kind])

@@ -69,6 +69,7 @@ def folder_of(tmp_path, model, **treatment):
     return tmp_path / "folder"
 
 
+@pytest.mark.slow
 def test_771_quickgelu_weights_are_not_run_with_gelu(tmp_path, quick, tiny):
     """#771: trained from OpenAI's weights, saved, and evaluated under the plain name: other numbers, no word of it."""
     save_model(tmp_path / "tuned.safetensors", quick, quick.spec)

@@ -32,6 +32,7 @@ def base_32():
     return shapes_of("ViT-B-32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "causes", "absent"),
     [
@@ -72,6 +73,7 @@ def test_the_cause_and_what_fits(weights, asked, cause):
     assert f"these weights fit {weights}" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [

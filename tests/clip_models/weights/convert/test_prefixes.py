@@ -53,6 +53,7 @@ def test_a_module_inside_is_no_mark():
     assert strip_marks("text.module.x") == "text.module.x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix",
     [
