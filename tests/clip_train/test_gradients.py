@@ -34,14 +34,14 @@ class TaughtConfig(DistillationConfig):
     """Learns from a random teacher with larger images, wider features and a shorter context than the student."""
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
-        spec = replace(VIT, embed_dim=24, preprocess=replace(VIT.preprocess, size=(32, 32), mean=(0.5, 0.5, 0.5)))
+        preprocess = replace(VIT.preprocess, size=(32, 32), mean=(0.5, 0.5, 0.5))
+        vision, text = replace(VIT.vision, image_size=32), replace(VIT.text, context_length=20)
         with torch.random.fork_rng():
             torch.manual_seed(9)
-            teacher = build_model(replace(spec, vision=replace(VIT.vision, image_size=32), text=SHORT))
+            teacher = build_model(replace(VIT, embed_dim=24, preprocess=preprocess, vision=vision, text=text))
         return TeacherTask(model, teacher, self, precision=precision, world=world)
 
 
-SHORT = replace(VIT.text, context_length=20)
 CASES: dict[str, tuple[TaskConfig, ModelSpec]] = {
     "contrastive": (ContrastiveConfig(), VIT),
     "patch dropout": (ContrastiveConfig(), replace(VIT, vision=replace(VIT.vision, patch_dropout=0.5))),
