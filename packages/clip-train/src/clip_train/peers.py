@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -112,7 +113,7 @@ class Peers:
 
     def _look(self) -> tuple[list[str], list[str]]:
         """Returns descriptions of (the lost ranks, the other ranks)."""
-        looks: list[list[list]] = []
+        looks: list[list[list[Any]]] = []
         asking = threading.Thread(target=self._ask, args=(looks,), daemon=True)
         asking.start()
         asking.join(ASKING_S)
@@ -132,7 +133,7 @@ class Peers:
                 well.append(f"{name} is in {where}")
         return lost, well
 
-    def _ask(self, looks: list[list[list]]) -> None:
+    def _ask(self, looks: list[list[list[Any]]]) -> None:
         with suppress(RuntimeError, OSError):
             socket.create_connection((self._launch.host, self._launch.port), 2).close()  # fails at once if refused
             store = self._connect(False)

@@ -40,7 +40,7 @@ class RayExecutor(Executor):
             _connect(config)
         cpus = int(ray.cluster_resources().get("CPU", 0))
         self.window = config.workers or IN_FLIGHT_PER_CPU * max(cpus, 1)
-        self._flying: dict[ray.ObjectRef, Unit] = {}
+        self._flying: dict[ray.ObjectRef[Any], Unit] = {}
 
     def start(self, task: Task) -> None:
         # No retries by Ray: the driver's loop counts deaths, and tries a unit again after the others.
