@@ -12,6 +12,7 @@ shape alone, is what the resident set of a fresh process grows above its size be
 import argparse
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,8 @@ from clip_train.losses.contrastive import contrastive_loss
 from clip_train.losses.exchange import Exchange
 from clip_train.losses.sigmoid import sigmoid_loss
 from clip_train.parallel import World, join_world
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.support import dense_losses as dense
 from tests.support.distributed import run_ranks
 
