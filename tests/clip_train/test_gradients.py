@@ -149,5 +149,8 @@ def test_a_model_with_batch_norms_is_refused():
     spec = get_model_spec("RN50")
     small = replace(spec, vision=replace(spec.vision, layers=(1, 1, 1, 1), width=16, head_width=32))
     task = ContrastiveConfig().build(build_model(small), precision="fp32", world=HERE)
+    frozen = ContrastiveConfig().build(build_model(small), precision="fp32", world=HERE)
+    frozen.model.lock_image_tower(freeze_bn_stats=True)
+    Gradients(frozen, HERE, micro_batches=2)
     with pytest.raises(ClipTrainError, match=r"micro_batches must be 1 .* batch norms \(visual\.bn1 and \d+ more\)"):
         Gradients(task, HERE, micro_batches=2)

@@ -57,6 +57,12 @@ def test_a_loss_from_outside_is_minimised(run):
     assert rows[-1]["loss"] < rows[0]["loss"] != ours[0]["loss"]
 
 
+def test_an_option_that_a_loss_from_outside_does_not_take_is_named_before_the_run_writes(run, tmp_path):
+    with pytest.raises(ClipError, match=r"outside:distance' does not take .*'label_smoothing'"):
+        run("smooth", f'task = {{ loss = "{HERE}:distance", label_smoothing = 0.1 }}')
+    assert not (tmp_path / "smooth").exists()
+
+
 @pytest.mark.slow
 def test_an_optimizer_and_a_schedule_from_outside_are_used_and_saved(run, tmp_path):
     _, _, rows = run("sgd", f'optim = {{ name = "{HERE}:sgd", schedule = "{HERE}:linear", lr = 0.1, warmup = 1 }}')

@@ -89,7 +89,8 @@ def _detached(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _refuse_batch_norms(model: nn.Module) -> None:
-    found = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    # A layer whose statistics are frozen is in eval mode, and does not depend on the batch.
+    found = [name for name, layer in model.named_modules() if isinstance(layer, _BatchNorm) and layer.training]
     if found:
         raise ClipTrainError(
             f"train.micro_batches must be 1 for a model with batch norms ({found[0]} and {len(found) - 1} more): their "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,11 +34,15 @@ class PairConfig(TaskConfig):
             raise ClipTrainError(f"task.matryoshka = {list(dims)} must be distinct numbers from 1 to {width}")
 
     def pair_loss(self, **options: Any) -> Callable[..., Any]:
-        """Returns the loss with these options and those of the config."""
+        """Returns the loss with these options. Raises ClipTrainError for an option that it does not take."""
         from clip_train.losses.matryoshka import matryoshka
 
         loss = LOSSES.get(self.loss)
-        loss = partial(loss, **options) if options else loss
+        try:
+            inspect.signature(loss).bind_partial(**options)
+        except TypeError as error:
+            raise ClipTrainError(f"task.loss = {self.loss!r} does not take what the task sets: {error}") from error
+        loss = partial(loss, **options)
         return matryoshka(loss, self.matryoshka) if self.matryoshka else loss
 
 
