@@ -48,6 +48,10 @@ def test_a_run_learns_from_a_teacher_with_other_images_and_captions(tmp_path, da
     ("task", "message"),
     [
         (DistillationConfig(), r"task\.teacher is empty"),
+        (
+            DistillationConfig(teacher="ViT-B-32"),
+            r"'ViT-B-32' is an architecture: name its weights in task\.teacher_pre",
+        ),
         (DistillationConfig(teacher="x", temperature=0.0), r"task\.temperature = 0\.0 must be above 0"),
         (
             DistillationConfig(teacher="x", distillation_weight=-1.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clip_models.specs import list_models
 from clip_train.errors import ClipTrainError
 from clip_train.tasks.contrastive import ContrastiveConfig
 
@@ -33,6 +34,10 @@ class DistillationConfig(ContrastiveConfig):
         super().check(spec)
         if not self.teacher:
             raise ClipTrainError("task.teacher is empty: name the model to learn from")
+        if self.teacher in list_models() and not self.teacher_pretrained:
+            raise ClipTrainError(
+                f"task.teacher = {self.teacher!r} is an architecture: name its weights in task.teacher_pretrained"
+            )
         if self.temperature <= 0:
             raise ClipTrainError(f"task.temperature = {self.temperature} must be above 0")
         for name, value in (("contrastive", self.contrastive_weight), ("distillation", self.distillation_weight)):
