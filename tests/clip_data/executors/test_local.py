@@ -128,6 +128,33 @@ def test_workers_do_not_outlive_a_killed_driver(tmp_path):
         driver.wait()
 
 
+DYING_DRIVER = """
+    import multiprocessing, os, pathlib, signal, sys
+    from clip_data.executors import ExecutorConfig, LocalExecutor
+    from tests.support.stages import UNITS, Deadly
+
+    if __name__ == "__main__":
+        executor = LocalExecutor(ExecutorConfig(workers=1))
+        executor.start(Deadly(sys.argv[1], 0))
+        executor.submit(UNITS[0])
+        (worker,) = multiprocessing.active_children()
+        pathlib.Path(sys.argv[1], "worker").write_text(str(worker.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_starts_after_the_death_of_its_driver_does_not_run_its_unit(tmp_path):
+    # The unit is in the pipe by then. Run, it would record what fails because the driver is gone, such as every fetch.
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DYING_DRIVER))
+    root = Path(__file__).parents[3]
+    driver = subprocess.run([sys.executable, script, tmp_path], env={**os.environ, "PYTHONPATH": str(root)})
+    assert driver.returncode == -signal.SIGKILL
+    worker = int((tmp_path / "worker").read_text())
+    _wait_for(lambda: not _alive(worker))
+    assert not list(tmp_path.glob(f"{UNITS[0].name}-*"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -114,7 +114,9 @@ class _Worker:
         self.unit: Unit | None = None
         self.busy = self.stopped = 0.0  # seconds, since it has its unit and since it was seen running
         self.stuck = ""  # why it was killed
-        self.process: SpawnProcess = context.Process(target=_serve, args=(payload, theirs), name="clip-data-worker")
+        self.process: SpawnProcess = context.Process(
+            target=_serve, args=(payload, theirs, os.getpid()), name="clip-data-worker"
+        )
         self.process.start()
         theirs.close()  # only the worker has the other end: its death is an end of file
 
@@ -133,12 +135,15 @@ class _Worker:
         return outcome
 
 
-def _serve(payload: bytes, connection: Connection) -> None:
+def _serve(payload: bytes, connection: Connection, driver: int) -> None:
     """Runs the worker process: receives units and sends outcomes, until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C and ends the workers
     # The kernel kills even a worker whose C code holds Python's lock, when the thread that started it ends; that thread
-    # is in `run`. A driver that died before this call has closed the pipe.
+    # is in `run`. It sends nothing for a driver that died before this call: its pipe still holds a unit, whose result
+    # must not be committed, because what the driver kept alive, such as a server of the images, is gone too.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != driver:
+        return
     task: Task | None = None
 
     def run(unit: Unit) -> dict[str, Any]:
