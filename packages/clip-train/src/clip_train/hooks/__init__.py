@@ -1,0 +1,10 @@
+"""Hooks of the training loop, one file each: log, corrupt limit, moving average, validation, checkpoints."""
+
+from clip_train.hooks.averaging import Averaging
+from clip_train.hooks.base import RunHook
+from clip_train.hooks.corrupt import CorruptLimit
+from clip_train.hooks.logging import Logging
+from clip_train.hooks.saving import Saving
+from clip_train.hooks.validation import Validation
+
+__all__ = ["Averaging", "CorruptLimit", "Logging", "RunHook", "Saving", "Validation"]
