@@ -161,7 +161,7 @@ def test_a_model_gets_the_bias_of_openclip_s_siglip_flag(tmp_path):
     assert Gradients(task, HERE).backward(prepared, 0)["loss"].item() == pytest.approx(theirs.item(), rel=1e-5)
     assert task.model.logit_bias.grad is not None
     save_model(tmp_path / "model.safetensors", task.model, task.model.spec)
-    assert load_model(tmp_path / "model.safetensors").logit_bias.item() == -10.0
+    assert load_model(tmp_path / "model.safetensors")[0].logit_bias.item() == -10.0
 
     fixed = SigLIPConfig(logit_bias=LogitBiasConfig(learnable=False))
     task = fixed.build(build_model(SIGLIP), precision="fp32", world=HERE)
