@@ -18,6 +18,7 @@ TASKS: Registry[type[TaskConfig]] = Registry(
     {
         "contrastive": "clip_train.tasks.contrastive:ContrastiveConfig",
         "siglip": "clip_train.tasks.siglip:SigLIPConfig",
+        "global": "clip_train.tasks.global_contrastive:GlobalContrastiveConfig",
         "coca": "clip_train.tasks.coca:CoCaConfig",
         "distillation": "clip_train.tasks.distillation:DistillationConfig",
     },
