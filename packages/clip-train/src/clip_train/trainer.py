@@ -19,6 +19,7 @@ from clip_train.captions import SideBySide, WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
+from clip_train.feed import Feed
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -78,7 +79,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 task=task,
                 gradients=gradients,
                 optimizer=optim.optimizer,
-                batches=watch.batches(stream, batch_s),
+                feed=Feed(stream, task, world, items=watch.batches(stream, batch_s)),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
