@@ -186,3 +186,56 @@ def test_a_parameter_that_the_loss_does_not_reach_is_named():
     loop.task.model.decoder.requires_grad_(False)  # locked on purpose
     loop, _ = make_loop([1.0], steps=1)
     loop.run()
+
+
+def test_values_are_read_some_steps_later_and_all_of_them_before_a_hook_that_needs_the_state():
+    loop, recorder = make_loop([1.0] * 8, steps=8)
+    seen = []
+    recorder.on_update = lambda loop, step: seen.append(("launched", step)) or {}
+    recorder.on_step = lambda loop, step: seen.append(("read", step.step))
+    recorder.exact = lambda loop, step: step == 5
+    loop.run()
+    for step in range(1, 9):
+        drained = 5 if step <= 5 else 8
+        assert seen.index(("read", step)) > seen.index(("launched", min(step + LAG, drained)))
+        assert ("launched", min(step + LAG, drained) + 1) not in seen[: seen.index(("read", step))]
+
+
+def test_a_hook_measures_on_the_device():
+    loop, recorder = make_loop([1.0] * 4, steps=4)
+    recorder.on_update = lambda loop, step: {"weight": loop.task.model.weight.detach()[0, 0]} if step == 2 else {}
+    loop.run()
+    assert [set(step.measured) for step in recorder.steps] == [set(), {"weight"}, set(), set()]
+    assert recorder.steps[1].measured["weight"] == pytest.approx(3 - 0.1 - 0.05, rel=1e-4)  # Adam moves by the rate
+
+
+def test_a_stop_is_told_with_the_state_of_the_last_step_and_the_batches_it_has_used():
+    loop, recorder = make_loop([1.0] * 9, steps=9)
+    watch, stopped = loop.feed._world.watch, []
+
+    def on_update(loop, step):
+        watch.wanted = step == 4
+        return {}
+
+    def on_stop(loop, step):
+        stopped.append((step, [each.step for each in recorder.steps], loop.stream_state["step"]))
+        raise SystemExit
+
+    recorder.on_update, recorder.on_stop = on_update, on_stop
+    with pytest.raises(SystemExit):
+        loop.run()
+    assert stopped == [(4, [1, 2, 3, 4], 4)]
+    assert recorder.ended == 1
+
+
+def test_an_error_of_the_next_batch_waits_for_its_step():
+    def factors():
+        yield 1.0
+        yield 1.0
+        raise ClipTrainError("no third batch")
+
+    loop, recorder = make_loop(factors(), steps=3)
+    recorder.exact = lambda loop, step: True
+    with pytest.raises(ClipTrainError, match="no third batch"):
+        loop.run()
+    assert [(step.step, step.counts["samples"]) for step in recorder.steps] == [(1, 1), (2, 2)]

@@ -12,7 +12,6 @@ from torch import Tensor
 from clip_train.errors import ClipTrainError
 from clip_train.optim.config import SpikeConfig
 
-
 _VERDICT = "verdict "  # keeps its names apart from those of losses, norms and hooks
 
 
