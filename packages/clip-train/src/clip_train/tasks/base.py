@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from clip_models import CLIP, ModelSpec, PreprocessConfig
 from clip_train.parallel import World
+from clip_train.parallelize.config import AUTOCAST
 
 MAX_LOGIT_SCALE = math.log(100)
 Batch = Mapping[str, Tensor]
@@ -34,13 +36,14 @@ class Outputs(NamedTuple):
 class Task:
     """A model with the losses that train it. A kind of task overrides `forward` and `losses_of`.
 
-    `precision`: fp32, or bf16 for autocast of the model. Losses are computed in float32.
+    `precision`: one of `train.precision`. Losses are computed in float32.
     """
 
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
         self.world = world
-        self._bf16 = precision == "bf16"
+        self._autocast = AUTOCAST.get(precision)
+        self._forward = _Forward(self)
         self._normalise = Normalise(model.spec.preprocess, world.device)
 
     @property
@@ -90,14 +93,19 @@ class Task:
         return batch
 
     def module(self) -> nn.Module:
-        """Returns the computation of `forward` as a module, from a prepared batch, for wrapping."""
-        return _Forward(self)
+        """Returns the computation of `forward` as a module, always the same, from a prepared batch."""
+        return self._forward
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """Returns the loss within a prepared batch of this rank alone, in evaluation mode."""
+        """Returns the loss within a prepared batch of this rank alone, in evaluation mode.
+
+        The ranks of a sharded model call this together, equally often.
+        """
         self.model.eval()
-        out = _Forward(self)(batch)
+        out = self._forward(batch)
+        if isinstance(self._forward, FSDPModule):
+            self._forward.reshard()  # no backward pass does it, and the weights may change before the next call
         self.model.train()
         return sum_of(out.losses | self.losses_of(out.features, out.shared, ranks=1))
 
@@ -116,7 +124,8 @@ class Task:
     def compute(self, batch: Batch) -> Outputs:
         """Normalises the images and calls `forward` under autocast."""
         image = self._normalise(batch["image"])
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16):
+        low = None if self._autocast is None else getattr(torch, self._autocast)
+        with torch.autocast(self.world.device.type, low, enabled=low is not None):
             return self.forward(image, batch)
 
 
