@@ -25,7 +25,7 @@ class Square:
     def tensors(self, batch):
         return {"factor": torch.tensor(batch["factor"])}
 
-    def columns(self, tensors):
+    def lengths(self, tensors):
         return {}
 
     def tokens(self, tensors):

@@ -35,7 +35,7 @@ class _Ahead:
     """A batch that is on its way."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    columns: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     counts: dict[str, float] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Feed:
     """Reads the next batch of a stream and starts its copy to the device before the current step is computed.
 
     Copies go from pinned memory, on a stream of their own. The ranks agree on the length of the captions, which is one
-    of few (`Task.columns`), and on whether to stop: one message between CPUs for each batch, which travels while the
+    of few (`Task.lengths`), and on whether to stop: one message between CPUs for each batch, which travels while the
     current step is computed.
     """
 
@@ -83,14 +83,14 @@ class Feed:
             self.wait_s += time.perf_counter() - asked
             ahead = self._sent(batch)
         # All ranks vote, also without a batch: one that does not would make the others wait.
-        lengths = [ahead.columns.get(name, 0) for name in self._task.texts]
+        lengths = [ahead.lengths.get(name, 0) for name in self._task.texts]
         ahead.votes = self._world.vote([int(self._world.watch.wanted), *lengths])
         return ahead
 
     def _sent(self, batch: Mapping[str, Any]) -> _Ahead:
         tensors = self._task.tensors(batch)
         ahead = _Ahead(
-            columns=self._task.columns(tensors),
+            lengths=self._task.lengths(tensors),
             tokens=self._task.tokens(tensors),
             counts=dict(self._stream.stats),
             state=self._stream.state_dict(),
