@@ -48,6 +48,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         model = make_model(config.model, seed=config.train.seed, grad_checkpointing=config.train.grad_checkpointing)
         task = config.task.build(model, precision=config.train.precision, world=world)
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
+        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
         stream = stack.enter_context(_stream(config, manifest, task, world))
@@ -59,7 +60,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
             save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
-            parts=optim.parts,
+            parts={**optim.parts, **task.parts},
         )
         resumed = checkpoints.resume(model, optim.optimizer)
         if resumed is None:
@@ -117,6 +118,7 @@ def _hooks(
             tokenizer=_tokenizer(task, config.data),
             batch_size=val.batch_size,
             workers=config.data.workers,
+            columns=task.columns,
             timeout=config.data.timeout,
         )
         hooks.append(
@@ -194,6 +196,7 @@ def _stream(
         world_size=world.size,
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
+        columns=task.columns,
         timeout=config.data.timeout,
     )
 
