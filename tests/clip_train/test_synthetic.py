@@ -1,12 +1,23 @@
 """Samples without a dataset: deterministic, whatever the ranks and restarts."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clip_models.specs import get_model_spec
-from clip_train import ClipTrainError, DataConfig, FitConfig, ModelConfig, OptimConfig, Source, TrainConfig, fit
+from clip_train import (
+    ClipTrainError,
+    ContrastiveConfig,
+    DataConfig,
+    FitConfig,
+    ModelConfig,
+    OptimConfig,
+    Source,
+    TrainConfig,
+    fit,
+)
 from clip_train.config import resolve
 from clip_train.synthetic import SyntheticConfig, SyntheticStream
 from clip_train.trainer import train
@@ -142,3 +153,9 @@ def test_wrong_values_are_refused(recipe):
     both = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(Source(dataset="here"),)))
     with pytest.raises(ClipTrainError, match=r"data\.sources cannot be read: omit one"):
         resolve(both)
+
+
+def test_a_task_that_reads_a_column_is_refused(recipe):
+    with pytest.raises(ClipTrainError, match="the column 'cluster', which data.synthetic does not have"):
+        fit(dataclasses.replace(recipe, task=ContrastiveConfig(positives="cluster")))
+    assert not Path(recipe.run).exists()

@@ -177,6 +177,8 @@ def _stream(
     config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
 ) -> SampleStream | SyntheticStream:
     if isinstance(manifest, SyntheticConfig):
+        if task.columns:
+            raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")
         return SyntheticStream(
             manifest,
             image_size=task.image_size,
