@@ -156,6 +156,6 @@ def test_wrong_values_are_refused(recipe):
 
 
 def test_a_task_that_reads_a_column_is_refused(recipe):
-    with pytest.raises(ClipTrainError, match="the column 'cluster', which data.synthetic does not have"):
+    with pytest.raises(ClipTrainError, match=r"the column 'cluster', which data\.synthetic does not have"):
         fit(dataclasses.replace(recipe, task=ContrastiveConfig(positives="cluster")))
     assert not Path(recipe.run).exists()

@@ -45,9 +45,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         _check_batch(config, world)
         manifest, val_manifest = _manifests(config, world)
         steps = total_steps(config, manifest.samples)
-        model = make_model(config.model, seed=config.train.seed, grad_checkpointing=config.train.grad_checkpointing)
+        model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
-        gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
+        gradients = Gradients(
+            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
+        )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
