@@ -20,6 +20,7 @@ from clip_train.tasks.global_contrastive import VERSIONS, GlobalContrastiveConfi
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
+    from clip_train.synthetic import SyntheticConfig
 
 SIDES = ("image", "text")
 
@@ -39,7 +40,7 @@ class NormalisedTask(TowersTask):
         self._table: SampleTable | None = None
         self._samples = self._batch_size = 0
 
-    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+    def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
         if batch_size < 2:
             raise ClipTrainError(f"train.batch_size = {batch_size} must be at least 2 for task.kind = 'global'")
         self._samples, self._batch_size = manifest.samples, batch_size
