@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from clip_core.config import to_dict
-from clip_models import get_model_spec, load_model
+from clip_models import load_model
 from clip_models.model import build_model
 from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, OptimConfig, Source, TrainConfig, fit
 from clip_train.errors import ClipTrainError
@@ -22,11 +22,9 @@ from clip_train.gradients import Gradients
 from clip_train.parallel import World, join_world
 from clip_train.tasks.global_contrastive import VERSIONS, GlobalContrastiveConfig
 from clip_train.tasks.temperature import LogitScaleConfig
-from tests.clip_train.test_gradients import batch_of
 from tests.support.distributed import run_ranks
+from tests.support.steps import FP32, HERE, VIT, batch_of, whole
 
-VIT = get_model_spec("ViT-Ti-4-24")
-HERE = World(0, 1, torch.device("cpu"))
 SAMPLES, BATCH, STEPS = 20, 12, 4
 
 
@@ -40,7 +38,7 @@ def train(version: str, world: World, parts: int = 1) -> dict[str, np.ndarray]:
     torch.manual_seed(0)
     task = config(version).build(build_model(VIT), precision="fp32", world=world)
     task.start(SimpleNamespace(samples=SAMPLES), None, batch_size=BATCH)
-    gradients = Gradients(task, world, micro_batches=parts)
+    gradients = Gradients(task, world, FP32, micro_batches=parts)
     size, found = BATCH // world.size, {}
     for step in range(STEPS):
         rows = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(step))[:BATCH]
@@ -49,13 +47,13 @@ def train(version: str, world: World, parts: int = 1) -> dict[str, np.ndarray]:
         losses = gradients.backward(task.prepare(batch), step)
         found[f"loss {step}"] = losses["loss"].numpy()
         trained = [p for p in task.model.parameters() if p.requires_grad]
-        found[f"gradient {step}"] = torch.cat([p.grad.flatten() for p in trained]).numpy()
+        found[f"gradient {step}"] = torch.cat([whole(p.grad).flatten() for p in trained]).numpy()
         with torch.no_grad():
             for parameter in trained:
                 parameter -= 0.1 * parameter.grad
                 parameter.grad = None
     for name, column in task.parts["samples"].state().items():
-        found[name] = (column.full_tensor() if world.size > 1 else column).clone().numpy()
+        found[name] = whole(column).clone().numpy()
     return found
 
 
@@ -143,7 +141,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, datasets):
             checkpoint=CheckpointConfig(every=2),
         )
 
-    whole = fit(run("whole"))
+    uninterrupted = fit(run("whole"))
     killed = run("killed")
     recipe = tmp_path / "killed.json"
     recipe.write_text(json.dumps(to_dict(killed)))
@@ -161,5 +159,5 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, datasets):
     process.communicate()
     assert not (tmp_path / "killed/done.json").exists()
     again = fit(killed)
-    assert again.model_sha256 == whole.model_sha256
+    assert again.model_sha256 == uninterrupted.model_sha256
     assert load_model(again.model)[0].logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-5)
