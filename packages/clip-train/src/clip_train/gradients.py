@@ -38,14 +38,16 @@ class Gradients:
         `step` selects the random draws. Values are detached scalars on the device.
         """
         compute = self._whole if self._micro_batches == 1 else self._in_parts
-        losses = compute(self._task.with_counts(batch), step)
+        batch = self._task.with_counts(batch)
+        targets = [self._task.targets(part) for part in _split(batch, self._micro_batches)]
+        losses = compute({**batch, **{name: torch.cat([each[name] for each in targets]) for name in targets[0]}}, step)
         total = {"loss": sum_of(losses)}
         return total if len(losses) == 1 else {**total, **losses}
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with self._draws.over(batch.get("uid"), step):
             out = self._module(batch)
-            joint = self._task.losses_of(out.features, out.shared, ranks=self._world.size)
+            joint = self._task.losses_of(out.features, out.shared, batch, ranks=self._world.size, step=step)
             sum_of(out.losses | joint).backward()
         return _detached(joint | out.losses)
 
@@ -60,7 +62,7 @@ class Gradients:
             name: torch.cat([out.features[name] for out in outputs]).requires_grad_() for name in outputs[0].features
         }
         shared = {name: value.detach().requires_grad_() for name, value in outputs[0].shared.items()}
-        joint = self._task.losses_of(features, shared, ranks=self._world.size)
+        joint = self._task.losses_of(features, shared, batch, ranks=self._world.size, step=step)
         sum_of(joint).backward()
         grads = {name: value.grad.chunk(len(parts)) for name, value in features.items() if value.grad is not None}
         shared_grads = {name: value.grad for name, value in shared.items() if value.grad is not None}

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
-from clip_train.captions import SideBySide, WholeCaptions
+from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
+from clip_train.forecast import forecast, refuse_long_captions
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -47,9 +47,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         model = make_model(config.model, seed=config.train.seed, grad_checkpointing=config.train.grad_checkpointing)
         task = config.task.build(model, precision=config.train.precision, world=world)
         gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
+        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
         stream = stack.enter_context(_stream(config, manifest, task, world))
+        captions = _foresee_captions(config, task, manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -58,7 +60,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
             save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
-            parts=optim.parts,
+            parts={**optim.parts, **task.parts},
         )
         resumed = checkpoints.resume(model, optim.optimizer)
         if resumed is None:
@@ -71,7 +73,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
-            _log_start(config, folder, resumed, log, world)
+            _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
@@ -113,9 +115,10 @@ def _hooks(
         reader = read_once(
             val_manifest,
             preprocess=_preprocess(task, None),
-            tokenizer=_tokenizer(task, config.data),
+            tokenizer=_tokenizer(task),
             batch_size=val.batch_size,
             workers=config.data.workers,
+            columns=task.columns,
             timeout=config.data.timeout,
         )
         hooks.append(
@@ -158,9 +161,34 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest, Manifest | No
     return manifest, held_out
 
 
-def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunLog | None, world: World) -> None:
-    """Logs the damaged checkpoints that were found, and measures the nodes if the config says so."""
+def _foresee_captions(
+    config: FitConfig, task: Task, manifest: Manifest, val_manifest: Manifest | None, steps: int, world: World
+) -> list[dict[str, Any]]:
+    """Returns events with the predicted numbers of captions that are cut, which are an error unless it is allowed."""
+    seen = {"data.sources": (manifest, steps * config.train.batch_size)}
+    if val_manifest:
+        seen["val.sources"] = (val_manifest, val_manifest.samples)
+    events = []
+    for name, (samples, count) in seen.items():
+        found = forecast(samples, _tokenizer(task), count, world)
+        if config.data.long_captions == "error":
+            refuse_long_captions(found, name)
+        events.append({"event": "captions", "of": name, **found.record()})
+    return events
+
+
+def _log_start(
+    config: FitConfig,
+    folder: RunFolder,
+    resumed: Resumed,
+    captions: list[dict[str, Any]],
+    log: RunLog | None,
+    world: World,
+) -> None:
+    """Logs the captions to be cut and damaged checkpoints, and measures the nodes if the config says so."""
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
+    if not resumed.step:
+        events += captions
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
     if log:
@@ -172,24 +200,20 @@ def _stream(config: FitConfig, manifest: Manifest, task: Task, world: World) -> 
     return SampleStream(
         manifest,
         preprocess=_preprocess(task, config.data),
-        tokenizer=_tokenizer(task, config.data),
+        tokenizer=_tokenizer(task),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
         rank=world.rank,
         world_size=world.size,
         workers=config.data.workers,
         canonical_streams=config.data.canonical_streams,
+        columns=task.columns,
         timeout=config.data.timeout,
     )
 
 
-def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says."""
-    tokenizers = tuple(
-        tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
-        for tokenizer in map(get_tokenizer, task.text_specs)
-    )
-    return tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers)
+def _tokenizer(task: Task) -> Captions:
+    return Captions(tuple(map(get_tokenizer, task.text_specs)))
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:

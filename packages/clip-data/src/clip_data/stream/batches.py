@@ -46,7 +46,7 @@ class Plan:
     streams: int = 0
     """canonical streams; 0: every sample once, in plain order, without corrupt ones"""
     columns: tuple[str, ...] = ()
-    """columns of the sidecar that a batch holds as lists"""
+    """columns of the sidecar, or of scorers as "set.column", that a batch holds as lists"""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +54,7 @@ class Slice:
     """One slice of a batch, without its pixels and tokens. Small enough for a pipe."""
 
     uids: list[str] = field(default_factory=list)
+    ordinals: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     """only without a tokenizer"""
     columns: list[tuple[Any, ...]] = field(default_factory=list)
@@ -88,7 +89,8 @@ class BatchMaker:
             PlainOrder(self.orders, plan.batch) if self.once else GlobalOrder(self.orders, weights, plan.batch, streams)
         )
         self.place = order.place
-        self.readers = [SourceReader(part, plan.columns) for part in parts]
+        firsts = np.cumsum([0, *(part.samples for part in parts)]).tolist()
+        self.readers = [SourceReader(part, plan.columns, first) for part, first in zip(parts, firsts, strict=False)]
         # One window is in use per stream of this rank and source; replacements need a few more.
         touched = -(-plan.size * streams // plan.batch) * len(parts)
         self._window = lru_cache(maxsize=touched + 8)(self._read_window)
@@ -122,6 +124,7 @@ class BatchMaker:
                     images[len(captions)] = pixels.transpose(2, 0, 1)
                     captions.append(sample.caption)
                     done.uids.append(sample.uid)
+                    done.ordinals.append(sample.ordinal)
                     done.columns.append(sample.columns)
         if self.plan.tokenizer is None:
             done.captions = captions

@@ -16,6 +16,7 @@ from clip_data.stream.engine import LocalEngine, Made, WorkerEngine
 from clip_data.stream.manifest import Manifest
 from clip_data.stream.order import batching
 from clip_data.stream.preprocess import parse_preprocess
+from clip_data.stream.read import SourceReader
 from clip_data.stream.worker import IMPORTABLE
 
 TIMEOUT_S = 600.0
@@ -70,6 +71,7 @@ class _Reader:
             "image": images,
             "text": captions if self._plan.tokenizer is None else texts,
             "uid": uids,
+            "ordinal": np.array([ordinal for part in parts for ordinal in part.ordinals], np.int64),
             **{name: [row[index] for row in rows] for index, name in enumerate(self._plan.columns)},
         }
 
@@ -78,8 +80,10 @@ class SampleStream(_Reader):
     """The training stream of one rank: an endless iterator of batches, whose only state is the next step.
 
     A batch is {"image": uint8 ndarray [B_local, 3, H, W], "text": int64 ndarray [B_local, context] (without a
-    tokenizer the captions, a list of str), "uid": list of 32 hex digits}. Together, in rank order, the ranks' batches
-    are a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size, canonical streams).
+    tokenizer the captions, a list of str), "uid": list of 32 hex digits, "ordinal": int64 ndarray [B_local], the
+    number of each sample among those of the manifest}, and a list for each requested column. Together, in rank order,
+    the ranks' batches are a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size,
+    canonical streams).
 
     Arrays may be in memory shared with the workers. They stay valid as long as anything refers to them.
     """
@@ -97,13 +101,15 @@ class SampleStream(_Reader):
         workers: int = 2,
         start_step: int = 0,
         canonical_streams: int = 0,
+        columns: Sequence[str] = (),
         timeout: float = TIMEOUT_S,
     ) -> None:
         """`tokenizer` maps a list of n captions to an integer ndarray [n, context]; with workers it must pickle.
 
         `canonical_streams` (0: the greatest common divisor of 64 and the batch) limits the world sizes that a run can
-        change to. `workers=0` makes the batches in this process. A batch may take `timeout` seconds; a worker that
-        gives none for a quarter of it is restarted. Raises ClipDataError for invalid values.
+        change to. `columns` names columns of the sidecar, or of scorers as "set.column". `workers=0` makes the batches
+        in this process. A batch may take `timeout` seconds; a worker that gives none for a quarter of it is restarted.
+        Raises ClipDataError for invalid values.
         """
         streams = batching(manifest.samples, global_batch_size, canonical_streams, rank, world_size)
         size = global_batch_size // world_size
@@ -117,6 +123,7 @@ class SampleStream(_Reader):
             batch=global_batch_size,
             seed=seed,
             streams=streams,
+            columns=_columns(manifest, columns),
         )
         super().__init__(plan, workers, timeout)
         self._step = _natural("start_step", start_step)
@@ -257,17 +264,14 @@ def read_once(
 ) -> OnceReader:
     """Returns a reader of every sample, for evaluation. Corrupt samples are left out, counted and reported.
 
-    `columns` names columns of the sidecar that each batch holds as lists. Of several ranks each reads its share of the
-    batches. `keep_workers` keeps the worker processes from one pass to the next, until `close`. `timeout` is that of
-    SampleStream. Raises ClipDataError for invalid values.
+    `columns`, which each batch holds as lists, and `timeout` are those of SampleStream. Of several ranks each reads its
+    share of the batches. `keep_workers` keeps the worker processes from one pass to the next, until `close`. Raises
+    ClipDataError for invalid values.
     """
     if batch_size < 1:
         raise ClipDataError(f"batch_size = {batch_size} must be positive")
     if not 0 <= rank < world_size:
         raise ClipDataError(f"rank = {rank} must be at least 0 and below world_size = {world_size}")
-    taken = {"image", "text", "uid"} & set(columns)
-    if taken:
-        raise ClipDataError(f"columns: {', '.join(sorted(taken))} is always part of a batch")
     plan = Plan(
         manifest=manifest,
         preprocess=parse_preprocess(preprocess),
@@ -275,9 +279,18 @@ def read_once(
         context=_context(tokenizer, workers),
         size=min(batch_size, manifest.samples),
         batch=min(batch_size, manifest.samples),
-        columns=tuple(columns),
+        columns=_columns(manifest, columns),
     )
     return OnceReader(plan, workers, timeout, rank=rank, world_size=world_size, keep_workers=keep_workers)
+
+
+def _columns(manifest: Manifest, columns: Sequence[str]) -> tuple[str, ...]:
+    taken = {"image", "text", "uid", "ordinal"} & set(columns)
+    if taken:
+        raise ClipDataError(f"columns: {', '.join(sorted(taken))} is always part of a batch")
+    for part in manifest.parts if columns else ():
+        SourceReader(part, columns).check()
+    return tuple(columns)
 
 
 def _context(tokenizer: Tokenizer | None, workers: int) -> int:

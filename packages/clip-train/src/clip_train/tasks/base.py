@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from clip_models import CLIP, ModelSpec, PreprocessConfig
 from clip_train.parallel import World
 
-MAX_LOGIT_SCALE = math.log(100)
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+    from clip_train.checkpoint import Part
+
+MAX_LOGIT_SCALE = 100.0
 Batch = Mapping[str, Tensor]
 
 
@@ -35,7 +39,14 @@ class Task:
     """A model with the losses that train it. A kind of task overrides `forward` and `losses_of`.
 
     `precision`: fp32, or bf16 for autocast of the model. Losses are computed in float32.
+
+    A step takes a batch through `prepare`, `with_counts`, `targets` (for each micro-batch), `forward` and `losses_of`.
+    None of them has to know the modalities of a batch but `prepare` and `forward`: a task of other ones overrides
+    these two, names what the stream has to decode in its specs, and uses the losses as they are.
     """
+
+    columns: tuple[str, ...] = ()
+    """columns of the dataset that `prepare` needs in a batch, as the stream names them"""
 
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
@@ -57,18 +68,46 @@ class Task:
         """Returns the outputs for normalised images, float32 [B, 3, H, W], and the rest of a prepared batch."""
         raise NotImplementedError
 
-    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns what `losses_of` compares the features with and no gradient reaches: [B, …] each.
+
+        It is computed once for each micro-batch and added to the whole batch.
+        """
+        return {}
+
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
         """Returns the parts of the loss that compare samples: means over all `ranks`, the same on every rank.
 
-        Averaging the gradients of the parameters over the ranks gives the gradient of these means.
+        `batch`: the whole batch of this rank, with `targets`. `step`: number of the training step, from 0; None in an
+        evaluation, which changes no state. Averaging the gradients of the parameters over the ranks gives the gradient
+        of these means.
         """
         raise NotImplementedError
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """State of the task besides the model, which checkpoints save under these names."""
+        return {}
+
+    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+        """Called once on every rank, before a checkpoint is loaded, with the samples and the size of a global batch.
+
+        Raises ClipTrainError if the task cannot be trained on these samples.
+        """
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Moves a batch of the stream, {"image": uint8 [B, 3, H, W], "text": int64 [B, L], …}, to the device.
 
         Columns of the tokens that change no feature of this model's text tower are cut off. "uid", the identifiers of
-        the samples, becomes int64 [B].
+        the samples, becomes int64 [B]; "ordinal", their numbers, stays.
         """
         tensors = {
             "image": torch.from_numpy(batch["image"]),
@@ -77,6 +116,8 @@ class Task:
         if "uid" in batch:
             # The first 64 bits of the identifier, as a signed number.
             tensors["uid"] = torch.tensor([int(uid[:16], 16) - (1 << 63) for uid in batch["uid"]])
+        if "ordinal" in batch:
+            tensors["ordinal"] = torch.from_numpy(batch["ordinal"])
         return {name: self.moved(tensor) for name, tensor in tensors.items()}
 
     def moved(self, tensor: Tensor) -> Tensor:
@@ -99,7 +140,7 @@ class Task:
         self.model.eval()
         out = _Forward(self)(batch)
         self.model.train()
-        return sum_of(out.losses | self.losses_of(out.features, out.shared, ranks=1))
+        return sum_of(out.losses | self.losses_of(out.features, out.shared, {**batch, **self.targets(batch)}, ranks=1))
 
     def report(self) -> dict[str, float]:
         """Returns {"logit_scale": the exponentiated factor on the cosines, and "logit_bias" if there is one}."""
@@ -111,13 +152,17 @@ class Task:
     @torch.no_grad()
     def after_step(self) -> None:
         """Keeps the factor on the cosines in [1, 100]."""
-        self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
 
     def compute(self, batch: Batch) -> Outputs:
         """Normalises the images and calls `forward` under autocast."""
         image = self._normalise(batch["image"])
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16):
+        with self.autocast():
             return self.forward(image, batch)
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context of the model's precision."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16)
 
 
 class Normalise:
