@@ -10,11 +10,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from clip_core.console import warn
-from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError, RankLost
 from clip_train.launch import Launch, read_launch
 from clip_train.peers import Peers
@@ -86,17 +84,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(total)
         return total
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Averages the gradients of the module and synchronises its batch norms over the ranks."""
-        if self.size == 1:
-            return module
-        synchronise_batch_norms(module)
-        return DistributedDataParallel(
-            module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
+from clip_train.synthetic import SyntheticConfig, SyntheticStream
 from clip_train.tasks.base import Task
 from clip_train.watch import Watch
 
@@ -44,9 +45,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         _check_batch(config, world)
         manifest, val_manifest = _manifests(config, world)
         steps = total_steps(config, manifest.samples)
-        model = make_model(config.model, seed=config.train.seed, grad_checkpointing=config.train.grad_checkpointing)
+        model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
-        gradients = Gradients(task, world, micro_batches=config.train.micro_batches, seed=config.train.seed)
+        gradients = Gradients(
+            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
+        )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
@@ -98,7 +101,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
 def _hooks(
     config: FitConfig,
     task: Task,
-    manifest: Manifest,
+    manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
     checkpoints: Checkpoints,
     optim: Optimization,
@@ -145,8 +148,10 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _manifests(config: FitConfig, world: World) -> tuple[Manifest, Manifest | None]:
+def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
     """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
+    if config.data.synthetic:
+        return config.data.synthetic, None
     manifest = build_manifest(config.data.sources)
     if not config.val.sources:
         return manifest, None
@@ -196,7 +201,21 @@ def _log_start(
             log.write({"step": resumed.step, **event})
 
 
-def _stream(config: FitConfig, manifest: Manifest, task: Task, world: World) -> SampleStream:
+def _stream(
+    config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
+) -> SampleStream | SyntheticStream:
+    if isinstance(manifest, SyntheticConfig):
+        if task.columns:
+            raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")
+        return SyntheticStream(
+            manifest,
+            image_size=task.image_size,
+            text_specs=task.text_specs,
+            global_batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            rank=world.rank,
+            world_size=world.size,
+        )
     return SampleStream(
         manifest,
         preprocess=_preprocess(task, config.data),

@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_train.optim.config import EmaConfig
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Returns the part of a sharded tensor (DTensor) that this rank holds, sharing its memory; else the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+from clip_train.parallelize.shards import local
 
 
 class Ema:
@@ -27,9 +23,9 @@ class Ema:
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._config = config
-        self._names = list(named)
         self._weights = [local(parameter.detach()) for parameter in named.values()]
-        self._averages = [weight.to(torch.float32, copy=True) for weight in self._weights]
+        self._state = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named.items()}
+        self._averages = [local(average) for average in self._state.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -51,12 +47,12 @@ class Ema:
             yield
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the averages by parameter name, float32."""
-        return dict(zip(self._names, self._averages, strict=True))
+        """Returns the averages by parameter name, float32, sharded like the parameters."""
+        return dict(self._state)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned."""
-        for name, average in zip(self._names, self._averages, strict=True):
+        for name, average in self._state.items():
             average.copy_(tensors[name])
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from clip_models import CLIP, ModelSpec, PreprocessConfig
 from clip_train.parallel import World
+from clip_train.parallelize.config import AUTOCAST
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
@@ -38,7 +40,7 @@ class Outputs(NamedTuple):
 class Task:
     """A model with the losses that train it. A kind of task overrides `forward` and `losses_of`.
 
-    `precision`: fp32, or bf16 for autocast of the model. Losses are computed in float32.
+    `precision`: one of `train.precision`. Losses are computed in float32.
 
     A step takes a batch through `prepare`, `with_counts`, `targets` (for each micro-batch), `forward` and `losses_of`.
     None of them has to know the modalities of a batch but `prepare` and `forward`: a task of other ones overrides
@@ -51,7 +53,8 @@ class Task:
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
         self.world = world
-        self._bf16 = precision == "bf16"
+        self._autocast = AUTOCAST.get(precision)
+        self._forward = _Forward(self)
         self._normalise = Normalise(model.spec.preprocess, world.device)
 
     @property
@@ -131,14 +134,19 @@ class Task:
         return batch
 
     def module(self) -> nn.Module:
-        """Returns the computation of `forward` as a module, from a prepared batch, for wrapping."""
-        return _Forward(self)
+        """Returns the computation of `forward` as a module, always the same, from a prepared batch."""
+        return self._forward
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """Returns the loss within a prepared batch of this rank alone, in evaluation mode."""
+        """Returns the loss within a prepared batch of this rank alone, in evaluation mode.
+
+        The ranks of a sharded model call this together, equally often.
+        """
         self.model.eval()
-        out = _Forward(self)(batch)
+        out = self._forward(batch)
+        if isinstance(self._forward, FSDPModule):
+            self._forward.reshard()  # no backward pass does it, and the weights may change before the next call
         self.model.train()
         return sum_of(out.losses | self.losses_of(out.features, out.shared, {**batch, **self.targets(batch)}, ranks=1))
 
@@ -162,7 +170,8 @@ class Task:
 
     def autocast(self) -> torch.autocast:
         """Returns the context of the model's precision."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._bf16)
+        low = None if self._autocast is None else getattr(torch, self._autocast)
+        return torch.autocast(self.world.device.type, low, enabled=low is not None)
 
 
 class Normalise:
