@@ -20,8 +20,10 @@ from clip_data.stream.manifest import Part
 from clip_data.stream.order import permutation
 from clip_data.tables import read_table
 from clip_train.captions import Captions
+from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
+from clip_train.synthetic import SyntheticConfig
 
 CAPTIONS = 8192  # captions that are looked at
 UNITS = 64  # units whose captions are read
@@ -63,6 +65,32 @@ class _Drawn:
     looked_at: int
     truncated: int
     examples: list[str]
+
+
+def foresee(
+    config: FitConfig,
+    tokenizer: Captions,
+    manifest: Manifest | SyntheticConfig,
+    held_out: Manifest | None,
+    steps: int,
+    world: World,
+) -> list[dict[str, Any]]:
+    """Returns events for the log with what is predicted of a run. Raises ClipTrainError if long captions are an error.
+
+    Synthetic captions fit.
+    """
+    if isinstance(manifest, SyntheticConfig):
+        return []
+    seen = {"data.sources": (manifest, steps * config.train.batch_size)}
+    if held_out:
+        seen["val.sources"] = (held_out, held_out.samples)
+    events = []
+    for name, (samples, count) in seen.items():
+        found = forecast(samples, tokenizer, count, world)
+        if config.data.long_captions == "error":
+            refuse_long_captions(found, name)
+        events.append({"event": "captions", "of": name, **found.record()})
+    return events
 
 
 def forecast(manifest: Manifest, tokenizer: Captions, seen: int, world: World) -> Forecast:

@@ -18,7 +18,7 @@ from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
-from clip_train.forecast import forecast, refuse_long_captions
+from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -53,8 +53,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream = stack.enter_context(_stream(config, manifest, task, world))
-        captions = _foresee_captions(config, task, manifest, val_manifest, steps, world)
+        stream: SampleStream | SyntheticStream = stack.enter_context(_stream(config, manifest, task, world))
+        captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -164,22 +164,6 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     if config.val.overlap == "error":
         world.lead(partial(refuse_overlap, manifest, held_out, name="val.sources", option="val.overlap = 'allow'"))
     return manifest, held_out
-
-
-def _foresee_captions(
-    config: FitConfig, task: Task, manifest: Manifest, val_manifest: Manifest | None, steps: int, world: World
-) -> list[dict[str, Any]]:
-    """Returns events with the predicted numbers of captions that are cut, which are an error unless it is allowed."""
-    seen = {"data.sources": (manifest, steps * config.train.batch_size)}
-    if val_manifest:
-        seen["val.sources"] = (val_manifest, val_manifest.samples)
-    events = []
-    for name, (samples, count) in seen.items():
-        found = forecast(samples, _tokenizer(task), count, world)
-        if config.data.long_captions == "error":
-            refuse_long_captions(found, name)
-        events.append({"event": "captions", "of": name, **found.record()})
-    return events
 
 
 def _log_start(
