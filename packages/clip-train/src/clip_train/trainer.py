@@ -18,6 +18,7 @@ from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
+from clip_train.feed import Feed
 from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
@@ -53,7 +54,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream: SampleStream | SyntheticStream = stack.enter_context(_stream(config, manifest, task, world))
+        stream = _stream(config, manifest, task, world)
+        stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
@@ -83,7 +85,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 task=task,
                 gradients=gradients,
                 optimizer=optim.optimizer,
-                batches=watch.batches(stream, batch_s),
+                feed=Feed(stream, task, world, items=watch.batches(stream, batch_s)),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
