@@ -97,8 +97,10 @@ class CheckpointConfig:
     """steps between two checkpoints"""
     keep: int = 2
     """number of the newest checkpoints that are kept"""
+    keep_every: int = 0
+    """checkpoints at multiples of this step are kept for good; 0 keeps none of them"""
     timeout: float = 1800.0
-    """largest number of seconds that one task of rank 0 in the run folder, such as a save, may take"""
+    """largest number of seconds that a save, or another task in the run folder, may take"""
 
 
 _NOT_DECIDING = {
@@ -165,6 +167,7 @@ def resolve(config: FitConfig) -> FitConfig:
         ("train.log_every", train.log_every, 1),
         ("checkpoint.every", config.checkpoint.every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("checkpoint.keep_every", config.checkpoint.keep_every, 0),
         ("val.batch_size", val.batch_size, 2),
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
@@ -173,6 +176,12 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, least in at_least:
         if value < least:
             raise ClipTrainError(f"{name} = {value} must be at least {least}")
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every % every:
+        raise ClipTrainError(
+            f"checkpoint.keep_every = {keep_every} must be a multiple of checkpoint.every = {every}: other steps are "
+            "not saved"
+        )
     for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
         if value > ceiling:
             raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")

@@ -18,6 +18,7 @@ from clip_core import ClipError
 from clip_core.config import difference, from_dict, resolved
 from clip_core.files import sha256_of
 from clip_core.store import Store, is_claimed
+from clip_train.checkpoints.layout import Folder
 from clip_train.config import FitConfig
 from clip_train.errors import ClipTrainError
 
@@ -56,7 +57,7 @@ class RunFolder:
                 raise ClipTrainError(
                     f"{self.path} holds another run: {first}; choose another run folder, or remove this one"
                 )
-        elif not any(self.path.glob("checkpoints/step-*/state.json")):
+        elif not Folder(config.run).steps():
             hidden = [name for name in self._store.list() if name.startswith(".")]
             is_claimed(self._store, self._config, what="training run", own=hidden)
 

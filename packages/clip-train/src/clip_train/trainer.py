@@ -16,7 +16,9 @@ from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
 from clip_train.captions import SideBySide, WholeCaptions
-from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
+from clip_train.checkpoints.layout import Folder
+from clip_train.checkpoints.saver import Checkpoints, Resumed
+from clip_train.checkpoints.state import RunState
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
@@ -34,7 +36,7 @@ from clip_train.watch import Watch
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
     watch = Watch(config.train.timeout, join=config.train.join_timeout, storage=config.checkpoint.timeout)
-    watch.saved = max(saved_steps(folder.path), default=None)
+    watch.saved = max(Folder(config.run).steps(), default=None)
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
@@ -53,17 +55,17 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
-            folder.path,
+            config.run,
             world,
+            RunState(model=model, optimizer=optim.optimizer, parts=optim.parts),
             keep=config.checkpoint.keep,
+            keep_every=config.checkpoint.keep_every,
             fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
-            parts=optim.parts,
         )
-        resumed = checkpoints.resume(model, optim.optimizer)
+        resumed = checkpoints.resume()
         if resumed is None:
             world.lead(folder.check_new)
-            resumed = Resumed(0, {}, {}, ())
+            resumed = Resumed(0, {}, {})
         else:
             stream.load_state_dict(resumed.stream)
         watch.saved = resumed.step or None

@@ -1,17 +1,22 @@
 """Checkpoints, at their steps and when a signal asks for the end of the run."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from clip_train.checkpoint import Checkpoints
+from clip_train.checkpoints.saver import Checkpoints
 from clip_train.hooks.base import RunHook
 from clip_train.loop import Loop, Step
+
+SETTLE_S = 10.0  # an error ends the run: a save in the background may take so long to finish
 
 
 @dataclass(kw_only=True)
 class Saving(RunHook):
-    """Saves a checkpoint, also when a signal asks for the end of the run."""
+    """Saves checkpoints in the background, also when a signal asks for the end of the run."""
 
     checkpoints: Checkpoints
+    pinned: int = -1
+    """the step whose checkpoint is never removed"""
     _corrupt_before: float = 0
 
     def on_start(self, loop: Loop) -> None:
@@ -19,15 +24,34 @@ class Saving(RunHook):
 
     def on_step(self, loop: Loop, step: Step) -> None:
         watch = self.world.watch
-        stopping = self.world.any(watch.wanted)
-        if not stopping and not self.due(loop, step):
+        self._report()
+        if not self.world.any(watch.wanted or self.checkpoints.failed):
+            if self.due(loop, step) or step.step == self.pinned:
+                self._save(loop, step)
             return
-        if self.log:
-            self.log.sync()
-        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self.stream.stats["corrupt"]))
-        self.checkpoints.save(step.step, loop.task.model, loop.optimizer, self.stream.state_dict(), loop.metrics)
-        watch.saved = step.step
-        if self.log:  # after the save: a run with this line has had a checkpoint
-            self.log.write({"step": step.step, "event": "checkpoint"})
-        if stopping and step.step != loop.steps:
+        self.checkpoints.check()
+        self._save(loop, step)
+        self.checkpoints.wait()
+        self._report()
+        if step.step != loop.steps:
             raise watch.ending()
+
+    def _save(self, loop: Loop, step: Step) -> None:
+        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self.stream.stats["corrupt"]))
+        options: dict[str, Any] = {"before": self.log.sync} if self.log else {}
+        pinned = step.step == self.pinned
+        self.checkpoints.save(step.step, self.stream.state_dict(), loop.metrics, pinned=pinned, **options)
+        if step.step == loop.steps:
+            self.checkpoints.wait()
+            self._report()
+
+    def _report(self) -> None:
+        """Logs the saves that have finished: a run with such a line has had a checkpoint."""
+        for saved in self.checkpoints.finished():
+            assert self.log is not None  # saves are finished by rank 0
+            times = {"seconds": round(saved.seconds, 3), "stall_s": round(saved.stall_s, 4), "bytes": saved.bytes}
+            self.log.write({"step": saved.step, "event": "checkpoint", **times})
+
+    def on_end(self, loop: Loop) -> None:
+        self.checkpoints.settle(SETTLE_S)
+        self._report()
