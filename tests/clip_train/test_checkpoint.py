@@ -192,7 +192,7 @@ def test_without_an_intact_checkpoint_nothing_is_moved_and_the_newest_is_named(t
         run.step()
         run.save(step)
         flip_a_bit(tensors_of(run.path(step)))
-    with pytest.raises(ClipTrainError, match=r"no checkpoint in .* is intact; newest, step-00000002.*safetensors has"):
+    with pytest.raises(ClipTrainError, match=r"no checkpoint in .* is intact; the newest, step-00000002.*changed"):
         Run(tmp_path).resume()
     assert run.checkpoints.folder.steps() == [1, 2]
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
-import time
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_train.checkpoints.layout import digest_of
 from clip_train.checkpoints.saver import Checkpoints
 from clip_train.checkpoints.state import RunState
 from clip_train.errors import ClipTrainError
@@ -26,6 +29,7 @@ from clip_train.parallel import World, join_world
 from tests.support.distributed import run_ranks
 
 ROWS = 10
+KINDS = ("ddp", "fsdp")
 
 
 class Table:
@@ -84,133 +88,156 @@ class Run:
         return {name: value.flatten().tolist() for name, value in whole.items()}
 
 
-def save(folder: str, kind: str) -> dict[str, list[float]]:
-    with join_world("cpu") as world:
-        run = Run(folder, world, kind)
-        for step in (1, 2):
-            run.train(step)
-        run.checkpoints.save(2, {"step": 2}, {})
-        run.train(3)  # while it is written
-        run.checkpoints.wait()
-        again = Run(folder, world, kind)
-        assert again.checkpoints.resume().step == 2
-        return again.values()
+def save(folder: str, world: World, kind: str) -> dict[str, list[float]]:
+    run = Run(folder, world, kind)
+    for step in (1, 2):
+        run.train(step)
+    wanted = run.values()
+    run.checkpoints.save(2, {"step": 2}, {})
+    run.train(3)  # while it is written
+    run.checkpoints.wait()
+    return wanted
 
 
-def load(folder: str, kind: str) -> tuple[dict[str, list[float]], list[str]]:
+def load(folder: str, world: World, kind: str) -> tuple[dict[str, list[float]], list[str]]:
+    """Returns (values, names of the files that this rank has read)."""
     opened: list[str] = []
+    run = Run(folder, world, kind)
+    store = run.checkpoints.folder.store
+    store.open, whole = lambda name: opened.append(Path(name).name) or whole(name), store.open
+    assert run.checkpoints.resume().step == 2
+    return run.values(), opened
+
+
+def save_in_vain(folder: str, world: World) -> str:
+    """Saves on two ranks, one of which has a full disk. Returns the message."""
+    run = Run(folder, world, "ddp")
+    run.train(1)
+    run.checkpoints.save(1, {}, {})
+    run.checkpoints.wait()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    run.checkpoints.save(2, {}, {})
+    try:
+        run.checkpoints.wait()
+    except ClipTrainError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "saved"
+
+
+def on_two(root: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     with join_world("cpu") as world:
-        run = Run(folder, world, kind)
-        store = run.checkpoints.folder.store
-        store.open, whole = lambda name: opened.append(Path(name).name) or whole(name), store.open
-        assert run.checkpoints.resume().step == 2
-        return run.values(), opened
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> dict[str, tuple[Path, dict[str, list[float]]]]:
-    """A checkpoint of two ranks by kind, with its values."""
-    found = {}
-    for kind in ("ddp", "fsdp"):
-        folder = tmp_path_factory.mktemp(kind)
-        first, second = run_ranks(2, save, str(folder), kind)
-        assert first == second
-        found[kind] = (folder, first)
+        for kind in KINDS:
+            found["saved", kind] = save(f"{root}/{kind}", world, kind)
+        for before, after in product(KINDS, KINDS):
+            found[before, after] = load(f"{root}/{before}", world, after)
+        if world.leads:
+            damaged_copy(Path(root, "fsdp"), Path(root, "damaged"))
+        world.gather(None)
+        found["damaged"] = load(f"{root}/damaged", world, "fsdp")
+        found["full"] = save_in_vain(f"{root}/full", world)
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("before", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("ranks", "after"), [(1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp")])
-def test_it_is_read_to_the_bit_on_other_numbers_of_ranks_and_in_other_layouts(saved, before, ranks, after):
-    folder, wanted = saved[before]
-    for found, _ in run_ranks(ranks, load, str(folder), after):
-        assert found == wanted
+def on_four(root: str) -> dict[str, Any]:
+    with join_world("cpu") as world:
+        return {(before, after): load(f"{root}/{before}", world, after) for before, after in product(KINDS, KINDS)}
 
 
-@pytest.mark.slow
-def test_the_ranks_share_what_is_replicated_and_each_file_is_read_once(saved):
-    folder, _ = saved["ddp"]
-    step = folder / "checkpoints" / "step-00000002"
-    sizes = [path.stat().st_size for path in sorted(step.glob("*.safetensors"))]
-    assert len(sizes) == 2
-    assert max(sizes) < 0.7 * sum(sizes)
-    for ranks in (1, 2, 4):
-        opened = [name for _, names in run_ranks(ranks, load, str(folder), "ddp") for name in names]
-        assert sorted(opened) == sorted(path.name for path in step.glob("*.safetensors"))
-
-
-@pytest.mark.slow
-def test_a_file_that_one_rank_finds_damaged_sends_all_to_the_one_before(saved, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(saved["fsdp"][0], folder)
-    newest = folder / "checkpoints" / "step-00000004"
-    shutil.copytree(folder / "checkpoints" / "step-00000002", newest)
-    state = json.loads((newest / "state.json").read_text())
-    state["step"] = 4
-    from clip_train.checkpoints.layout import digest_of
-
+def damaged_copy(folder: Path, copy: Path) -> None:
+    """Copies a run with step 2, and adds a step 4 whose last file is damaged."""
+    shutil.copytree(folder, copy)
+    newest = copy / "checkpoints" / "step-00000004"
+    shutil.copytree(copy / "checkpoints" / "step-00000002", newest)
+    state = {**json.loads((newest / "state.json").read_text()), "step": 4}
     (newest / "state.json").write_text(json.dumps({**state, "sha256": digest_of(state)}))
     last = sorted(newest.glob("*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:-1] + b"x")
-    for found, _ in run_ranks(2, load, str(folder), "fsdp"):
-        assert found == saved["fsdp"][1]
-    assert [path.name[:13] for path in (folder / "checkpoints").glob("damaged-*")] == ["damaged-step-"]
 
 
-def save_in_vain(folder: str) -> str:
-    import resource
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
 
-    with join_world("cpu") as world:
-        run = Run(folder, world, "ddp")
-        run.train(1)
-        run.checkpoints.save(1, {}, {})
-        run.checkpoints.wait()
-        if world.rank == 1:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        run.checkpoints.save(2, {}, {})
-        try:
-            run.checkpoints.wait()
-        except ClipTrainError as error:
-            return str(error)
-        return "saved"
+
+@pytest.fixture(scope="module")
+def two(root) -> list[dict[str, Any]]:
+    return run_ranks(2, on_two, str(root))
 
 
 @pytest.mark.slow
-def test_a_rank_whose_disk_is_full_ends_all_with_the_same_line(tmp_path):
-    first, second = run_ranks(2, save_in_vain, str(tmp_path))
-    assert first == second
-    assert "cannot save a checkpoint" in first
-    assert "File too large" in first
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+def test_two_ranks_read_what_they_saved_to_the_bit_in_each_layout(two):
+    for rank in two:
+        for before, after in product(KINDS, KINDS):
+            assert rank[before, after][0] == two[0]["saved", before]
 
 
-def die_in_a_save(folder: str, victim: int) -> None:
+@pytest.mark.slow
+def test_one_and_four_ranks_read_what_two_saved_to_the_bit(root, two):
+    ranks = run_ranks(4, on_four, str(root))
+    for before in KINDS:
+        wanted = two[0]["saved", before]
+        assert load(str(root / before), World(0, 1, torch.device("cpu")), "ddp")[0] == wanted
+        for rank, after in product(ranks, KINDS):
+            assert rank[before, after][0] == wanted
+        names = sorted(path.name for path in (root / before / "checkpoints" / "step-00000002").glob("*.safetensors"))
+        assert len(names) == 2
+        for after in KINDS:
+            for some in (two, ranks):
+                assert sorted(name for rank in some for name in rank[before, after][1]) == names  # each is read once
+
+
+@pytest.mark.slow
+def test_the_ranks_share_what_is_replicated(root, two):
+    for kind in KINDS:
+        files = (root / kind / "checkpoints" / "step-00000002").glob("*.safetensors")
+        sizes = [path.stat().st_size for path in files]
+        assert max(sizes) < 0.7 * sum(sizes)
+
+
+@pytest.mark.slow
+def test_a_file_that_one_rank_finds_damaged_sends_all_to_the_one_before(root, two):
+    for rank in two:
+        assert rank["damaged"][0] == two[0]["saved", "fsdp"]
+    assert len(list((root / "damaged" / "checkpoints").glob("damaged-step-00000004-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_rank_whose_disk_is_full_ends_all_with_the_same_line(root, two):
+    assert two[0]["full"] == two[1]["full"]
+    assert "cannot save a checkpoint" in two[0]["full"]
+    assert "File too large" in two[0]["full"]
+    assert [path.name for path in (root / "full" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def die_in_a_save(folder: str) -> None:
     with suppress(Exception), join_world("cpu") as world:
         run = Run(folder, world, "fsdp")
         run.train(1)
         run.checkpoints.save(1, {}, {})
         run.checkpoints.wait()
         run.train(2)
-        if world.rank == victim:
+        if world.rank == 1:
             store = run.checkpoints.folder.store
             store.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         run.checkpoints.save(2, {}, {})
-        time.sleep(1)
+        run.checkpoints.settle(1)
         os._exit(0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_in_a_save_leaves_the_checkpoint_before(tmp_path, victim):
+def test_a_rank_that_is_killed_in_a_save_leaves_the_checkpoint_before(tmp_path):
     with suppress(AssertionError, EOFError):
-        run_ranks(2, die_in_a_save, str(tmp_path), victim)
+        run_ranks(2, die_in_a_save, str(tmp_path))
     left = {path.name for path in (tmp_path / "checkpoints" / "step-00000002").iterdir()}
     assert "state.json" not in left
     assert any(name.startswith(".tmp-") for name in left)
-    world = World(0, 1, torch.device("cpu"))
-    run = Run(str(tmp_path), world, "alone")
+    run = Run(str(tmp_path), World(0, 1, torch.device("cpu")), "ddp")
     assert run.checkpoints.resume().step == 1
     run.train(2)
     run.checkpoints.save(2, {}, {})
