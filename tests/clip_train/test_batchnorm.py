@@ -10,6 +10,8 @@ from clip_models import ModelSpec, ResNetConfig, TimmConfig, get_model_spec, get
 from clip_models.model import build_model
 from clip_train.gradients import Gradients
 from clip_train.parallel import World, join_world
+from clip_train.parallelize.config import ParallelConfig
+from clip_train.parallelize.placement import place
 from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support.distributed import run_ranks
 
@@ -64,7 +66,7 @@ def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training):
 def on_unequal_ranks() -> list[float]:
     with join_world("cpu") as world:
         layer = torch.nn.BatchNorm1d(1, affine=False, track_running_stats=False).eval()
-        world.wrap(torch.nn.Sequential(layer, torch.nn.Linear(1, 1)))
+        place(torch.nn.Sequential(layer, torch.nn.Linear(1, 1)), [], world, ParallelConfig())
         values = torch.tensor([[-1.0], [1.0]])
         if world.leads:  # as in validation, where a batch is one rank's alone
             return layer(values).flatten().tolist()

@@ -4,17 +4,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 
-from clip_models import CLIP, ModelSpec, create_model, get_model_spec, get_tokenizer
+from clip_models import CLIP, ModelSpec, create_model, get_model_spec, get_tokenizer, load_model, save_model
 from clip_models.model import build_model
 from clip_train import TaskConfig
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
+from clip_train.losses.positives import caption_groups
+from clip_train.optim.build import make_optimizer
+from clip_train.optim.config import OptimConfig
 from clip_train.parallel import World
 from clip_train.tasks.base import Task
 from clip_train.tasks.coca import CoCaConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
 from clip_train.tasks.siglip import SigLIPConfig
+from clip_train.tasks.temperature import LogitBiasConfig, LogitScaleConfig
+from tests.support import dense_losses as dense
 from tests.support.coca import TINY as COCA
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -75,12 +81,10 @@ def test_the_logit_scale_stays_between_1_and_100(before, after):
     scale.data.fill_(before)
     task.after_step()
     assert scale.item() == pytest.approx(after)
-    assert task.report()["logit_scale"] == pytest.approx(math.exp(after), rel=1e-5)
+    assert task.report()["logit_scale"].item() == pytest.approx(math.exp(after), rel=1e-5)
 
 
 VIT = get_model_spec("ViT-Ti-4-24")
-
-
 SIGLIP = replace(VIT, name="siglip", init_logit_bias=-10.0)
 
 
@@ -93,6 +97,18 @@ SIGLIP = replace(VIT, name="siglip", init_logit_bias=-10.0)
         (SigLIPConfig(), replace(COCA, init_logit_bias=-10.0), "does not fit task.kind = 'siglip': it is a CoCa"),
         (CoCaConfig(), VIT, "'ViT-Ti-4-24' does not fit task.kind = 'coca': it has no decoder"),
         (CoCaConfig(caption_weight=-1.0), COCA, r"task\.caption_weight = -1\.0 must be at least 0"),
+        (ContrastiveConfig(positives=""), VIT, r"task\.positives is empty: choose pair, captions, or a column"),
+        (
+            ContrastiveConfig(logit_scale=LogitScaleConfig(init=200.0)),
+            VIT,
+            r"task\.logit_scale\.init = 200\.0 must be in \[1, 100\] for a trained one",
+        ),
+        (ContrastiveConfig(logit_scale=LogitScaleConfig(max=0.5)), VIT, r"logit_scale\.max = 0\.5 must be in \[1, "),
+        (
+            SigLIPConfig(logit_bias=LogitBiasConfig(init=math.nan)),
+            SIGLIP,
+            r"task\.logit_bias\.init = nan must be finite",
+        ),
     ],
 )
 def test_a_model_of_another_objective_is_refused(config: TaskConfig, spec: ModelSpec, reason: str):
@@ -106,3 +122,95 @@ def test_a_model_without_pooling_is_refused(tower):
     task = build(build_model(spec))
     with pytest.raises(ClipTrainError, match="not one vector for each image and caption"):
         task.evaluate(task.prepare(make_batch()))
+
+
+def test_the_scale_and_the_bias_are_set_and_can_be_fixed():
+    fixed = LogitScaleConfig(init=250.0, learnable=False)
+    config = ContrastiveConfig(logit_scale=fixed)
+    config.check(VIT)
+    task = config.build(build_model(VIT), precision="fp32", world=HERE)
+    task.after_step()
+    assert task.report() == {"logit_scale": pytest.approx(250.0, rel=1e-5)}
+    assert not task.model.logit_scale.requires_grad
+    assert "logit_scale" not in optimised(task)
+
+    trained = ContrastiveConfig(logit_scale=LogitScaleConfig(init=2.0, max=5.0))
+    task = trained.build(build_model(VIT), precision="fp32", world=HERE)
+    assert "logit_scale" in optimised(task)
+    task.model.logit_scale.data.fill_(9.0)
+    task.after_step()
+    assert task.report()["logit_scale"] == pytest.approx(5.0, rel=1e-5)
+
+
+def optimised(task: Task) -> set[str]:
+    """The parameters that the optimizer updates."""
+    groups = make_optimizer(task.model, OptimConfig()).param_groups
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    return {name for name, parameter in task.model.named_parameters() if id(parameter) in trained}
+
+
+def test_a_model_gets_the_bias_of_openclip_s_siglip_flag(tmp_path):
+    """OpenCLIP's --siglip makes any dual encoder with a scale of 10 and a bias of -10."""
+    config = SigLIPConfig(logit_scale=LogitScaleConfig(init=10.0), logit_bias=LogitBiasConfig(init=-10.0))
+    config.check(VIT)
+    task = config.build(build_model(VIT), precision="fp32", world=HERE)
+    assert task.report() == {"logit_scale": pytest.approx(10.0), "logit_bias": -10.0}
+    prepared = task.prepare(make_batch())
+    features = task.compute(prepared).features
+    theirs = SigLipLoss()(features["image"], features["text"], torch.tensor(10.0), torch.tensor(-10.0))
+    assert Gradients(task, HERE).backward(prepared, 0)["loss"].item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert task.model.logit_bias.grad is not None
+    save_model(tmp_path / "model.safetensors", task.model, task.model.spec)
+    assert load_model(tmp_path / "model.safetensors")[0].logit_bias.item() == -10.0
+
+    fixed = SigLIPConfig(logit_bias=LogitBiasConfig(learnable=False))
+    task = fixed.build(build_model(SIGLIP), precision="fp32", world=HERE)
+    assert "logit_bias" not in optimised(task)
+
+
+CLUSTERS = ["a", None, "a", 3, None, 3]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("kind", "formula"), [(ContrastiveConfig, dense.contrastive), (SigLIPConfig, dense.sigmoid)])
+@pytest.mark.parametrize("positives", ["captions", "dedup.cluster"])
+def test_duplicates_are_positives_of_each_other(positives, kind, formula, parts):
+    spec = SIGLIP if kind is SigLIPConfig else VIT
+    config = kind(positives=positives)
+    config.check(spec)
+    task = config.build(build_model(spec), precision="fp32", world=HERE)
+    assert task.columns == (() if positives == "captions" else (positives,))
+    batch = make_batch()
+    batch["text"][4] = batch["text"][1]
+    prepared = task.prepare({**batch, "dedup.cluster": CLUSTERS})
+    groups = torch.tensor([0, 1, 2, 3, 1, 5] if positives == "captions" else [7, -1, 7, 9, -1, 9])
+    same = prepared["group"][:, None] == prepared["group"]
+    if positives != "captions":
+        assert prepared["group"][[1, 4]].tolist() == [-1, -1]
+    assert torch.equal(same, groups[:, None] == groups)
+
+    out = task.compute(prepared)
+    wanted = formula(*out.features.values(), *out.shared.values(), groups=groups)
+    scale = task.model.logit_scale
+    (slope,) = torch.autograd.grad(wanted, scale)
+    assert Gradients(task, HERE, micro_batches=parts).backward(prepared, 0)["loss"].item() == pytest.approx(
+        wanted.item(), rel=1e-5
+    )
+    assert scale.grad.item() == pytest.approx(slope.item(), rel=1e-4, abs=1e-6)
+    if (positives, kind) != ("captions", ContrastiveConfig):  # equal logits: however the target is shared out
+        assert wanted.item() != pytest.approx(formula(*out.features.values(), *out.shared.values()).item(), rel=1e-3)
+
+
+def test_hashes_of_captions_depend_on_every_token_and_its_place():
+    rows = torch.tensor([[1, 2, 3, 0], [1, 3, 2, 0], [1, 2, 3, 0], [1, 2, 3, 1], [0, 1, 2, 3]])
+    found = caption_groups(rows)
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 4
+    assert (found >= 0).all()
+
+
+def test_positives_need_a_loss_with_groups(monkeypatch):
+    monkeypatch.setattr("tests.clip_train.outside.pairs", lambda image, text, scale, *, ranks: None, raising=False)
+    config = ContrastiveConfig(loss="tests.clip_train.outside:pairs", positives="captions")
+    with pytest.raises(ClipTrainError, match=r"does not take what the task sets: .*'groups'"):
+        config.build(build_model(VIT), precision="fp32", world=HERE)

@@ -3,12 +3,14 @@ from collections import Counter
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from clip_core import ClipError
 from clip_data.errors import ClipDataError
 from clip_data.stream import SampleStream, Source, build_manifest, read_once
 from clip_data.stream.preprocess import parse_preprocess
+from clip_data.tables import write_table
 from tests.support.datasets import jpeg
 from tests.support.streams import EVAL, TRAIN, content, letters, make_image, stream_dataset
 
@@ -261,4 +263,28 @@ def test_bad_values_of_read_once_are_refused(manifest):
     with pytest.raises(ClipDataError, match="columns: uid is always part of a batch"):
         read_once(manifest, preprocess=EVAL, tokenizer=None, columns=("uid",))
     with pytest.raises(ClipDataError, match="has no column 'labl'; it has uid, key"):
-        list(read_once(manifest, preprocess=EVAL, tokenizer=None, columns=("labl",)))
+        read_once(manifest, preprocess=EVAL, tokenizer=None, columns=("labl",))
+    with pytest.raises(ClipDataError, match=r"has no columns/clusters/00000000.parquet, which holds .* clusters.id"):
+        stream(manifest, columns=("clusters.id",))
+
+
+def test_ordinals_and_columns_belong_to_the_sample(tmp_path, root):
+    other = stream_dataset(tmp_path / "data", seed=1)
+    for unit in other.units:
+        rows = pa.table({"id": [f"{unit.ordinal}-{row}" for row in range(unit.rows)]})
+        write_table(other.store, unit.column_name("clusters"), rows)
+    manifest = build_manifest([Source(dataset=root), Source(dataset=str(tmp_path / "data"))])
+    plain = list(read_once(manifest, preprocess=EVAL, tokenizer=None))
+    ordinals = np.concatenate([batch["ordinal"] for batch in plain])
+    assert ordinals.tolist() == list(range(manifest.samples))
+    numbers = [text for batch in plain for text in batch["text"]]
+
+    half = build_manifest([Source(dataset=str(tmp_path / "data"))])
+    for workers in (0, 2):
+        for batch in batches(half, 14, tokenizer=None, columns=("number", "clusters.id"), workers=workers):
+            assert batch["ordinal"].dtype == np.int64
+            for text, ordinal, number, cluster in zip(
+                *(batch[name] for name in ("text", "ordinal", "number", "clusters.id")), strict=True
+            ):
+                assert text == numbers[manifest.samples // 2 + ordinal] == f"picture number {number}"
+                assert cluster == f"{number // 8}-{number % 8}"

@@ -20,6 +20,8 @@ from clip_train.losses.distillation import distillation_loss
 from clip_train.losses.matryoshka import matryoshka
 from clip_train.losses.sigmoid import sigmoid_loss
 from clip_train.parallel import join_world
+from clip_train.parallelize.config import ParallelConfig
+from clip_train.parallelize.placement import place
 from tests.support import dense_losses as dense
 from tests.support.distributed import run_ranks
 
@@ -186,7 +188,8 @@ def all_cases_on_this_rank() -> dict[str, tuple[float, dict[str, list[float]]]]:
         share = slice(world.rank * SAMPLES // world.size, (world.rank + 1) * SAMPLES // world.size)
         for name, case in CASES.items():
             model = Model(case.scale)
-            loss = run_model(world.wrap(model), partial(case.ours, ranks=world.size), share, torch.float32)
+            wrapped = place(model, [], world, ParallelConfig()).module
+            loss = run_model(wrapped, partial(case.ours, ranks=world.size), share, torch.float32)
             results[name] = loss.item(), gradients(model)
     return results
 

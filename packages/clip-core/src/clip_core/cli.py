@@ -1,22 +1,18 @@
 """The command line of every package and script: sub-commands, recipes with flags, one-line errors, exit codes.
 
-This is the only module that imports tyro, which prints the help.
+This is the only module that imports tyro, which prints the help. What a list of commands does not require is imported
+on use.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
 from importlib import import_module
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
-from clip_core.config import ConfigError, from_dict, leaves, load_file, to_dict
 from clip_core.errors import ClipError
-from clip_core.flags import example, is_toml, positional, put_flags
-from clip_core.suggest import did_you_mean
 
 T = TypeVar("T")
 
@@ -46,6 +42,8 @@ def run_commands(
             print(f"'{prog} COMMAND --help' lists the flags of a command.")
             return 0
         if name not in commands:
+            from clip_core.suggest import did_you_mean
+
             hint = did_you_mean(name, commands, f"the commands are {', '.join(commands)}")
             raise ClipError(f"{prog} has no command {name!r}; {hint}")
         command: Any = import_module(f"{package}.commands.{name}")
@@ -87,6 +85,9 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
 
     A command with a positional field takes its values in place of a recipe. Raises ConfigError, of one line.
     """
+    from clip_core.config import ConfigError, from_dict, leaves, load_file
+    from clip_core.flags import positional, put_flags
+
     words, place = list(args), positional(cls)
     recipe = words.pop(0) if not place and words and not words[0].startswith("-") else None
     data = load_file(recipe) if recipe is not None else {}
@@ -105,7 +106,14 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, description: str) -> 
 
 def print_help(cls: type, default: Any, prog: str, description: str) -> None:
     """Prints the fields of `cls` as flags, with the values of `default` if it is not None, and exits with 0."""
+    import json
+    from dataclasses import field, fields, make_dataclass
+    from typing import Annotated, get_type_hints
+
     import tyro
+
+    from clip_core.config import to_dict
+    from clip_core.flags import example, is_toml, positional
 
     registry = tyro.constructors.ConstructorRegistry()
 

@@ -12,6 +12,8 @@ from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
+from clip_train.parallelize.config import ParallelConfig
+from clip_train.synthetic import SyntheticConfig
 from clip_train.tasks import TaskConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
 
@@ -22,6 +24,8 @@ class DataConfig:
 
     sources: tuple[Source, ...] = ()
     """datasets or selections, mixed by their weights"""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """samples that are made up, in place of sources, to measure devices without data"""
     workers: int = 1
     """reader processes of each rank; 0 reads in the training process"""
     canonical_streams: int = 0
@@ -33,7 +37,8 @@ class DataConfig:
     hflip: float = 0.0
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
-    """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
+    """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
+    sample of some thousand captions has any"""
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
@@ -55,8 +60,8 @@ class ValConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Length, batch size and arithmetic."""
+class TrainConfig(ParallelConfig):
+    """Length, batch size, and how the ranks compute."""
 
     steps: int = 0
     """length in optimizer steps; give exactly one of steps, samples, epochs"""
@@ -68,10 +73,6 @@ class TrainConfig:
     """samples of one step, of all ranks together"""
     micro_batches: int = 1
     """parts that each rank computes one after another in a step, for less memory; the gradient stays the same"""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """precision of the towers: fp32, or bf16 autocast with fp32 weights; the loss is always computed in fp32"""
-    grad_checkpointing: bool = False
-    """compute the activations inside each block again in the backward pass, for less memory"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses CUDA if it is available"""
     seed: int = 0
@@ -107,7 +108,10 @@ _NOT_DECIDING = {
     "": ("run", "checkpoint"),
     "data": ("workers", "long_captions", "max_corrupt", "timeout"),
     "val": ("overlap",),
-    "train": ("log_every", "device", "grad_checkpointing", "timeout", "join_timeout", "node_check"),
+    "train": (
+        *("log_every", "device", "timeout", "join_timeout", "node_check"),
+        *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
+    ),
 }
 """Keys, by table, that may change when a run is continued."""
 
@@ -145,6 +149,7 @@ def resolve(config: FitConfig) -> FitConfig:
     config.model.lock.check()
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
+    train.check(micro_batches=train.micro_batches)
     lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
     given = {name: value for name, value in lengths.items() if value}
     if len(given) != 1:
@@ -154,7 +159,11 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
-    if not data.sources:
+    data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
+    if data.synthetic and (data.sources or val.sources):
+        named = "data.sources" if data.sources else "val.sources"
+        raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")
+    if not (data.sources or data.synthetic):
         raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
     if val.every and not val.sources:
         raise ClipTrainError(f"val.every = {val.every} requires val.sources: name a dataset there, or omit val.every")

@@ -9,28 +9,43 @@ whole batch. The second pass repeats the random draws of the first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from clip_train.draws import KeyedDraws
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
+from clip_train.parallelize.compilation import compiled_step, limited
+from clip_train.parallelize.config import ParallelConfig
+from clip_train.parallelize.placement import place
 from clip_train.tasks.base import Batch, Task, sum_of
+
+_DEFAULT = ParallelConfig()
 
 
 class Gradients:
     """Computes the gradients of a task's loss. Each rank splits its batch into `micro_batches` equal parts."""
 
-    def __init__(self, task: Task, world: World, *, micro_batches: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        task: Task,
+        world: World,
+        config: ParallelConfig = _DEFAULT,
+        *,
+        micro_batches: int = 1,
+        seed: int = 0,
+    ) -> None:
         self._task, self._world, self._micro_batches = task, world, micro_batches
         if micro_batches > 1:
             _refuse_batch_norms(task.model)
         self._draws = KeyedDraws(task.model, seed)
-        self._module = world.wrap(task.module())
+        self._config = config
+        self._placement = place(task.module(), task.model.blocks(), world, config)
+        self._module = self._placement.module
+        self._losses = compiled_step(self._losses_of_batch, config)
 
     def backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Adds the gradients of a prepared batch. Returns the loss of all ranks and, if there are several, its parts.
@@ -38,16 +53,25 @@ class Gradients:
         `step` selects the random draws. Values are detached scalars on the device.
         """
         compute = self._whole if self._micro_batches == 1 else self._in_parts
-        losses = compute(self._task.with_counts(batch), step)
+        batch = self._task.with_counts(batch)
+        targets = [self._task.targets(part) for part in _split(batch, self._micro_batches)]
+        batch = {**batch, **{name: torch.cat([each[name] for each in targets]) for name in targets[0]}}
+        with limited(self._config):
+            losses = compute(batch, step)
+        self._placement.finish()
         total = {"loss": sum_of(losses)}
         return total if len(losses) == 1 else {**total, **losses}
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with self._draws.over(batch.get("uid"), step):
-            out = self._module(batch)
-            joint = self._task.losses_of(out.features, out.shared, ranks=self._world.size)
-            sum_of(out.losses | joint).backward()
-        return _detached(joint | out.losses)
+            losses = self._losses(batch, step)
+            sum_of(losses).backward()
+        return _detached(losses)
+
+    def _losses_of_batch(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        out = self._module(batch)
+        joint = self._task.losses_of(out.features, out.shared, batch, ranks=self._world.size, step=step)
+        return joint | out.losses
 
     def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
         parts = _split(batch, self._micro_batches)
@@ -60,7 +84,7 @@ class Gradients:
             name: torch.cat([out.features[name] for out in outputs]).requires_grad_() for name in outputs[0].features
         }
         shared = {name: value.detach().requires_grad_() for name, value in outputs[0].shared.items()}
-        joint = self._task.losses_of(features, shared, ranks=self._world.size)
+        joint = self._task.losses_of(features, shared, batch, ranks=self._world.size, step=step)
         sum_of(joint).backward()
         grads = {name: value.grad.chunk(len(parts)) for name, value in features.items() if value.grad is not None}
         shared_grads = {name: value.grad for name, value in shared.items() if value.grad is not None}
@@ -69,7 +93,7 @@ class Gradients:
             for number, (part, state) in enumerate(zip(parts, states, strict=True)):
                 last = number == len(parts) - 1
                 _set_generator_state(self._world.device, state)
-                with self._synchronising(last), self._draws.over(part.get("uid"), step):
+                with self._placement.accumulating(last), self._draws.over(part.get("uid"), step):
                     out = self._module(part)
                     pieces = [(out.features[name] * grad[number]).sum() for name, grad in grads.items()]
                     if last:  # the loss has used them once
@@ -78,10 +102,6 @@ class Gradients:
                 for name, loss in out.losses.items():
                     own[name] = own[name] + loss.detach()
         return _detached(joint | own)
-
-    def _synchronising(self, last: bool) -> AbstractContextManager[None]:
-        wrapped = self._module
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
 
 def _detached(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,10 +72,10 @@ class ModelConfig:
     """weights that are not trained"""
 
 
-def make_model(config: ModelConfig, *, seed: int, grad_checkpointing: bool) -> CLIP:
+def make_model(config: ModelConfig, *, seed: int) -> CLIP:
     """Returns the model on the CPU, in training mode. Raises ClipError.
 
-    `seed`: of the random weights. `grad_checkpointing`: compute activations again in the backward pass.
+    `seed`: of the random weights.
     """
     from clip_models import create_model
 
@@ -100,6 +100,4 @@ def make_model(config: ModelConfig, *, seed: int, grad_checkpointing: bool) -> C
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained <= {"logit_scale", "logit_bias"}:
         raise ClipTrainError("model.lock locks every weight of both towers: unlock one of them, or some groups")
-    if grad_checkpointing:
-        model.set_grad_checkpointing()
     return model

@@ -10,11 +10,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from clip_core.console import warn
-from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError, RankLost
 from clip_train.launch import Launch, read_launch
 from clip_train.peers import Peers
@@ -73,14 +71,19 @@ class World:
                 dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Returns on every rank whether the flag is set on any rank. Communicates between CPUs."""
+    def vote(self, values: list[int]) -> Callable[[], list[int]]:
+        """Starts to take the maximum of each number over the ranks, between CPUs, and returns what waits for it."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor(int(flag))
-        with self.collective():
-            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+            return lambda: values
+        votes = torch.tensor(values)
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True)
+
+        def result() -> list[int]:
+            with self.collective():
+                work.wait()
+            return votes.tolist()
+
+        return result
 
     def sum(self, value: Tensor) -> Tensor:
         """Returns the sum of a tensor over the ranks, on the device, as a new tensor."""
@@ -88,17 +91,6 @@ class World:
         if self.size > 1:
             dist.all_reduce(total)
         return total
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Averages the gradients of the module and synchronises its batch norms over the ranks."""
-        if self.size == 1:
-            return module
-        synchronise_batch_norms(module)
-        return DistributedDataParallel(
-            module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from clip_data.stream.read import Sample, SourceReader, Window
 Tokenizer = Callable[[list[str]], np.ndarray]
 SEARCH = 1000  # neighbours tried for a corrupt sample; if all are corrupt, the shard is damaged
 CHUNK = 256  # payloads held at a time
+
+
+@runtime_checkable
+class CountsTruncated(Protocol):
+    """A tokenizer that can tell which captions it cuts."""
+
+    def truncated(self, captions: Sequence[str], tokens: np.ndarray) -> Sequence[int]:
+        """Returns the indices of the captions that were cut to give `tokens`, int64 [n, context]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,7 @@ class Plan:
     streams: int = 0
     """canonical streams; 0: every sample once, in plain order, without corrupt ones"""
     columns: tuple[str, ...] = ()
-    """columns of the sidecar that a batch holds as lists"""
+    """columns of the sidecar, or of scorers as "set.column", that a batch holds as lists"""
 
 
 @dataclass(kw_only=True)
@@ -46,11 +54,14 @@ class Slice:
     """One slice of a batch, without its pixels and tokens. Small enough for a pipe."""
 
     uids: list[str] = field(default_factory=list)
+    ordinals: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     """only without a tokenizer"""
     columns: list[tuple[Any, ...]] = field(default_factory=list)
     corrupt: list[tuple[str, str]] = field(default_factory=list)
     """uid and reason"""
+    truncated: int = 0
+    """captions that the tokenizer cut"""
     bytes_read: int = 0
 
 
@@ -78,7 +89,8 @@ class BatchMaker:
             PlainOrder(self.orders, plan.batch) if self.once else GlobalOrder(self.orders, weights, plan.batch, streams)
         )
         self.place = order.place
-        self.readers = [SourceReader(part, plan.columns) for part in parts]
+        firsts = np.cumsum([0, *(part.samples for part in parts)]).tolist()
+        self.readers = [SourceReader(part, plan.columns, first) for part, first in zip(parts, firsts, strict=False)]
         # One window is in use per stream of this rank and source; replacements need a few more.
         touched = -(-plan.size * streams // plan.batch) * len(parts)
         self._window = lru_cache(maxsize=touched + 8)(self._read_window)
@@ -112,12 +124,16 @@ class BatchMaker:
                     images[len(captions)] = pixels.transpose(2, 0, 1)
                     captions.append(sample.caption)
                     done.uids.append(sample.uid)
+                    done.ordinals.append(sample.ordinal)
                     done.columns.append(sample.columns)
         if self.plan.tokenizer is None:
             done.captions = captions
         elif captions:
             assert texts is not None
-            texts[: len(captions)] = tokens(self.plan.tokenizer, captions, self.plan.context)
+            found = tokens(self.plan.tokenizer, captions, self.plan.context)
+            texts[: len(captions)] = found
+            if isinstance(self.plan.tokenizer, CountsTruncated):
+                done.truncated = len(self.plan.tokenizer.truncated(captions, found))
         done.bytes_read = sum(reader.bytes_read for reader in self.readers) - before
         return done
 

@@ -30,6 +30,8 @@ class Sample:
     shard: str
     offset: int
     length: int
+    ordinal: int
+    """number of the sample among those of the manifest"""
     uid: str
     caption: str
     columns: tuple[Any, ...]
@@ -38,8 +40,8 @@ class Sample:
 class Window:
     """The rows of some thousand samples, in columns: what a stream needs while it passes through them."""
 
-    def __init__(self, shards: Sequence[str], units: np.ndarray, table: pa.Table) -> None:
-        self.shards, self.units, self.table = shards, units, table
+    def __init__(self, shards: Sequence[str], units: np.ndarray, ordinals: np.ndarray, table: pa.Table) -> None:
+        self.shards, self.units, self.ordinals, self.table = shards, units, ordinals, table
         self.names = table.column_names[2:]
         self.offsets = _integers(table["image_offset"])
         self.lengths = _integers(table["image_length"])
@@ -50,6 +52,7 @@ class Window:
             shard=self.shards[self.units[place]],
             offset=int(self.offsets[place]),
             length=int(self.lengths[place]),
+            ordinal=int(self.ordinals[place]),
             uid=uid.hex(),
             caption=caption or "",
             columns=tuple(columns),
@@ -63,8 +66,10 @@ def _integers(column: pa.ChunkedArray) -> np.ndarray:
 class SourceReader:
     """Reads the samples of one source. Holds a few sidecars and open tars for a dataset of any size."""
 
-    def __init__(self, part: Part, columns: Sequence[str] = ()) -> None:
+    def __init__(self, part: Part, columns: Sequence[str] = (), first: int = 0) -> None:
+        """`columns`: of the sidecar, or "set.column" of a set that a scorer has written; `first`: of all ordinals."""
         self.part = part
+        self.starts = first + np.cumsum(part.counts) - part.counts
         self.store = part.selection.store
         self.shards = [unit.shard_name for unit in part.units]
         self.columns = [*SIDECAR, *columns]
@@ -72,6 +77,10 @@ class SourceReader:
         self._table = lru_cache(maxsize=MAX_TABLES)(self._load)
         self._files: OrderedDict[str, int] = OrderedDict()
         self.close = weakref.finalize(self, _close, self._files)
+
+    def check(self) -> None:
+        """Raises ClipDataError if the first unit lacks a column."""
+        self._load(0)
 
     def window(self, units: np.ndarray, rows: np.ndarray) -> Window:
         """Returns the samples with these indices of units and of kept rows within them (int64 [n]), in this order."""
@@ -86,7 +95,7 @@ class SourceReader:
                 tables = [table.take(mine) for table, mine in zip(whole, groups, strict=True)]
         back = np.argsort(by_unit, kind="stable")
         table = pa.concat_tables(tables, promote_options="permissive").take(back)
-        return Window(self.shards, units, table.combine_chunks())
+        return Window(self.shards, units, self.starts[units] + rows, table.combine_chunks())
 
     def payloads(self, samples: Sequence[Sample]) -> list[bytes]:
         """Returns the bytes of the images; shorter than recorded, or empty, if the tar ends too early.
@@ -99,8 +108,18 @@ class SourceReader:
 
     def _load(self, unit: int) -> pa.Table:
         plan = self.part.units[unit]
-        rows = self.part.rows(plan)
-        return read_table(self.store, plan.sidecar_name, self.columns, plan.rows).take(rows)
+        own = [name for name in self.columns if "." not in name]
+        table = read_table(self.store, plan.sidecar_name, own, plan.rows)
+        for name in self.columns[len(SIDECAR) :]:
+            owner, _, column = name.rpartition(".")
+            if owner:
+                file = plan.column_name(owner)
+                if not self.store.exists(file):
+                    raise ClipDataError(
+                        f"{self.store.url} has no {file}, which holds the column {name}: score it first"
+                    )
+                table = table.append_column(name, read_table(self.store, file, [column], plan.rows)[column])
+        return table.select(self.columns).take(self.part.rows(plan))
 
     def _local(self, samples: Sequence[Sample]) -> list[bytes]:
         found = []

@@ -73,11 +73,6 @@ class Checkpoints:
         self._failure = ""
         self._finished: list[Saved] = []
 
-    @property
-    def failed(self) -> bool:
-        """Whether a save of this rank, or the one of all ranks, has failed in the background."""
-        return bool(self._failure)
-
     def finished(self) -> list[Saved]:
         """Returns the saves that have finished since the last call."""
         done, self._finished = self._finished, []
@@ -160,9 +155,14 @@ class Checkpoints:
                 failure = self._notes.hear(f"saved {step}")
             if not failure:
                 self._world.watch.saved = step
-            self._failure = failure
+            self._fail(failure)
         except Exception as error:  # the main thread raises it
-            self._failure = _line(error)
+            self._fail(_line(error))
+
+    def _fail(self, failure: str) -> None:
+        self._failure = failure
+        if failure:
+            self._world.watch.wanted = True  # the ranks agree on a step to stop at, where `check` raises it
 
     def _write_own(self, step: int) -> tuple[dict[str, Any], str]:
         """Returns (the entries of this rank's file in state.json, what went wrong)."""

@@ -15,35 +15,38 @@ class Saving(RunHook):
     """Saves checkpoints in the background, also when a signal asks for the end of the run."""
 
     checkpoints: Checkpoints
-    pinned: int = -1
-    """the step whose checkpoint is never removed"""
     _corrupt_before: float = 0
+    _corrupt: float = 0
 
     def on_start(self, loop: Loop) -> None:
         self._corrupt_before = loop.metrics.get("corrupt", 0)
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        watch = self.world.watch
+        self._corrupt = step.counts["corrupt"]
         self._report()
-        if not self.world.any(watch.wanted or self.checkpoints.failed):
-            if self.due(loop, step) or step.step == self.pinned:
-                self._save(loop, step)
-            return
-        self.checkpoints.check()
+        if self.due(loop, step):
+            self._save(loop, step.step)
+        if step.step == loop.steps:
+            self._finish()
+
+    def on_stop(self, loop: Loop, step: int) -> None:
+        self.checkpoints.check()  # a save that has failed asks for a stop, too
         self._save(loop, step)
+        self._finish()
+        raise self.world.watch.ending()
+
+    def on_end(self, loop: Loop) -> None:
+        self.checkpoints.settle(SETTLE_S)
+        self._report()
+
+    def _save(self, loop: Loop, step: int) -> None:
+        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self._corrupt))
+        options: dict[str, Any] = {"before": self.log.sync} if self.log else {}
+        self.checkpoints.save(step, loop.stream_state, loop.metrics, **options)
+
+    def _finish(self) -> None:
         self.checkpoints.wait()
         self._report()
-        if step.step != loop.steps:
-            raise watch.ending()
-
-    def _save(self, loop: Loop, step: Step) -> None:
-        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self.stream.stats["corrupt"]))
-        options: dict[str, Any] = {"before": self.log.sync} if self.log else {}
-        pinned = step.step == self.pinned
-        self.checkpoints.save(step.step, self.stream.state_dict(), loop.metrics, pinned=pinned, **options)
-        if step.step == loop.steps:
-            self.checkpoints.wait()
-            self._report()
 
     def _report(self) -> None:
         """Logs the saves that have finished: a run with such a line has had a checkpoint."""
@@ -51,7 +54,3 @@ class Saving(RunHook):
             assert self.log is not None  # saves are finished by rank 0
             times = {"seconds": round(saved.seconds, 3), "stall_s": round(saved.stall_s, 4), "bytes": saved.bytes}
             self.log.write({"step": saved.step, "event": "checkpoint", **times})
-
-    def on_end(self, loop: Loop) -> None:
-        self.checkpoints.settle(SETTLE_S)
-        self._report()

@@ -8,24 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from clip_models.weights.convert.prefixes import strip_marks
 from clip_train.optim.config import EmaConfig
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Returns the part of a sharded tensor (DTensor) that this rank holds, sharing its memory; else the tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def sharded_like(whole: Tensor, part: Tensor) -> Tensor:
-    """Returns the part of this rank as a DTensor like `whole`; as it is if `whole` is not sharded."""
-    if not isinstance(whole, DTensor):
-        return part
-    return DTensor.from_local(
-        part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-    )
+from clip_train.parallelize.shards import local
 
 
 class Ema:
@@ -38,9 +24,11 @@ class Ema:
     def __init__(self, model: nn.Module, config: EmaConfig) -> None:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._config = config
-        self._parameters = named
         self._weights = [local(parameter.detach()) for parameter in named.values()]
-        self._averages = [weight.to(torch.float32, copy=True) for weight in self._weights]
+        self._state = {
+            strip_marks(name): parameter.detach().to(torch.float32, copy=True) for name, parameter in named.items()
+        }
+        self._averages = [local(average) for average in self._state.values()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -62,21 +50,13 @@ class Ema:
             yield
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the averages by the plain names of the parameters, float32, sharded as the parameters are."""
-        return {
-            strip_marks(name): sharded_like(parameter.detach(), average)
-            for (name, parameter), average in zip(self._parameters.items(), self._averages, strict=True)
-        }
+        """Returns the averages by the plain names of the parameters, float32, sharded like the parameters."""
+        return dict(self._state)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned."""
-        for name, average in zip(self._parameters, self._averages, strict=True):
-            average.copy_(local(tensors[strip_marks(name)]))
-
-    def begin(self) -> None:
-        """Starts again at the weights."""
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            average.copy_(weight)
+        for name, average in self._state.items():
+            average.copy_(tensors[name])
 
 
 @contextmanager

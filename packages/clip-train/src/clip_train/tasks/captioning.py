@@ -21,7 +21,7 @@ class CaptioningTask(DualEncoderTask):
     """Trains a CoCa: the contrastive loss of the pairs plus the cross entropy of every next token of a caption."""
 
     def __init__(self, model: CLIP, config: CoCaConfig, *, precision: str, world: World) -> None:
-        super().__init__(model, config.contrastive(), precision=precision, world=world)
+        super().__init__(model, config, precision=precision, world=world)
         self._config = config
         self._pad = model.spec.text.pad_id or 0
 
@@ -50,7 +50,15 @@ class CaptioningTask(DualEncoderTask):
         features = self.normalised({"image": out["image_features"], "text": out["text_features"]})
         return Outputs(features, self.shared(), {"caption_loss": self._config.caption_weight * caption})
 
-    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
         """Returns {"contrastive_loss": the mean over the pairs, times its weight}."""
-        losses = super().losses_of(features, shared, ranks=ranks)
+        losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
         return {name: self._config.contrastive_weight * loss for name, loss in losses.items()}

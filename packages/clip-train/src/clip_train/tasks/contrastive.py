@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_train.errors import ClipTrainError
 from clip_train.losses import LOSSES
 from clip_train.tasks import TaskConfig
+from clip_train.tasks.temperature import LogitScaleConfig
 
 if TYPE_CHECKING:
     from clip_models import CLIP, ModelSpec
@@ -26,12 +27,33 @@ class PairConfig(TaskConfig):
     """the loss of the pairs: a registered name, or package.module:function"""
     matryoshka: tuple[int, ...] = ()
     """channels of the features that have to suffice alone, such as [64, 256, 512] (Kusupati et al. 2022)"""
+    positives: str = "pair"
+    """positives of a sample: pair, its own pair alone; captions, also pairs with the same caption; or a column of the
+    dataset, such as a cluster of duplicates ("sha256", or "set.column" of a scorer), also those with the same value"""
+    logit_scale: LogitScaleConfig = field(default_factory=LogitScaleConfig)
+    """the factor on the cosines"""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the dataset that the task needs."""
+        return () if self.positives in ("pair", "captions") else (self.positives,)
 
     def check(self, spec: ModelSpec) -> None:
         LOSSES.check(self.loss)
+        self.logit_scale.check()
+        if not self.positives:
+            raise ClipTrainError("task.positives is empty: choose pair, captions, or a column of the dataset")
         dims, width = self.matryoshka, spec.embed_dim
         if len(set(dims)) != len(dims) or not all(0 < channels <= width for channels in dims):
             raise ClipTrainError(f"task.matryoshka = {list(dims)} must be distinct numbers from 1 to {width}")
+
+    def initialise(self, model: CLIP) -> None:
+        """Sets the scale of the logits, and which of the parameters beside the towers are trained."""
+        self.logit_scale.apply(model)
+
+    def make_loss(self) -> Callable[..., Any]:
+        """Returns the loss of the pairs with its options. Raises ClipTrainError for one that it does not take."""
+        raise NotImplementedError
 
     def pair_loss(self, **options: Any) -> Callable[..., Any]:
         """Returns the loss with these options. Raises ClipTrainError for an option that it does not take."""
@@ -39,7 +61,8 @@ class PairConfig(TaskConfig):
 
         loss = LOSSES.get(self.loss)
         try:
-            inspect.signature(loss).bind_partial(**options)
+            grouped = {} if self.positives == "pair" else {"groups": None}
+            inspect.signature(loss).bind_partial(**options, **grouped)
         except TypeError as error:
             raise ClipTrainError(f"task.loss = {self.loss!r} does not take what the task sets: {error}") from error
         loss = partial(loss, **options)
@@ -75,8 +98,7 @@ class ContrastiveConfig(PairConfig):
         if unused:
             raise ClipTrainError(f"model.name = {spec.name!r} does not fit this task: it is {unused}")
 
-    def contrastive(self) -> Callable[..., Any]:
-        """Returns the loss of the pairs."""
+    def make_loss(self) -> Callable[..., Any]:
         # A user-defined loss knows none of these options; it gets those that the config changes.
         given = {"label_smoothing": self.label_smoothing, "logits": self.logits}
         return self.pair_loss(**{name: value for name, value in given.items() if value not in (0, "fp32")})
@@ -84,4 +106,4 @@ class ContrastiveConfig(PairConfig):
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask
 
-        return DualEncoderTask(model, self.contrastive(), precision=precision, world=world)
+        return DualEncoderTask(model, self, precision=precision, world=world)

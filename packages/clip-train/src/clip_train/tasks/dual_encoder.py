@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clip_models import CLIP
 from clip_train.errors import ClipTrainError
+from clip_train.losses.positives import caption_groups, value_groups
 from clip_train.parallel import World
 from clip_train.tasks.base import Batch, Outputs, Task
 
+if TYPE_CHECKING:
+    from clip_train.tasks.contrastive import PairConfig
+
 
 class DualEncoderTask(Task):
-    """Trains both towers of a CLIP on a loss of the pairs of all ranks.
+    """Trains both towers of a CLIP on a loss of the pairs of all ranks, which the config makes.
 
-    `loss`: a function as `clip_train.losses` describes it. It also gets the model's `logit_bias` as `bias` if there is
-    one.
+    The loss also gets the model's `logit_bias` as `bias` if there is one, and `groups` if the config names positives.
     """
 
-    def __init__(self, model: CLIP, loss: Callable[..., Tensor], *, precision: str, world: World) -> None:
+    def __init__(self, model: CLIP, config: PairConfig, *, precision: str, world: World) -> None:
         super().__init__(model, precision=precision, world=world)
-        self._loss = loss
+        config.initialise(model)
+        self._loss, self._scale, self._positives = config.make_loss(), config.logit_scale, config.positives
+        self.columns = config.columns
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Adds "group", int64 [B], where other samples than the own one are positives."""
+        tensors = super().tensors(batch)
+        if self.columns:
+            tensors["group"] = value_groups(batch[self._positives])
+        elif self._positives == "captions":
+            tensors["group"] = caption_groups(torch.from_numpy(batch["text"]))
+        return tensors
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         features = {"image": self.model.encode_image(image), "text": self.model.encode_text(batch["text"])}
@@ -43,6 +59,19 @@ class DualEncoderTask(Task):
             )
         return {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
 
-    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
         """Returns {"contrastive_loss": the mean over the pairs}."""
-        return {"contrastive_loss": self._loss(features["image"], features["text"], **shared, ranks=ranks)}
+        options = {"groups": batch["group"]} if "group" in batch else {}
+        return {"contrastive_loss": self._loss(features["image"], features["text"], **shared, ranks=ranks, **options)}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self._scale.clamp(self.model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from clip_train.errors import ClipTrainError
 from clip_train.tasks.contrastive import PairConfig
+from clip_train.tasks.temperature import LogitBiasConfig
 
 if TYPE_CHECKING:
     from clip_models import CLIP, ModelSpec
@@ -22,22 +24,31 @@ class SigLIPConfig(PairConfig):
     """the loss of the pairs: a registered name, or package.module:function"""
     exchange: Literal["ring", "gather"] = "ring"
     """ranks pass their captions around and hold those of two at a time, or gather all, in fewer messages"""
+    logit_bias: LogitBiasConfig = field(default_factory=LogitBiasConfig)
+    """the bias of the logits"""
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
+        self.logit_bias.check()
         if self.loss == "contrastive":
             raise ClipTrainError(
                 "task.loss = 'contrastive' has no bias of the logits: choose task.kind = 'contrastive'"
             )
-        if spec.decoder is not None or spec.init_logit_bias is None:
+        if spec.decoder is not None or (spec.init_logit_bias is None and self.logit_bias.init is None):
             why = "it has no init_logit_bias" if spec.decoder is None else "it is a CoCa"
             raise ClipTrainError(
                 f"model.name = {spec.name!r} does not fit task.kind = 'siglip': {why}; choose an architecture with "
-                "init_logit_bias, such as ViT-B-16-SigLIP, or another task"
+                "init_logit_bias, such as ViT-B-16-SigLIP, set task.logit_bias.init, or choose another task"
             )
+
+    def initialise(self, model: CLIP) -> None:
+        super().initialise(model)
+        self.logit_bias.apply(model)
+
+    def make_loss(self) -> Callable[..., Any]:
+        return self.pair_loss(**({"exchange": "gather"} if self.exchange == "gather" else {}))
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask
 
-        loss = self.pair_loss(**({"exchange": "gather"} if self.exchange == "gather" else {}))
-        return DualEncoderTask(model, loss, precision=precision, world=world)
+        return DualEncoderTask(model, self, precision=precision, world=world)

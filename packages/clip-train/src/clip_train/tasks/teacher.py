@@ -11,7 +11,7 @@ from torch import Tensor
 from clip_models import CLIP, ModelSpec
 from clip_train.losses.distillation import distillation_loss
 from clip_train.parallel import World
-from clip_train.tasks.base import Batch, Normalise, Outputs
+from clip_train.tasks.base import Batch, Normalise
 from clip_train.tasks.dual_encoder import DualEncoderTask
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TeacherTask(DualEncoderTask):
     """
 
     def __init__(self, model: CLIP, teacher: CLIP, config: DistillationConfig, *, precision: str, world: World) -> None:
-        super().__init__(model, config.contrastive(), precision=precision, world=world)
+        super().__init__(model, config, precision=precision, world=world)
         self._teacher = teacher.to(world.device).eval().requires_grad_(False)
         self._normalise_teacher = Normalise(teacher.spec.preprocess, world.device)
         self._config = config
@@ -42,32 +42,44 @@ class TeacherTask(DualEncoderTask):
             self.model.spec.preprocess.size, self._teacher.spec.preprocess.size, key=lambda size: size[0] * size[1]
         )
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Takes tokens of both tokenizers side by side; the teacher's become "teacher_text"."""
+    @property
+    def texts(self) -> dict[str, CLIP]:
+        return {**super().texts, "teacher_tokens": self._teacher}
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Takes tokens of both tokenizers side by side; the teacher's become "teacher_tokens"."""
         length = self.model.spec.text.context_length
         own, others = batch["text"][:, :length], batch["text"][:, length:]
-        prepared = super().prepare({**batch, "text": own})
-        cut = self._teacher.cut_captions(torch.from_numpy(others))
-        return {**prepared, "teacher_text": self.moved(cut)}
+        return {**super().tensors({**batch, "text": own}), "teacher_tokens": torch.from_numpy(others)}
 
-    def forward(self, image: Tensor, batch: Batch) -> Outputs:
-        out = super().forward(image, batch)
-        with torch.no_grad():
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the teacher's features, "teacher_image" and "teacher_text", float32 [B, E]."""
+        image = self._normalise_teacher(batch["image"])
+        with self.autocast():
             features = {
-                "teacher_image": self._teacher.encode_image(self._normalise_teacher(batch["image"])),
-                "teacher_text": self._teacher.encode_text(batch["teacher_text"]),
+                "teacher_image": self._teacher.encode_image(image),
+                "teacher_text": self._teacher.encode_text(batch["teacher_tokens"]),
             }
-        return out._replace(features={**out.features, **self.normalised(features)})
+        return self.normalised(features)
 
-    def losses_of(self, features: dict[str, Tensor], shared: dict[str, Tensor], *, ranks: int) -> dict[str, Tensor]:
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
         """Returns {"contrastive_loss", "distillation_loss"}, means over the pairs times their weights."""
-        losses = super().losses_of(features, shared, ranks=ranks)
+        losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
         distilled = distillation_loss(
             features["image"],
             features["text"],
             shared["scale"],
-            features["teacher_image"],
-            features["teacher_text"],
+            batch["teacher_image"],
+            batch["teacher_text"],
             self._teacher.logit_scale.exp(),
             ranks=ranks,
             temperature=self._config.temperature,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from braceexpand import braceexpand
 
 from clip_core.store import way_out
 from clip_models.errors import ClipModelsError, first_line
@@ -22,7 +23,6 @@ _SUFFIXES = {
     "list": (".txt", ".lst", ".list"),
     "image": IMAGE_SUFFIXES,
 }
-_BRACES = re.compile(r"\{([^{}]*)\}")
 _OPTIONS = {
     "image_member": ("tars", "folders"), "caption_member": ("tars", "folders"), "caption_field": ("tars", "folders"),
     "key_ends": ("tars",), "image_column": ("tables",), "text_column": ("tables",), "key_column": ("tables",),
@@ -76,9 +76,7 @@ def _open_path(source: str, config: EmbedConfig, needs: Needs) -> Iterator[Sampl
     beside: list[str] = []
     try:
         found = [
-            file
-            for pattern in ([source] if os.path.exists(source) else _expand_braces(source))
-            for file in _find(pattern)
+            file for pattern in ([source] if os.path.exists(source) else braceexpand(source)) for file in _find(pattern)
         ]
         if len(found) == 1 and found[0][0].isdir(found[0][1]):
             fs, folder = found[0]
@@ -142,21 +140,6 @@ def _from_files(
 
 def _kind(name: str) -> str:
     return next((kind for kind, suffixes in _SUFFIXES.items() if name.lower().endswith(suffixes)), "")
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """Expands `{a,b}` and `{000..010}` as a shell does."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    inner = match[1]
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        first, last = numbers.groups()
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        choices = inner.split(",")
-    tails = _expand_braces(pattern[match.end() :])
-    return [pattern[: match.start()] + choice + tail for choice in choices for tail in tails]
 
 
 def _content(fs: AbstractFileSystem, path: str) -> str | Callable[[], bytes]:
