@@ -11,6 +11,7 @@ from clip_train.launch import read_launch
 
 COMMANDS = {
     "fit": "train a model from a recipe",
+    "export": "write the weights of a checkpoint, or the mean of several, as one file",
     "submit": "train on a SLURM cluster: write the batch script of a run and submit it",
 }
 ABOUT = """\

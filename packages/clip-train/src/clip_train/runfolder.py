@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise ClipTrainError(f"run = {config.run!r} is a file: name a folder")
         if self._store.exists("config.json"):
-            found = self._read_config()
+            found = read_run(config.run)
             if found.fingerprint() != config.fingerprint():
                 first = difference(found.identity(), config.identity())
                 raise ClipTrainError(
@@ -60,19 +60,6 @@ class RunFolder:
         elif not Folder(config.run).steps():
             hidden = [name for name in self._store.list() if name.startswith(".")]
             is_claimed(self._store, self._config, what="training run", own=hidden)
-
-    def _read_config(self) -> FitConfig:
-        try:
-            stored = self._store.read_json("config.json")
-            if not isinstance(stored, dict):
-                raise ClipTrainError(f"{stored!r} is not a table")
-            stored.pop("fingerprint", None)
-            return from_dict(FitConfig, stored, str(self.path / "config.json"))
-        except ClipError as error:
-            raise ClipTrainError(
-                f"{self.path / 'config.json'} is not the config of a training run: {error}; choose another run folder, "
-                "or delete that file if it is damaged: the checkpoints still identify their config"
-            ) from error
 
     def check_new(self) -> None:
         """Raises ClipTrainError if the log of a folder without a checkpoint says that one was saved."""
@@ -138,6 +125,23 @@ class RunFolder:
         if not self.model.exists() or sha256_of(self.model) != result.model_sha256:
             raise ClipTrainError(f"{self.model} is not the file that the finished run wrote: {again}")
         return result
+
+
+def read_run(run: str) -> FitConfig:
+    """Returns the config of a run folder. Raises ClipTrainError if it has none."""
+    store = Store(run)
+    name = f"{store.url}/config.json"
+    try:
+        stored = store.read_json("config.json")
+        if not isinstance(stored, dict):
+            raise ClipTrainError(f"{stored!r} is not a table")
+        stored.pop("fingerprint", None)
+        return replace(from_dict(FitConfig, stored, name), run=run)  # the folder may have been moved
+    except ClipError as error:
+        raise ClipTrainError(
+            f"{name} is not the config of a training run: {error}; choose another run folder, or delete that file if "
+            "it is damaged: the checkpoints still identify their config"
+        ) from error
 
 
 class RunLog:

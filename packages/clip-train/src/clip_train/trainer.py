@@ -13,8 +13,9 @@ import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import CLIP, get_tokenizer, save_model
+from clip_models import get_tokenizer
 from clip_train.captions import Captions
+from clip_train.checkpoints.export import export
 from clip_train.checkpoints.layout import Folder
 from clip_train.checkpoints.saver import Checkpoints, Resumed
 from clip_train.checkpoints.state import RunState
@@ -68,6 +69,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
             fingerprint=config.fingerprint(),
+            about={"model": model.spec.to_dict()},
         )
         resumed = checkpoints.resume()
         if resumed is None:
@@ -99,7 +101,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 collective=world.collective,
                 metrics=metrics,
             ).run()
-        return world.lead(partial(_export, config, folder, model, steps, metrics, optim))
+        return world.lead(partial(_export, config, folder, steps, metrics))
 
 
 def _hooks(
@@ -230,20 +232,11 @@ def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
     return {**own.to_dict(), "augment": augment}
 
 
-def _export(
-    config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float], optim: Optimization
-) -> FitResult:
+def _export(config: FitConfig, folder: RunFolder, steps: int, metrics: dict[str, float]) -> FitResult:
     """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
-    for name, context in optim.weights.items():
-        with context():
-            path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, model, model.spec, _made_by(config))
+    for ema in (False, True) if config.optim.ema.decay else (False,):
+        export(config, [steps], str(folder.model.with_stem("model-ema") if ema else folder.model), ema=ema)
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
-
-
-def _made_by(config: FitConfig) -> dict[str, str]:
-    """Returns metadata that marks weights as those of a training run."""
-    return {"clip_train.config": config.fingerprint()}
 
 
 @contextmanager

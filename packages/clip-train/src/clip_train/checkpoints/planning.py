@@ -52,7 +52,7 @@ class SavePlans:
         signature = [
             (item.index.fqn, item.index.offset, item.tensor_data) for item in planner.create_local_plan().items
         ]
-        if self._world.any(self._last is None or self._last[0] != signature):
+        if any(self._world.gather(self._last is None or self._last[0] != signature)):
             self._last = (signature, self._made(planner))
         assert self._last is not None
         return self._last[1]

@@ -49,7 +49,8 @@ class Checkpoints:
     """The checkpoints of a run folder. All methods are called on every rank, `finished` excepted.
 
     `save` copies this rank's share to host memory and returns; a thread writes it. The save is complete when rank 0 has
-    written state.json, after all ranks have written their files. `fingerprint` identifies the run's config.
+    written state.json, after all ranks have written their files. `fingerprint` identifies the run's config, and
+    `about` is further JSON for state.json.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class Checkpoints:
         keep: int,
         fingerprint: str,
         keep_every: int = 0,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Folder(run)
         self._run, self._world, self._state = run, world, state
         self._keep, self._keep_every, self._fingerprint = keep, keep_every, fingerprint
+        self._about = dict(about or {})
         self._plans, self._stage = SavePlans(world), Stage()
         self._notes: Notes | None = None
         self._visit = world.lead(lambda: uuid.uuid4().hex[:8])
@@ -99,6 +102,7 @@ class Checkpoints:
         planned = self._plans.plan(tensors)
         self._stage.copy(planned.plan, tensors)
         described = {
+            **self._about,
             "config": self._fingerprint,
             "stream": dict(stream),
             "metrics": dict(metrics),
