@@ -23,6 +23,7 @@ by them before the first checkpoint."""
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the console script, and `python -m clip_train` for torchrun."""
     words = sys.argv[1:] if args is None else args
+    words = ["--parent" if word == "--from" else word for word in words]  # `from` is no name of a field
     # `submit … -- --optim.lr 1e-3`: flags of the job and of the training need not be told apart.
     run_commands("clip_train", COMMANDS, ABOUT, [word for word in words if word != "--"], quiet=_printed_by_rank_0)
 

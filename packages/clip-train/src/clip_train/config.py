@@ -8,6 +8,7 @@ from typing import Any, Literal
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_models.specs import get_model_spec
+from clip_train.checkpoints.names import split_run
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
@@ -105,7 +106,7 @@ class CheckpointConfig:
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint"),
+    "": ("run", "checkpoint", "extend"),
     "data": ("workers", "long_captions", "max_corrupt", "timeout"),
     "val": ("overlap",),
     "train": (
@@ -114,6 +115,7 @@ _NOT_DECIDING = {
     ),
 }
 """Keys, by table, that may change when a run is continued."""
+LENGTHS = ("steps", "samples", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,10 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parent: str = ""
+    """a checkpoint of another run to start from, RUN@STEP, with this config; also --from"""
+    extend: bool = False
+    """let the run in the folder go on to a greater length, from the last step at which both have the same rates"""
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
@@ -142,6 +148,13 @@ class FitConfig:
         """Returns 32 hex digits that name the identity."""
         return fingerprint(self.identity())
 
+    def lineage(self) -> str:
+        """Returns 32 hex digits that name the identity without the length, which may grow."""
+        whole = self.identity()
+        for name in LENGTHS:
+            del whole["train"][name]
+        return fingerprint(whole)
+
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
@@ -150,13 +163,15 @@ def resolve(config: FitConfig) -> FitConfig:
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     train.check(micro_batches=train.micro_batches)
-    lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
+    lengths = {name: getattr(train, name) for name in LENGTHS}
     given = {name: value for name, value in lengths.items() if value}
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
+    if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
+        raise ClipTrainError(f"parent = {config.parent!r} is in the run folder itself: name another run folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
     data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)

@@ -48,14 +48,18 @@ class RunFolder:
         self.path = Path(config.run)
         self._config = config
         self._store = Store(self.path)
+        self._extends = False
         if self.path.exists() and not self.path.is_dir():
             raise ClipTrainError(f"run = {config.run!r} is a file: name a folder")
         if self._store.exists("config.json"):
             found = read_run(config.run)
-            if found.fingerprint() != config.fingerprint():
+            same = found.lineage() == config.lineage()
+            self._extends = same and config.extend and found.fingerprint() != config.fingerprint()
+            if found.fingerprint() != config.fingerprint() and not self._extends:
+                longer = "give --extend to let it go on, " if same else ""
                 first = difference(found.identity(), config.identity())
                 raise ClipTrainError(
-                    f"{self.path} holds another run: {first}; choose another run folder, or remove this one"
+                    f"{self.path} holds another run: {first}; {longer}choose another run folder, or remove this one"
                 )
         elif not Folder(config.run).steps():
             hidden = [name for name in self._store.list() if name.startswith(".")]
@@ -108,7 +112,7 @@ class RunFolder:
 
     def finished(self) -> FitResult | None:
         """Returns the result if the run is done. Raises ClipTrainError if its weights are not those it wrote."""
-        if not self._store.exists("done.json"):
+        if self._extends or not self._store.exists("done.json"):
             return None
         again = f"delete {self.path / 'done.json'} to export again from the last checkpoint"
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,8 +23,10 @@ from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.forecast import foresee
+from clip_train.forks import fork
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
+from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
 from clip_train.nodecheck import check_nodes
@@ -56,7 +58,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
-        rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
+        plan = plan_of(config, steps, manifest.samples)
+        rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = _stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
@@ -68,13 +71,14 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             RunState(model=model, optimizer=optim.optimizer, parts={**optim.parts, **task.parts}),
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
-            fingerprint=config.fingerprint(),
-            about={"model": model.spec.to_dict()},
+            fingerprint=config.lineage(),
+            about={"model": model.spec.to_dict(), "steps": steps},
         )
+        world.lead(lambda: go_on(config, steps, manifest.samples))
         resumed = checkpoints.resume()
         if resumed is None:
             world.lead(folder.check_new)
-            resumed = Resumed(0, {}, {})
+            resumed = fork(config, checkpoints, stream, steps, world) if config.parent else Resumed(0, {}, {})
         else:
             stream.load_state_dict(resumed.stream)
         watch.saved = resumed.step or None
@@ -85,6 +89,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
+            saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
                 task=task,
                 gradients=gradients,
@@ -95,9 +100,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 start=resumed.step,
                 clip=optim.clip,
                 guard=optim.guard,
-                hooks=_hooks(
-                    config, task, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
-                ),
+                hooks=_hooks(config, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
@@ -109,7 +112,7 @@ def _hooks(
     task: Task,
     manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
-    checkpoints: Checkpoints,
+    saving: Callable[..., Saving],
     optim: Optimization,
     **shared: Any,
 ) -> list[Hook]:
@@ -140,7 +143,7 @@ def _hooks(
                 **shared,
             )
         )
-    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+    return [*hooks, saving(every=config.checkpoint.every, **shared)]
 
 
 def _check_batch(config: FitConfig, world: World) -> None:

@@ -106,12 +106,6 @@ def chosen_steps(folder: Folder, at: str, average: str) -> list[int]:
     return steps[-count:]
 
 
-def split_run(text: str) -> tuple[str, str]:
-    """Splits RUN@step into (run, step); the step is "" without one."""
-    run, at, step = text.rpartition("@")
-    return (run, step) if at and step.isdecimal() else (text, "")
-
-
 def default_output(run: str, steps: list[int], *, ema: bool) -> str:
     """Returns the name of an exported file in the run folder."""
     name = f"model-{steps[-1]:08d}" + (f"-mean{len(steps)}" if len(steps) > 1 else "") + ("-ema" if ema else "")

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clip_core import ClipError
@@ -234,6 +234,15 @@ class Checkpoints:
                 f"the checkpoint {where} belongs to another config ({state['config']}): use another run folder"
             )
         load_state(self._state, self.folder, state, table, self._world)
+        return state
+
+    def load_from(self, folder: Folder, step: int) -> dict[str, Any]:
+        """Loads a checkpoint of another run. A part that it does not have begins anew. Raises Damaged."""
+        found = self._world.lead(lambda: read_description(folder, step))
+        if isinstance(found, str):
+            raise Damaged(found)
+        state, table = found
+        load_state(replace(self._state, partial=True), folder, state, table, self._world)
         return state
 
     def _set_aside(self, step: int, reason: str, instead: int) -> dict[str, str]:

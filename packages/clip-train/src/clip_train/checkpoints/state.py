@@ -41,6 +41,8 @@ class RunState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     parts: Mapping[str, Part] = field(default_factory=dict)
+    partial: bool = False
+    """whether a part that a checkpoint lacks begins anew: its `begin`, if it has one, is called"""
 
     def tensors(self, world: World) -> dict[str, Tensor]:
         """Returns all tensors by name, on their devices."""
@@ -63,7 +65,7 @@ class RunState:
         likes = dict(weights)
         for part, owner in self.parts.items():
             likes |= {f"{part}/{name}": tensor for name, tensor in owner.state().items()}
-            if not any(key.startswith(f"{part}/") for key in table):
+            if not self.partial and not any(key.startswith(f"{part}/") for key in table):
                 raise ClipTrainError(f"the checkpoint has no part {part!r}, which this config keeps")
         targets: dict[str, Tensor] = {}
         for key, each in table.items():
@@ -86,7 +88,10 @@ class RunState:
             tables.setdefault(kind, {})[name] = tensor
         load_optimizer(self.model, self.optimizer, tables.get("optimizer", {}))
         for part, owner in self.parts.items():
-            owner.load_state(tables[part])
+            if part in tables:
+                owner.load_state(tables[part])
+            elif begin := getattr(owner, "begin", None):
+                begin()
         own = tables.get("rng", {})
         # On a rank that the saved run did not have, the generators keep their seed.
         if (state := own.get(f"{world.rank}.cpu")) is not None:

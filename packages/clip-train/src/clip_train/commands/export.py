@@ -22,8 +22,9 @@ class Config:
 
 
 def run(config: Config) -> int:
-    from clip_train.checkpoints.export import chosen_steps, default_output, export, split_run
+    from clip_train.checkpoints.export import chosen_steps, default_output, export
     from clip_train.checkpoints.layout import Folder
+    from clip_train.checkpoints.names import split_run
     from clip_train.runfolder import read_run
 
     name, at = split_run(config.run)

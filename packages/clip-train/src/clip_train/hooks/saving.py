@@ -15,16 +15,21 @@ class Saving(RunHook):
     """Saves checkpoints in the background, also when a signal asks for the end of the run."""
 
     checkpoints: Checkpoints
+    pinned: int = -1
+    """a step that is saved, and whose checkpoint is never removed"""
     _corrupt_before: float = 0
     _corrupt: float = 0
 
     def on_start(self, loop: Loop) -> None:
         self._corrupt_before = loop.metrics.get("corrupt", 0)
 
+    def exact(self, loop: Loop, step: int) -> bool:
+        return step == self.pinned or super().exact(loop, step)
+
     def on_step(self, loop: Loop, step: Step) -> None:
         self._corrupt = step.counts["corrupt"]
         self._report()
-        if self.due(loop, step):
+        if self.exact(loop, step.step):
             self._save(loop, step.step)
         if step.step == loop.steps:
             self._finish()
@@ -42,7 +47,7 @@ class Saving(RunHook):
     def _save(self, loop: Loop, step: int) -> None:
         loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self._corrupt))
         options: dict[str, Any] = {"before": self.log.sync} if self.log else {}
-        self.checkpoints.save(step, loop.stream_state, loop.metrics, **options)
+        self.checkpoints.save(step, loop.stream_state, loop.metrics, pinned=step == self.pinned, **options)
 
     def _finish(self) -> None:
         self.checkpoints.wait()

@@ -58,6 +58,12 @@ class Ema:
         for name, average in self._state.items():
             average.copy_(tensors[name])
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Starts again at the weights."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.copy_(weight)
+
 
 @contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:

@@ -62,9 +62,13 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         owner, label = key.rsplit("|", 1)
         quantity, _, kind = label.partition(":")
         value = _NUMBERS[kind][1](int(tensor)) if kind else tensor
-        if owner in groups:
+        if owner.startswith("group "):
+            if owner not in groups:
+                raise ClipTrainError(
+                    f"the saved optimizer has a {owner}, and this one {len(groups)} groups: keep its keys"
+                )
             counted.append((owner, quantity, value))
-        else:
+        elif id(parameters[owner]) in order:  # a fork may lock what its parent has trained
             states.setdefault(order[id(parameters[owner])], {})[quantity] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     for parameter in parameters.values():
