@@ -1,6 +1,8 @@
 """Exported weights: what they hold, who loads them, and what is refused."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_models import load_model
+from clip_models.specs.openclip import to_open_clip_config
 from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, OptimConfig, Source, TrainConfig, fit
 from clip_train.checkpoints.layout import Folder
 from clip_train.commands.export import Config, run
@@ -61,21 +64,13 @@ def test_the_files_of_the_run_are_those_exports_and_openclip_loads_them(trained,
         Path(trained.run) / "model.safetensors"
     ).read_bytes()
     model, spec = load_model(Path(trained.run) / "model.safetensors")
-    open_clip.add_model_config(_config_file(tmp_path, spec))
-    theirs = open_clip.create_model("ours", pretrained=str(Path(trained.run) / "model.safetensors"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(to_open_clip_config(spec)))
+    shutil.copy(Path(trained.run) / "model.safetensors", tmp_path / "open_clip_model.safetensors")
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}")
     image, text = torch.rand(2, 3, *spec.preprocess.size), torch.randint(1, 400, (2, spec.text.context_length))
     with torch.no_grad():
         assert torch.allclose(theirs.eval().encode_image(image), model.eval().encode_image(image), atol=1e-5)
         assert torch.allclose(theirs.encode_text(text), model.encode_text(text), atol=1e-5)
-
-
-def _config_file(folder: Path, spec) -> Path:
-    import json
-
-    from clip_models.specs.openclip import to_open_clip_config
-
-    (folder / "ours.json").write_text(json.dumps(to_open_clip_config(spec)))
-    return folder / "ours.json"
 
 
 @pytest.mark.slow

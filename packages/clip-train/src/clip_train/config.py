@@ -123,7 +123,7 @@ class FitConfig:
     """One training run: the same config in the same folder continues it."""
 
     run: str
-    """output folder, on a local or shared file system"""
+    """output folder: a path on a local or shared file system, or an fsspec URL such as s3://bucket/run"""
     model: ModelConfig
     task: TaskConfig = field(default_factory=ContrastiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -172,8 +172,6 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
         raise ClipTrainError(f"parent = {config.parent!r} is in the run folder itself: name another run folder")
-    if "://" in config.run:
-        raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
     data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -85,7 +87,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
-            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            log = stack.enter_context(RunLog(folder.url, resumed.step)) if world.leads else None
             _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
@@ -188,7 +190,9 @@ def _log_start(
     if not resumed.step:
         events += captions
     if config.train.node_check:
-        events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
+        events.append(
+            {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
+        )
     if log:
         for event in events:
             log.write({"step": resumed.step, **event})
@@ -238,7 +242,7 @@ def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
 def _export(config: FitConfig, folder: RunFolder, steps: int, metrics: dict[str, float]) -> FitResult:
     """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
     for ema in (False, True) if config.optim.ema.decay else (False,):
-        export(config, [steps], str(folder.model.with_stem("model-ema") if ema else folder.model), ema=ema)
+        export(config, [steps], folder.model(ema=ema), ema=ema)
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
 
 
