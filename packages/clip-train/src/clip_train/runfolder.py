@@ -1,6 +1,8 @@
 """The folder of a run: which config it belongs to, whether the run is finished, and its log.
 
-On any fsspec file system: config.json  log.jsonl  tensorboard/  checkpoints/  model.safetensors  done.json (written last)
+config.json  log.jsonl  tensorboard/  checkpoints/  model.safetensors  done.json (written last)
+
+The folder is on any fsspec file system.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class RunFolder:
                 longer = "give --extend to let it go on, " if same else ""
                 first = difference(found.identity(), config.identity())
                 raise ClipTrainError(
-                    f"{self._store.url} holds another run: {first}; {longer}choose another run folder, or remove this one"
+                    f"{self.url} holds another run: {first}; {longer}choose another run folder, or remove this one"
                 )
         elif not Folder(config.run).steps():
             hidden = [name for name in self._store.list() if name.startswith(".")]
@@ -74,8 +76,8 @@ class RunFolder:
         saved = [row["step"] for row in map(_row_of, lines) if row.get("event") in ("checkpoint", "resume")]
         if saved:
             raise ClipTrainError(
-                f"{log} says that step {max(saved)} was saved, but {self._store.url}/checkpoints has no checkpoint: put "
-                f"it back, choose another run folder, or remove {self._store.url} to start the run again"
+                f"{log} says that step {max(saved)} was saved, but {self.url}/checkpoints has no checkpoint: put "
+                f"it back, choose another run folder, or remove {self.url} to start the run again"
             )
 
     def model(self, *, ema: bool = False) -> str:
