@@ -3,9 +3,9 @@
     uv run tests/benchmarks/checkpoints.py [--folder DIR] [--millions 10 100 1000] [--width 1024] [--json FILE]
 
 A network of linear layers trains with AdamW: a checkpoint holds three numbers for each parameter. `step_s` is the
-median step without a save. `save_s` is from the start of a save to its commit while training goes on, `stall_s` how long
-training stood still for it, `stall_steps` that in steps, for the second save, whose memory exists. `load_s` reads the
-checkpoint, verified, into a new network.
+median step without a save. `save_s` is from the start of a save to its commit while training goes on, `stall_s` how
+long training stood still for it, `stall_steps` that in steps, for the second save, whose memory exists. `load_s` reads
+the checkpoint, verified, into a new network.
 """
 
 import argparse
