@@ -80,7 +80,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         resumed = checkpoints.resume()
         if resumed is None:
             world.lead(folder.check_new)
-            resumed = fork(config, checkpoints, stream, steps, world) if config.parent else Resumed(0, {}, {})
+            resumed = Resumed(0, {}, {})
+            if config.parent:
+                resumed = fork(config, checkpoints, stream, steps, world, manifest.samples)
         else:
             stream.load_state_dict(resumed.stream)
         watch.saved = resumed.step or None

@@ -65,7 +65,7 @@ class Checkpoints:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Folder(run)
-        self._run, self._world, self._state = run, world, state
+        self._run, self._world, self.state = run, world, state
         self._keep, self._keep_every, self._fingerprint = keep, keep_every, fingerprint
         self._about = dict(about or {})
         self._plans, self._stage = SavePlans(world), Stage()
@@ -98,7 +98,7 @@ class Checkpoints:
             return  # a signal arrived in a step that is saved anyway
         began = time.perf_counter()
         self.wait()
-        tensors = self._state.tensors(self._world)
+        tensors = self.state.tensors(self._world)
         planned = self._plans.plan(tensors)
         self._stage.copy(planned.plan, tensors)
         described = {
@@ -233,7 +233,7 @@ class Checkpoints:
             raise ClipTrainError(
                 f"the checkpoint {where} belongs to another config ({state['config']}): use another run folder"
             )
-        load_state(self._state, self.folder, state, table, self._world)
+        load_state(self.state, self.folder, state, table, self._world)
         return state
 
     def load_from(self, folder: Folder, step: int) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class Checkpoints:
         if isinstance(found, str):
             raise Damaged(found)
         state, table = found
-        load_state(replace(self._state, partial=True), folder, state, table, self._world)
+        load_state(replace(self.state, partial=True), folder, state, table, self._world)
         return state
 
     def _set_aside(self, step: int, reason: str, instead: int) -> dict[str, str]:
