@@ -91,7 +91,7 @@ def _optimizer_state(
         for quantity, value in by_number[number].items():
             if quantity != "step" and value.shape != weights[name].shape:
                 raise ClipTrainError(
-                    f"{path}: the optimizer's {quantity} number {number} has the shape {tuple(value.shape)}, and {name} "
+                    f"{path}: the optimizer's {quantity} number {number} has the shape {tuple(value.shape)}, {name} "
                     f"{tuple(weights[name].shape)}: its parameters are in another order"
                 )
             state[f"{name}|{quantity}"] = value if quantity == "step" else scatter(value, parameters[name])
