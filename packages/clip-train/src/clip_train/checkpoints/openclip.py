@@ -87,11 +87,11 @@ def _optimizer_state(
     if len(by_number) != len(order):
         return {}
     state = {}
-    for number, name in enumerate(order):
-        for quantity, value in by_number[number].items():
+    for place, name in enumerate(order):
+        for quantity, value in by_number[place].items():
             if quantity != "step" and value.shape != weights[name].shape:
                 raise ClipTrainError(
-                    f"{path}: the optimizer's {quantity} number {number} has the shape {tuple(value.shape)}, {name} "
+                    f"{path}: the optimizer's {quantity} number {place} has the shape {tuple(value.shape)}, {name} "
                     f"{tuple(weights[name].shape)}: its parameters are in another order"
                 )
             state[f"{name}|{quantity}"] = value if quantity == "step" else scatter(value, parameters[name])
