@@ -8,6 +8,7 @@ from typing import Any, Literal
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
 from clip_models.specs import get_model_spec
+from clip_train.checkpoints.names import split_run
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
@@ -98,12 +99,14 @@ class CheckpointConfig:
     """steps between two checkpoints"""
     keep: int = 2
     """number of the newest checkpoints that are kept"""
+    keep_every: int = 0
+    """checkpoints at multiples of this step are kept for good; 0 keeps none of them"""
     timeout: float = 1800.0
-    """largest number of seconds that one task of rank 0 in the run folder, such as a save, may take"""
+    """largest number of seconds that a save, or another task in the run folder, may take"""
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint"),
+    "": ("run", "checkpoint", "extend"),
     "data": ("workers", "long_captions", "max_corrupt", "timeout"),
     "val": ("overlap",),
     "train": (
@@ -112,6 +115,7 @@ _NOT_DECIDING = {
     ),
 }
 """Keys, by table, that may change when a run is continued."""
+LENGTHS = ("steps", "samples", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,7 @@ class FitConfig:
     """One training run: the same config in the same folder continues it."""
 
     run: str
-    """output folder, on a local or shared file system"""
+    """output folder: a path on a local or shared file system, or an fsspec URL such as s3://bucket/run"""
     model: ModelConfig
     task: TaskConfig = field(default_factory=ContrastiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -127,6 +131,10 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parent: str = ""
+    """a checkpoint of another run to start from, RUN@STEP, with this config; also --from"""
+    extend: bool = False
+    """let the run in the folder go on to a greater length, from the last step at which both have the same rates"""
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
@@ -140,6 +148,13 @@ class FitConfig:
         """Returns 32 hex digits that name the identity."""
         return fingerprint(self.identity())
 
+    def lineage(self) -> str:
+        """Returns 32 hex digits that name the identity without the length, which may grow."""
+        whole = self.identity()
+        for name in LENGTHS:
+            del whole["train"][name]
+        return fingerprint(whole)
+
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
@@ -148,15 +163,15 @@ def resolve(config: FitConfig) -> FitConfig:
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     train.check(micro_batches=train.micro_batches)
-    lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
+    lengths = {name: getattr(train, name) for name in LENGTHS}
     given = {name: value for name, value in lengths.items() if value}
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
-    if "://" in config.run:
-        raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
+    if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
+        raise ClipTrainError(f"parent = {config.parent!r} is in the run folder itself: name another run folder")
     data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"
@@ -174,6 +189,7 @@ def resolve(config: FitConfig) -> FitConfig:
         ("train.log_every", train.log_every, 1),
         ("checkpoint.every", config.checkpoint.every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("checkpoint.keep_every", config.checkpoint.keep_every, 0),
         ("val.batch_size", val.batch_size, 2),
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
@@ -182,6 +198,12 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, least in at_least:
         if value < least:
             raise ClipTrainError(f"{name} = {value} must be at least {least}")
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every % every:
+        raise ClipTrainError(
+            f"checkpoint.keep_every = {keep_every} must be a multiple of checkpoint.every = {every}: other steps are "
+            "not saved"
+        )
     for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
         if value > ceiling:
             raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import CLIP, get_tokenizer, save_model
+from clip_models import get_tokenizer
 from clip_train.captions import Captions
-from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
+from clip_train.checkpoints.export import export
+from clip_train.checkpoints.layout import Folder
+from clip_train.checkpoints.saver import Checkpoints, Resumed
+from clip_train.checkpoints.state import RunState
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.forecast import foresee
+from clip_train.forks import fork
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
+from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
 from clip_train.nodecheck import check_nodes
@@ -36,7 +43,7 @@ from clip_train.watch import Watch
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
     watch = Watch(config.train.timeout, join=config.train.join_timeout, storage=config.checkpoint.timeout)
-    watch.saved = max(saved_steps(folder.path), default=None)
+    watch.saved = max(Folder(config.run).steps(), default=None)
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
@@ -53,34 +60,40 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
-        rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
+        plan = plan_of(config, steps, manifest.samples)
+        rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = _stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
-            folder.path,
+            config.run,
             world,
+            RunState(model=model, optimizer=optim.optimizer, parts={**optim.parts, **task.parts}),
             keep=config.checkpoint.keep,
-            fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
-            parts={**optim.parts, **task.parts},
+            keep_every=config.checkpoint.keep_every,
+            fingerprint=config.lineage(),
+            about={"model": model.spec.to_dict(), "steps": steps},
         )
-        resumed = checkpoints.resume(model, optim.optimizer)
+        world.lead(lambda: go_on(config, steps, manifest.samples))
+        resumed = checkpoints.resume()
         if resumed is None:
             world.lead(folder.check_new)
-            resumed = Resumed(0, {}, {}, ())
+            resumed = Resumed(0, {}, {})
+            if config.parent:
+                resumed = fork(config, checkpoints, stream, steps, world, manifest.samples)
         else:
             stream.load_state_dict(resumed.stream)
         watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
-            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            log = stack.enter_context(RunLog(folder.url, resumed.step)) if world.leads else None
             _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
+            saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
                 task=task,
                 gradients=gradients,
@@ -91,13 +104,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 start=resumed.step,
                 clip=optim.clip,
                 guard=optim.guard,
-                hooks=_hooks(
-                    config, task, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
-                ),
+                hooks=_hooks(config, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
-        return world.lead(partial(_export, config, folder, model, steps, metrics, optim))
+        return world.lead(partial(_export, config, folder, steps, metrics))
 
 
 def _hooks(
@@ -105,7 +116,7 @@ def _hooks(
     task: Task,
     manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
-    checkpoints: Checkpoints,
+    saving: Callable[..., Saving],
     optim: Optimization,
     **shared: Any,
 ) -> list[Hook]:
@@ -136,7 +147,7 @@ def _hooks(
                 **shared,
             )
         )
-    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+    return [*hooks, saving(every=config.checkpoint.every, **shared)]
 
 
 def _check_batch(config: FitConfig, world: World) -> None:
@@ -181,7 +192,9 @@ def _log_start(
     if not resumed.step:
         events += captions
     if config.train.node_check:
-        events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
+        events.append(
+            {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
+        )
     if log:
         for event in events:
             log.write({"step": resumed.step, **event})
@@ -228,20 +241,11 @@ def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
     return {**own.to_dict(), "augment": augment}
 
 
-def _export(
-    config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float], optim: Optimization
-) -> FitResult:
+def _export(config: FitConfig, folder: RunFolder, steps: int, metrics: dict[str, float]) -> FitResult:
     """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
-    for name, context in optim.weights.items():
-        with context():
-            path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, model, model.spec, _made_by(config))
+    for ema in (False, True) if config.optim.ema.decay else (False,):
+        export(config, [steps], folder.model(ema=ema), ema=ema)
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
-
-
-def _made_by(config: FitConfig) -> dict[str, str]:
-    """Returns metadata that marks weights as those of a training run."""
-    return {"clip_train.config": config.fingerprint()}
 
 
 @contextmanager

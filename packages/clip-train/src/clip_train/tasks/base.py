@@ -17,7 +17,7 @@ from clip_train.parallelize.config import AUTOCAST
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_train.checkpoint import Part
+    from clip_train.checkpoints.state import Part
     from clip_train.synthetic import SyntheticConfig
 
 MAX_LOGIT_SCALE = 100.0
