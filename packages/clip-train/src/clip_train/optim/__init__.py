@@ -25,6 +25,8 @@ class Known:
     """fields of the OptimConfig that are passed on; of the others the class has its own form, in `options`"""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """keyword arguments that are always given"""
+    sharded: Mapping[str, Any] | None = field(default_factory=dict)
+    """the keyword arguments that replace them for sharded weights; None if it does not update shards as whole tensors"""
     fallback: bool = False
     """whether it updates matrices in one way and all other parameters with AdamW"""
     schedule_free: bool = False
@@ -35,7 +37,11 @@ KNOWN: dict[str, Known] = {
     # torch; fused passes over the memory once: on the token embedding, a loop over tensors costs as much as a model
     "adamw": Known(path="torch.optim:AdamW", options=("amsgrad",), fixed={"fused": True}),
     "sgd": Known(
-        path="torch.optim:SGD", options=("momentum", "dampening", "nesterov"), takes=(), fixed={"fused": True}
+        path="torch.optim:SGD",
+        options=("momentum", "dampening", "nesterov"),
+        takes=(),
+        fixed={"fused": True},
+        sharded={"fused": False},
     ),
     # timm
     "nadamw": Known(path="timm.optim:NAdamW", options=("caution", "corrected_weight_decay", "clipping_threshold")),

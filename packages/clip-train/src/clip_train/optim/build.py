@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from clip_train.errors import ClipTrainError
 from clip_train.optim import KNOWN, OPTIMIZERS, SCHEDULES
@@ -54,8 +55,16 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             "pip install 'clip-train[optimizers]'"
         ) from error
     groups = parameter_groups(model, config)
+    sharded: Mapping[str, Any] | None = {}
+    if config.name in KNOWN and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        sharded = KNOWN[config.name].sharded
+        if sharded is None:
+            raise ClipTrainError(
+                f"optim.name = {config.name!r} needs whole tensors, and the weights are sharded: choose adamw, or "
+                "train.parallel = 'ddp'"
+            )
     if isinstance(target, type):
-        keywords = _keywords(target, config)
+        keywords = {**_keywords(target, config), **sharded}
         try:
             optimizer = target(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
