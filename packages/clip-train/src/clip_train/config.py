@@ -13,6 +13,7 @@ from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
 from clip_train.parallelize.config import ParallelConfig
+from clip_train.synthetic import SyntheticConfig
 from clip_train.tasks import TaskConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
 
@@ -23,6 +24,8 @@ class DataConfig:
 
     sources: tuple[Source, ...] = ()
     """datasets or selections, mixed by their weights"""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """samples that are made up, in place of sources, to measure devices without data"""
     workers: int = 1
     """reader processes of each rank; 0 reads in the training process"""
     canonical_streams: int = 0
@@ -34,7 +37,8 @@ class DataConfig:
     hflip: float = 0.0
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
-    """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
+    """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
+    sample of some thousand captions has any"""
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
@@ -153,7 +157,11 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
-    if not data.sources:
+    data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
+    if data.synthetic and (data.sources or val.sources):
+        named = "data.sources" if data.sources else "val.sources"
+        raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")
+    if not (data.sources or data.synthetic):
         raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
     if val.every and not val.sources:
         raise ClipTrainError(f"val.every = {val.every} requires val.sources: name a dataset there, or omit val.every")
