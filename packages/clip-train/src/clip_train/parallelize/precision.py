@@ -11,8 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_models.extras import require
 from clip_train.errors import ClipTrainError
+from clip_train.optim.config import SpikeConfig
+from clip_train.optim.guard import VERDICT, Guard
 from clip_train.parallelize.shards import local
 
+_LEAST_SCALE = 2.0**-10  # below it gradients overflow for another reason
 _LEAST_FP8 = (8, 9)  # compute capability of CUDA: Ada Lovelace, Hopper and newer
 
 
@@ -105,3 +108,30 @@ class LossScale:
     def load_state(self, tensors: Mapping[str, Any]) -> None:
         """Restores what `state` returned."""
         self.value, self._streak = (tensors[name].to(self.value.device) for name in ("scale", "streak"))
+
+
+class ScaledGuard(Guard):
+    """Leaves out a step whose scaled gradient overflows, and lowers the scale, instead of ending the run."""
+
+    def __init__(self, config: SpikeConfig, device: torch.device, scale: LossScale) -> None:
+        super().__init__(config, device)
+        self._scale = scale
+
+    def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
+        overflow = loss.isfinite() & ~norm.isfinite() & (self._scale.value > _LEAST_SCALE)
+        before = self._window, self._streak, self._over
+        good = super().judge(loss, norm)
+        after = self._window, self._streak, self._over
+        self._window, self._streak, self._over = (
+            torch.where(overflow, old, new) for old, new in zip(before, after, strict=True)
+        )
+        self._verdict["overflow"] = overflow
+        self._scale.update(overflow)
+        return good
+
+    def settle(self, step: int, loss: float, norm: float, lr: float, values: dict[str, float]) -> bool:
+        if not values[f"{VERDICT}overflow"]:
+            return super().settle(step, loss, norm, lr, values)
+        for name in self.verdict():
+            del values[name]
+        return False
