@@ -59,7 +59,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
-        optim = Optimization(model, config.optim, world.device)
+        optim = Optimization(model, config.optim, world.device, gradients.scale)
         plan = plan_of(config, steps, manifest.samples)
         rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = _stream(config, manifest, task, world)

@@ -29,7 +29,7 @@ class ParallelConfig:
     """activations computed again in the backward pass, for less memory: those inside each block, or with ops all but
     the results of products, convolutions and attention"""
     compile: Literal["off", "block", "model", "step"] = "off"
-    """what torch.compile gets: each block, the towers together, or these with the loss and the optimizer"""
+    """what torch.compile gets: each block, the towers together, or these with the loss"""
     compile_limit: int = 32
     """largest number of graphs of one function; a further one, for another shape, ends the run"""
 
