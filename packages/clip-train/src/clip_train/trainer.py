@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from clip_core.config import fingerprint
+from clip_core import ClipError
+from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
+from clip_train.arithmetic import arithmetic
 from clip_train.captions import SideBySide, WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
@@ -24,6 +24,7 @@ from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
+from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -40,7 +41,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
-        _arithmetic(config, world),
+        arithmetic(config.train, world),
         ExitStack() as stack,
     ):
         _check_batch(config, world)
@@ -48,13 +49,15 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
+        task.text_lengths = config.data.text_lengths
         gradients = Gradients(
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream = stack.enter_context(_stream(config, manifest, task, world))
+        stream = _stream(config, manifest, task, world)
+        stack.enter_context(stream)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -111,7 +114,13 @@ def _hooks(
     log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
     hooks: list[Hook] = [
         *([Averaging(ema=optim.ema)] if optim.ema else []),
-        Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
+        Logging(
+            every=log_every,
+            batch_size=config.train.batch_size,
+            samples=manifest.samples,
+            utilisation=_utilisation(config, task, shared["world"]),
+            **shared,
+        ),
         CorruptLimit(every=log_every, limit=limit, samples=manifest.samples, **shared),
     ]
     if val_manifest:
@@ -135,6 +144,23 @@ def _hooks(
             )
         )
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _utilisation(config: FitConfig, task: Task, world: World) -> Utilisation | None:
+    """Returns what the log compares the rate with, on rank 0; None for a model that cannot be counted."""
+    if not world.leads:
+        return None
+    try:
+        return utilisation(
+            task.model,
+            world.device,
+            precision=config.train.precision,
+            devices=world.size,
+            peak_tflops=config.log.peak_tflops,
+        )
+    except (ClipError, NotImplementedError) as error:  # a tower of the user may do what the meta device cannot
+        warn(f"the log has no mfu: the operations of {config.model.name} cannot be counted: {error}")
+        return None
 
 
 def _check_batch(config: FitConfig, world: World) -> None:
@@ -236,25 +262,3 @@ def _export(
 def _made_by(config: FitConfig) -> dict[str, str]:
     """Returns metadata that marks weights as those of a training run."""
     return {"clip_train.config": config.fingerprint()}
-
-
-@contextmanager
-def _arithmetic(config: FitConfig, world: World) -> Iterator[None]:
-    """Sets threads, generators and kernels so that equal runs give equal bits, and restores the caller's at the end."""
-    threads = torch.get_num_threads()
-    deterministic, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        torch.manual_seed(int(fingerprint(["train", config.train.seed, world.rank])[:15], 16))
-        if world.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
