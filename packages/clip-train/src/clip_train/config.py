@@ -234,6 +234,8 @@ def total_steps(config: FitConfig, samples: int) -> int:
     steps = train.steps or int(seen // train.batch_size)
     if steps < 1:
         raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
+    if config.profile.start > steps:
+        raise ClipTrainError(f"profile.start = {config.profile.start} is after the last of the {steps} steps: lower it")
     plan_of(config, steps, samples)
     return steps
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.gradients import Gradients
-from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
+from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
 from clip_train.monitor.flops import Utilisation, utilisation
+from clip_train.monitor.log import ShownLog
+from clip_train.monitor.trackers import open_trackers
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -78,7 +81,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
-            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
             _log_start(config, folder, resumed, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
@@ -114,6 +117,7 @@ def _hooks(
     log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
     hooks: list[Hook] = [
         *([Averaging(ema=optim.ema)] if optim.ema else []),
+        *([_profiling(config, shared["world"])] if config.profile.start else []),
         Logging(
             every=log_every,
             batch_size=config.train.batch_size,
@@ -144,6 +148,10 @@ def _hooks(
             )
         )
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _profiling(config: FitConfig, world: World) -> Profiling:
+    return Profiling(config=config.profile, folder=Path(config.run) / "profile", world=world)
 
 
 def _utilisation(config: FitConfig, task: Task, world: World) -> Utilisation | None:
@@ -190,6 +198,10 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     if config.val.overlap == "error":
         world.lead(partial(refuse_overlap, manifest, held_out, name="val.sources", option="val.overlap = 'allow'"))
     return manifest, held_out
+
+
+def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int) -> RunLog:
+    return ShownLog(folder.path, resumed.step, steps=steps, trackers=open_trackers(config, folder.path))
 
 
 def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunLog | None, world: World) -> None:
