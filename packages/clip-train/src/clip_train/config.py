@@ -38,7 +38,8 @@ class DataConfig:
     hflip: float = 0.0
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
-    """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
+    """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
+    sample of some thousand captions has any"""
     text_lengths: tuple[int, ...] = ()
     """numbers of tokens, beside the whole context, that the captions of a batch are padded to, rising; features do not
     depend on them; empty for two to an octave: 8, 12, 16, 24, 32, 48, 64, …"""

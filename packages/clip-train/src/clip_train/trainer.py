@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clip_core import ClipError
 from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
 from clip_train.arithmetic import arithmetic
-from clip_train.captions import SideBySide, WholeCaptions
+from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
+from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -60,7 +58,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
         stream = _stream(config, manifest, task, world)
-        stack.enter_context(stream)
+        stack.callback(stream.close)
+        captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -82,7 +81,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
-            _log_start(config, folder, resumed, log, world)
+            _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
@@ -131,7 +130,7 @@ def _hooks(
         reader = read_once(
             val_manifest,
             preprocess=_preprocess(task, None),
-            tokenizer=_tokenizer(task, config.data),
+            tokenizer=_tokenizer(task),
             batch_size=val.batch_size,
             workers=config.data.workers,
             columns=task.columns,
@@ -204,9 +203,18 @@ def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int
     return ShownLog(folder.path, resumed.step, steps=steps, trackers=open_trackers(config, folder.path))
 
 
-def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunLog | None, world: World) -> None:
-    """Logs the damaged checkpoints that were found, and measures the nodes if the config says so."""
+def _log_start(
+    config: FitConfig,
+    folder: RunFolder,
+    resumed: Resumed,
+    captions: list[dict[str, Any]],
+    log: RunLog | None,
+    world: World,
+) -> None:
+    """Logs the captions to be cut and damaged checkpoints, and measures the nodes if the config says so."""
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
+    if not resumed.step:
+        events += captions
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
     if log:
@@ -232,7 +240,7 @@ def _stream(
     return SampleStream(
         manifest,
         preprocess=_preprocess(task, config.data),
-        tokenizer=_tokenizer(task, config.data),
+        tokenizer=_tokenizer(task),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
         rank=world.rank,
@@ -244,13 +252,8 @@ def _stream(
     )
 
 
-def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says."""
-    tokenizers = tuple(
-        tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
-        for tokenizer in map(get_tokenizer, task.text_specs)
-    )
-    return tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers)
+def _tokenizer(task: Task) -> Captions:
+    return Captions(tuple(map(get_tokenizer, task.text_specs)))
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
