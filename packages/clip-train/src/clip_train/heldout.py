@@ -83,7 +83,7 @@ class HeldOut:
             self._arrived(number - self.world.rank + rank, theirs)
 
     def _computed(self, batch: Mapping[str, Any]) -> Rows:
-        """Returns the features of a chunk, what the losses need beside them, and the sums of the samples' own losses."""
+        """Returns the features of a chunk, what losses need beside them, and the sums of the samples' own losses."""
         prepared = self.task.prepare(batch)
         beside = {name: value for name, value in prepared.items() if value.ndim == 1} | self.task.targets(prepared)
         rows = {("batch", name): value for name, value in beside.items()}
@@ -167,7 +167,7 @@ class HeldOut:
         """Returns the measures of retrieval under each kind of weights; none if the task has no such features."""
         gathered = {number: ids for part in self.world.gather(self._ids) for number, ids in part.items()}
         ids = joined([gathered[number] for number in sorted(gathered)])
-        found = {}
+        found: dict[str, float] = {}
         for kind in self.weights:
             if (kind, "image") in self._kept and (kind, "text") in self._kept:
                 image, text = (torch.cat(self._kept[kind, name]) for name in ("image", "text"))
@@ -184,7 +184,10 @@ def _identities(batch: Mapping[str, Any]) -> Identities:
         return np.array([blake2b(value, digest_size=16).digest() if value else b"" for value in values], "S16")
 
     uids = batch["uid"]
-    captions = [(caption or "").strip() and caption.encode("utf-8", "surrogatepass") for caption in batch.get("caption", uids)]
+    captions = [
+        caption.encode("utf-8", "surrogatepass") if caption and caption.strip() else b""
+        for caption in batch.get("caption", uids)
+    ]
     tokens = [row.tobytes() for row in batch.get("text", ())]
     images = [sha256 or uid.encode() for sha256, uid in zip(batch.get("sha256", uids), uids, strict=True)]
     return Identities(hashes(images), hashes(captions), hashes(tokens))

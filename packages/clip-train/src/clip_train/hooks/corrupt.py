@@ -37,8 +37,8 @@ class CorruptLimit(RunHook):
     """samples of one epoch"""
     batch_size: int
     """samples of a step, of all ranks"""
-    refuse_truncated: bool = False
-    """whether a cut caption is worth a warning: a sample of the captions had none"""
+    warns: bool = False
+    """whether to warn of captions that were cut, because a sample of them had none"""
     _before: float = 0
     _warned: bool = False
 
@@ -56,7 +56,7 @@ class CorruptLimit(RunHook):
             [(step.step * self.batch_size, corrupt, uids)], self.limit, "samples", "data.max_corrupt", least
         )
         truncated = int(sum(count for _, count, _ in ranks))
-        if self.refuse_truncated and truncated and not self._warned and self.world.leads:
+        if self.warns and truncated and not self._warned and self.world.leads:
             self._warned = True
             warn(
                 f"{truncated:,} captions until step {step.step} had more tokens than the model's context and were cut, "

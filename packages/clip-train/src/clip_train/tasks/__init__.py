@@ -38,7 +38,7 @@ class TaskConfig(Variant):
         """
 
     def chance(self, spec: ModelSpec, samples: int) -> float | None:
-        """Returns the loss, on a batch of `samples`, of a model that cannot tell them apart; None if it is not known."""
+        """Returns the loss of a model that cannot tell the `samples` of a batch apart; None if it is not known."""
         return None
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
