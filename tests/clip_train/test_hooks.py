@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip_train.hooks import Logging, Saving
+from clip_train.errors import ClipTrainError
+from clip_train.hooks import CorruptLimit, Logging, Saving
 from clip_train.loop import Step
 from clip_train.runfolder import RunLog
 
