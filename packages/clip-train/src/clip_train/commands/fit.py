@@ -14,13 +14,11 @@ __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(FitConfig):
-    """A training run."""
+class Config(Machines, FitConfig):
+    """A training run; and the machines that --dry-run estimates it for."""
 
     dry_run: bool = False
     """prints parameters, memory, FLOPs, hours and cost, and neither trains nor writes anything"""
-    machines: Machines = Machines()
-    """for --dry-run: what the run is estimated for"""
     json: bool = False
     """for --dry-run: prints JSON"""
 
@@ -34,8 +32,9 @@ def _estimate(config: Config, recipe: FitConfig) -> int:
     from clip_train.estimate.report import report
     from clip_train.estimate.run import estimate
 
-    found = estimate(recipe, config.machines)
-    print(json.dumps(asdict(found), indent=2) if config.json else report(found, recipe, config.machines))
+    machines = Machines(**{f.name: getattr(config, f.name) for f in fields(Machines)})
+    found = estimate(recipe, machines)
+    print(json.dumps(asdict(found), indent=2) if config.json else report(found, recipe, machines))
     return 0
 
 

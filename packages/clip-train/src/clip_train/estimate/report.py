@@ -48,7 +48,10 @@ def _rows(found: Estimate, config: FitConfig, machines: Machines) -> Iterator[tu
     if found.flops is not None and found.hours is not None:
         cost = "" if found.cost is None else f", cost {found.cost:,.2f}"
         yield "  run", f"{found.flops:.3g}"
-        yield "time", f"{found.hours:,.1f} hours, {found.device_hours:,.1f} device hours, at {machines.mfu:.0%} of peak{cost}"
+        yield (
+            "time",
+            f"{found.hours:,.1f} hours, {found.device_hours:,.1f} device hours, at {machines.mfu:.0%} of peak{cost}",
+        )
     yield "not counted", "the CUDA context and libraries (1 to 2 GB), fragmentation, kernels' workspaces"
 
 

@@ -13,9 +13,8 @@ from clip_models import CLIP
 from clip_models.specs import as_pair, get_model_spec
 from clip_train.config import FitConfig, plan_of, total_steps
 from clip_train.estimate.config import Machines, devices
-from clip_train.estimate.simulation import Simulated, fake, simulate
+from clip_train.estimate.simulation import Simulated, build, simulate
 from clip_train.losses.tiles import MIN_COLUMNS, TILE_ELEMENTS
-from clip_train.model import make_model
 
 _TILES = 3  # float32 tiles that the backward pass of a loss holds at once
 
@@ -81,17 +80,12 @@ def estimate(config: FitConfig, machines: Machines) -> Estimate:
     hours = None if seen is None else seen * computed / (peak * machines.mfu * machines.devices) / 3600
     spec = get_model_spec(config.model.name)
     parallel, shares = _parallel(config, machines)
-    with fake():
-        model = make_model(config.model, seed=0)
-        patches = _image_tokens(model)
-        parameters = _parameters(model)
-        blocks = model.blocks()
-        memory = _memory(config, machines, found, local, part, shares, model, blocks)
+    model, _ = build(config)
     return Estimate(
         model=config.model.name,
-        parameters=parameters,
+        parameters=_parameters(model),
         context=config.model.context_length or spec.text.context_length,
-        image_tokens=patches,
+        image_tokens=_image_tokens(model),
         data=data,
         shards=shards,
         samples=samples,
@@ -102,7 +96,7 @@ def estimate(config: FitConfig, machines: Machines) -> Estimate:
         parallel=parallel,
         local_batch=local,
         part=part,
-        memory={**memory, "device": hardware.memory},
+        memory={**_memory(config, machines, found, local, part, shares, model), "device": hardware.memory},
         flops_per_sample=once.flops / part + pair,
         computed_per_sample=computed,
         flops=None if seen is None else seen * computed,
@@ -190,7 +184,6 @@ def _memory(
     part: int,
     shares: int,
     model: CLIP,
-    blocks: list[nn.Module],
 ) -> dict[str, float]:
     """Returns the bytes on each device by part."""
     train, world = config.train, machines.devices
@@ -204,7 +197,7 @@ def _memory(
         "activations": found.activations - (found.casts if sharded else 0),
     }
     if sharded:
-        memory["gathered weights"] = _gathered(model, blocks, low=train.precision != "fp32")
+        memory["gathered weights"] = _gathered(model, model.blocks(), low=train.precision != "fp32")
     # Inputs and features of the other micro-batches, the features of the other ranks and their gradient.
     memory["batch and features"] = (local - part) * (found.inputs + 2 * found.features) + (
         train.batch_size - local
@@ -218,7 +211,7 @@ def _memory(
 
 
 def _gathered(model: CLIP, blocks: list[nn.Module], *, low: bool) -> int:
-    """Returns the bytes of the whole weights on each device: what is in no block, two blocks, and a block's gradient."""
+    """Returns the bytes of whole weights on each device: what is in no block, two blocks, and a block's gradient."""
 
     def numbers(parameters: Any) -> int:
         return sum(parameter.numel() for parameter in parameters)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -16,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from clip_models import CLIP
 from clip_models.towers.common import NoRandomInit
 from clip_train.config import FitConfig
 from clip_train.gradients import Gradients
@@ -110,17 +109,33 @@ class Recorder(TorchDispatchMode):
         return self.peak({serial for serial, _ in self._events} - self._casts)
 
 
-@contextmanager
-def fake() -> Iterator[None]:
-    """Within it tensors have no memory, models no weights, and random values are not drawn."""
+def build(config: FitConfig) -> tuple[CLIP, Task]:
+    """Returns the model and the task of a run, on the meta device, without weights. Raises ClipError."""
     with (
-        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.device("meta"),
         NoRandomInit(),
         shapes_only(),
-        # Everything is on the one device, and parameters cannot be exchanged in place.
-        mock.patch.object(nn.Module, "to", lambda module, *args, **options: module),
+        mock.patch.object(nn.Module, "to", lambda module, *args, **options: module),  # it stays on the meta device
     ):
-        yield
+        model = make_model(config.model, seed=config.train.seed)
+        return model, config.task.build(model, precision=config.train.precision, world=World(0, 1, torch.device("cpu")))
+
+
+def _with_fake_tensors(modules: list[nn.Module]) -> None:
+    """Replaces the tensors of modules by those of the CPU that the FakeTensorMode around this call makes."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, so that its number is not given twice
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            kept = isinstance(tensor, nn.Parameter)
+            new = nn.Parameter(empty, requires_grad=tensor.requires_grad) if kept else empty
+            made[id(tensor)] = tensor, new
+        return made[id(tensor)][1]
+
+    for part in [child for module in modules for child in module.modules()]:
+        for table in (part._parameters, part._buffers):
+            table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
 
 
 def simulate(config: FitConfig, samples: int) -> Simulated:
@@ -130,12 +145,13 @@ def simulate(config: FitConfig, samples: int) -> Simulated:
     """
     parts = min(2, config.train.micro_batches)  # the first of two has the memory of the first of many
     shared = replace(config.train, compile="off", parallel="auto", shard=0, offload=False)
-    with fake():
-        world = World(0, 1, torch.device("cpu"))
-        model = make_model(config.model, seed=config.train.seed)
-        task = config.task.build(model, precision=config.train.precision, world=world)
-        step = Gradients(task, world, shared, micro_batches=parts, seed=config.train.seed)
-        resident = _resident(task)
+    model, task = build(config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        modules = [value for value in vars(task).values() if isinstance(value, nn.Module)]
+        _with_fake_tensors(modules)
+        step = Gradients(task, task.world, shared, micro_batches=parts, seed=config.train.seed)
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        resident = list({id(tensor): tensor for tensor in tensors}.values())
         with Recorder(resident) as memory:
             step.backward(_batch(task, samples * parts), 0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -155,13 +171,6 @@ def simulate(config: FitConfig, samples: int) -> Simulated:
             flops=memory.flops // parts - round(pair_flops * samples**2 * parts),
             pair_flops=pair_flops,
         )
-
-
-def _resident(task: Task) -> list[Tensor]:
-    """Returns the tensors of all modules of a task, with those of a teacher, each once."""
-    modules = [value for value in vars(task).values() if isinstance(value, nn.Module)]
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 def _batch(task: Task, samples: int) -> dict[str, Tensor]:
