@@ -11,6 +11,7 @@ from clip_train.launch import read_launch
 
 COMMANDS = {
     "fit": "train a model from a recipe",
+    "convert-openclip-args": "turn a command line of OpenCLIP's trainer into a recipe",
     "submit": "train on a SLURM cluster: write the batch script of a run and submit it",
 }
 ABOUT = """\
@@ -22,6 +23,8 @@ by them before the first checkpoint."""
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the console script, and `python -m clip_train` for torchrun."""
     words = sys.argv[1:] if args is None else args
+    if words[:1] == ["convert-openclip-args"]:  # a whole command line in quotes is not a flag
+        words = [f" {word}" if word.startswith("--") and " " in word else word for word in words]
     # `submit … -- --optim.lr 1e-3`: flags of the job and of the training need not be told apart.
     run_commands("clip_train", COMMANDS, ABOUT, [word for word in words if word != "--"], quiet=_printed_by_rank_0)
 
