@@ -286,7 +286,7 @@ def test_a_tower_without_such_layers_is_named():
         ({"alpha": 8.0}, r"alpha = 8\.0 has no effect without model\.lora\.rank"),
         ({"rank": 2, "alpha": 0.0}, r"alpha = 0\.0 must be above 0"),
         ({"rank": 2, "dropout": 1.0}, r"dropout = 1\.0 must be in \[0, 1\)"),
-        ({"rank": 2, "targets": "atention"}, r"targets = 'atention' is no group .* did you mean attention\?"),
+        ({"rank": 2, "targets": "attentions"}, r"targets = 'attentions' is no group .* did you mean attention\?"),
         ({"rank": 2, "targets": ()}, r"targets is empty"),
         ({"rank": 2, "towers": ()}, r"towers is empty"),
         ({"rank": 2, "towers": ("text", "text")}, r"names a tower twice"),
