@@ -13,7 +13,7 @@ from typing import Any
 from clip_core import ClipError
 from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import get_tokenizer
+from clip_models import CLIP, get_tokenizer
 from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
 from clip_train.checkpoints.export import export
@@ -93,7 +93,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
-            _log_start(config, folder, resumed, captions, log, world)
+            _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
@@ -238,6 +238,7 @@ def _log_start(
     folder: RunFolder,
     resumed: Resumed,
     captions: list[dict[str, Any]],
+    model: CLIP,
     log: RunLog | None,
     world: World,
 ) -> None:
@@ -245,6 +246,10 @@ def _log_start(
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if not resumed.step:
         events += captions
+    if config.model.lora.rank:
+        from clip_train.adapters import summary
+
+        events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
         events.append(
             {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
