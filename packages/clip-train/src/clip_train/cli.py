@@ -11,6 +11,7 @@ from clip_train.launch import read_launch
 
 COMMANDS = {
     "fit": "train a model from a recipe",
+    "interpolate": "models between a pretrained and a fine-tuned one, and their scores (WiSE-FT)",
     "submit": "train on a SLURM cluster: write the batch script of a run and submit it",
 }
 ABOUT = """\
