@@ -1,0 +1,46 @@
+"""Training of the image tower as a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clip_train.errors import ClipTrainError
+from clip_train.tasks import TaskConfig
+from clip_train.tasks.labels import LabelsConfig
+
+if TYPE_CHECKING:
+    from clip_models import CLIP, ModelSpec
+    from clip_train.parallel import World
+    from clip_train.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    """Cross entropy of a linear classifier on the normalised image features. The text tower is not trained.
+
+    With `model.lock.image` only the classifier is trained (a linear probe); without it, and with the `classifier.safetensors`
+    of such a run in `classifier`, all of it is fine-tuned (LP-FT, Kumar et al. 2022).
+    """
+
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """classes of the samples"""
+    classifier: str = "prompts"
+    """first weights: prompts, the text features of the classes times the scale of the logits; zeros; or a
+    classifier.safetensors that a run has written"""
+    label_smoothing: float = 0.0
+    """share of the target that is spread over all classes"""
+
+    def check(self, spec: ModelSpec) -> None:
+        self.labels.check()
+        if not 0 <= self.label_smoothing < 1:
+            raise ClipTrainError(f"task.label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
+        if self.classifier not in ("prompts", "zeros") and not self.classifier.endswith(".safetensors"):
+            raise ClipTrainError(
+                f"task.classifier = {self.classifier!r} must be prompts, zeros, or a classifier.safetensors"
+            )
+
+    def build(self, model: CLIP, *, precision: str, world: World) -> Task:
+        from clip_train.tasks.classifier import ClassifierTask
+
+        return ClassifierTask(model, self, precision=precision, world=world)

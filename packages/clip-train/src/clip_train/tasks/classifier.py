@@ -1,0 +1,131 @@
+"""The implementation of classification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_core import ClipError
+from clip_models import CLIP, ModelSpec, get_tokenizer, save_model
+from clip_models.weights.tensorfiles import read_tensors, write_safetensors
+from clip_train.captions import WholeCaptions
+from clip_train.errors import ClipTrainError
+from clip_train.parallel import World
+from clip_train.tasks.base import Batch, Outputs, Task
+from clip_train.tasks.labels import ClassLabels
+
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+    from clip_train.tasks.classification import ClassificationConfig
+
+CLASSES = "clip_train.classes"
+"""metadata of a classifier.safetensors: the names of the classes, in JSON"""
+
+
+class ClassifierTask(Task):
+    """Trains the image tower and `model.classifier`, a linear layer without a bias from features to classes."""
+
+    def __init__(self, model: CLIP, config: ClassificationConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, precision=precision, world=world)
+        self._config = config
+        self.columns = (config.labels.column,)
+        self._labels = ClassLabels(config.labels)
+        for name, parameter in model.named_parameters():
+            if not name.startswith("visual."):
+                parameter.requires_grad_(False)
+
+    @property
+    def text_specs(self) -> list[ModelSpec]:
+        return []
+
+    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+        self._labels.read(manifest, *([held_out] if held_out else []))
+        layer = nn.Linear(self.model.spec.embed_dim, len(self._labels.names), bias=False, device=self.world.device)
+        with torch.no_grad():
+            layer.weight.copy_(self._first_weights())
+        self.model.classifier = layer
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Adds "label", int64 [B], the number of the class."""
+        unused = np.zeros((len(batch["image"]), 1), np.int64)
+        prepared = super().prepare({**batch, "text": unused})
+        del prepared["text"]
+        numbers = self._labels.numbers(batch[self._config.labels.column])
+        return {**prepared, "label": self.moved(torch.from_numpy(numbers))}
+
+    def with_counts(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Adds "samples", int64 [B], the same for all samples: the samples of this rank's whole batch."""
+        return {**batch, "samples": torch.full_like(batch["label"], len(batch["label"]))}
+
+    def forward(self, image: Tensor, batch: Batch) -> Outputs:
+        features = F.normalize(self.model.encode_image(image).float(), dim=-1)
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.model.classifier(features)
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self._config.label_smoothing, reduction="sum")
+        count = batch["samples"][0] if "samples" in batch else len(logits)
+        return Outputs({}, {}, {"classification_loss": loss / count})
+
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
+        return {}
+
+    def report(self) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def _first_weights(self) -> Tensor:
+        """Returns float32 [classes, channels]."""
+        names, width = self._labels.names, self.model.spec.embed_dim
+        if self._config.classifier == "zeros":
+            return torch.zeros(len(names), width)
+        if self._config.classifier == "prompts":
+            tokens = WholeCaptions(get_tokenizer(self.model.spec))([*chain.from_iterable(self._labels.prompts)])
+            self.model.eval()
+            features = F.normalize(self.model.encode_text(torch.from_numpy(tokens).to(self.world.device)).float(), dim=-1)
+            self.model.train()
+            means = [part.mean(0) for part in features.split([*map(len, self._labels.prompts)])]
+            return F.normalize(torch.stack(means), dim=-1) * self.model.logit_scale.float().exp()
+        return read_classifier(self._config.classifier, names, width)
+
+
+def read_classifier(file: str, names: list[str], width: int) -> Tensor:
+    """Returns the weights of a classifier.safetensors, float32 [classes, width].
+
+    Raises ClipTrainError unless it has these classes in this order, and features of this width.
+    """
+    try:
+        tensors, metadata = read_tensors(Path(file))
+        weight, classes = tensors["weight"], json.loads(metadata[CLASSES])
+    except (ClipError, KeyError, ValueError) as error:
+        raise ClipTrainError(f"task.classifier = {file!r} is not a classifier of clip-train: {error}") from error
+    if classes != names:
+        differs = next((one for one in [*classes, *names] if one not in names or one not in classes), "their order")
+        raise ClipTrainError(
+            f"task.classifier = {file!r} has other classes than the labels ({differs!r}): set task.labels.classes to "
+            "those of the run that wrote it"
+        )
+    if weight.shape != (len(names), width):
+        raise ClipTrainError(
+            f"task.classifier = {file!r} is for features of {weight.shape[1]} channels, and the model has {width}: "
+            "use the architecture that it was trained with"
+        )
+    return weight.float()

@@ -1,0 +1,58 @@
+"""The implementation of contrastive tasks whose captions are prompts of classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from clip_models import CLIP, ModelSpec, get_tokenizer
+from clip_train.captions import WholeCaptions
+from clip_train.parallel import World
+from clip_train.tasks.dual_encoder import DualEncoderTask
+from clip_train.tasks.labels import ClassLabels
+
+if TYPE_CHECKING:
+    from clip_data.stream import Manifest
+    from clip_train.tasks.flyp import FLYPConfig
+
+
+class PromptTask(DualEncoderTask):
+    """Trains on images with prompts of their classes, drawn by the sample and its epoch alone."""
+
+    def __init__(self, model: CLIP, config: FLYPConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, config, precision=precision, world=world)
+        self._column = config.labels.column
+        self._labels = ClassLabels(config.labels)
+        self._tokens: np.ndarray
+        """int64 [prompts, context], of all classes one after another"""
+        self._bounds: np.ndarray
+        """int64 [classes + 1]: where the prompts of each class begin"""
+
+    @property
+    def text_specs(self) -> list[ModelSpec]:
+        return []  # the captions of the dataset are not used
+
+    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+        super().start(manifest, held_out, batch_size=batch_size)
+        self._labels.read(manifest, *([held_out] if held_out else []))
+        prompts = self._labels.prompts
+        self._bounds = np.cumsum([0, *map(len, prompts)])
+        tokenize = WholeCaptions(get_tokenizer(self.model.spec))
+        self._tokens = tokenize([prompt for of_class in prompts for prompt in of_class])
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        classes = self._labels.numbers(batch[self._column])
+        first, count = self._bounds[classes], np.diff(self._bounds)[classes]
+        draws = [
+            draw(uid, epoch) % size for uid, epoch, size in zip(batch["uid"], batch["epoch"].tolist(), count, strict=True)
+        ]
+        return super().prepare({**batch, "text": self._tokens[first + np.array(draws, np.int64)]})
+
+
+def draw(uid: str, epoch: int) -> int:
+    """Returns a random number of 63 bits that depends on the sample and the epoch alone."""
+    return int.from_bytes(hashlib.blake2b(f"prompt\0{epoch}\0{uid}".encode(), digest_size=8).digest()) >> 1
