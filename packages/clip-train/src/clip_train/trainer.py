@@ -14,7 +14,7 @@ import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import CLIP, get_tokenizer, save_model
+from clip_models import get_tokenizer
 from clip_train.captions import SideBySide, WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
@@ -48,10 +48,10 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
+        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         gradients = Gradients(
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
-        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
         stream = stack.enter_context(_stream(config, manifest, task, world))
@@ -62,7 +62,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             world,
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
+            save_weights=lambda path: task.save(path, _made_by(config)),
             parts={**optim.parts, **task.parts},
         )
         resumed = checkpoints.resume(model, optim.optimizer)
@@ -95,7 +95,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 collective=world.collective,
                 metrics=metrics,
             ).run()
-        return world.lead(partial(_export, config, folder, model, steps, metrics, optim))
+        return world.lead(partial(_export, config, folder, task, steps, metrics, optim))
 
 
 def _hooks(
@@ -206,13 +206,16 @@ def _stream(
     )
 
 
-def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says."""
+def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray] | None:
+    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says.
+
+    None for a task that does not use the captions.
+    """
     tokenizers = tuple(
         tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
         for tokenizer in map(get_tokenizer, task.text_specs)
     )
-    return tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers)
+    return SideBySide(tokenizers) if len(tokenizers) > 1 else next(iter(tokenizers), None)
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
@@ -223,13 +226,13 @@ def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
 
 
 def _export(
-    config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float], optim: Optimization
+    config: FitConfig, folder: RunFolder, task: Task, steps: int, metrics: dict[str, float], optim: Optimization
 ) -> FitResult:
     """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
     for name, context in optim.weights.items():
         with context():
             path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, model, model.spec, _made_by(config))
+            task.save(path, _made_by(config))
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
 
 

@@ -20,6 +20,8 @@ TASKS: Registry[type[TaskConfig]] = Registry(
         "siglip": "clip_train.tasks.siglip:SigLIPConfig",
         "coca": "clip_train.tasks.coca:CoCaConfig",
         "distillation": "clip_train.tasks.distillation:DistillationConfig",
+        "flyp": "clip_train.tasks.flyp:FLYPConfig",
+        "classification": "clip_train.tasks.classification:ClassificationConfig",
     },
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from clip_models import CLIP, ModelSpec, PreprocessConfig
+from clip_models import CLIP, ModelSpec, PreprocessConfig, save_model
 from clip_train.parallel import World
 from clip_train.parallelize.config import AUTOCAST
 
@@ -185,6 +186,10 @@ class Task:
     def after_step(self) -> None:
         """Keeps the factor on the cosines in [1, 100]."""
         self.model.logit_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Writes the trained model, for clip-models, to a safetensors file."""
+        save_model(path, self.model, self.model.spec, metadata)
 
     def compute(self, batch: Batch) -> Outputs:
         """Normalises the images and calls `forward` under autocast."""

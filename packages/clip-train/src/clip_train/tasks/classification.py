@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ClassificationConfig(TaskConfig):
     """Cross entropy of a linear classifier on the normalised image features. The text tower is not trained.
 
-    With `model.lock.image` only the classifier is trained (a linear probe); without it, and with the `classifier.safetensors`
-    of such a run in `classifier`, all of it is fine-tuned (LP-FT, Kumar et al. 2022).
+    With `model.lock.image` only the classifier is trained (a linear probe). Without it, and with the
+    classifier.safetensors of such a run in `classifier`, the tower is fine-tuned (LP-FT, Kumar et al. 2022).
     """
 
     labels: LabelsConfig = field(default_factory=LabelsConfig)
@@ -28,13 +28,9 @@ class ClassificationConfig(TaskConfig):
     classifier: str = "prompts"
     """first weights: prompts, the text features of the classes times the scale of the logits; zeros; or a
     classifier.safetensors that a run has written"""
-    label_smoothing: float = 0.0
-    """share of the target that is spread over all classes"""
 
     def check(self, spec: ModelSpec) -> None:
         self.labels.check()
-        if not 0 <= self.label_smoothing < 1:
-            raise ClipTrainError(f"task.label_smoothing = {self.label_smoothing} must be at least 0 and below 1")
         if self.classifier not in ("prompts", "zeros") and not self.classifier.endswith(".safetensors"):
             raise ClipTrainError(
                 f"task.classifier = {self.classifier!r} must be prompts, zeros, or a classifier.safetensors"

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_core import ClipError
-from clip_models import CLIP, ModelSpec, get_tokenizer, save_model
+from clip_models import CLIP, ModelSpec, get_tokenizer
 from clip_models.weights.tensorfiles import read_tensors, write_safetensors
 from clip_train.captions import WholeCaptions
 from clip_train.errors import ClipTrainError
+from clip_train.losses.caption import caption_loss
 from clip_train.parallel import World
 from clip_train.tasks.base import Batch, Outputs, Task
 from clip_train.tasks.labels import ClassLabels
@@ -51,27 +52,40 @@ class ClassifierTask(Task):
         layer = nn.Linear(self.model.spec.embed_dim, len(self._labels.names), bias=False, device=self.world.device)
         with torch.no_grad():
             layer.weight.copy_(self._first_weights())
-        self.model.classifier = layer
+        self._classifier = self.model.classifier = layer
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Adds "label", int64 [B], the number of the class."""
-        unused = np.zeros((len(batch["image"]), 1), np.int64)
-        prepared = super().prepare({**batch, "text": unused})
-        del prepared["text"]
-        numbers = self._labels.numbers(batch[self._config.labels.column])
-        return {**prepared, "label": self.moved(torch.from_numpy(numbers))}
+    @property
+    def texts(self) -> dict[str, CLIP]:
+        return {}
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns images and "label", int64 [B], the number of the class; captions are not used."""
+        tensors = super().tensors({**batch, "text": np.zeros((len(batch["image"]), 0), np.int64)})
+        del tensors["text"]
+        return {**tensors, "label": torch.from_numpy(self._labels.numbers(batch[self._config.labels.column]))}
+
+    def tokens(self, tensors: Mapping[str, Tensor]) -> int:
+        return 0
 
     def with_counts(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Adds "samples", int64 [B], the same for all samples: the samples of this rank's whole batch."""
-        return {**batch, "samples": torch.full_like(batch["label"], len(batch["label"]))}
+        """Adds "samples", int64 [B], the same for all samples: the samples of the batches of all ranks."""
+        samples = len(batch["label"]) * self.world.size
+        return {**batch, "samples": torch.full_like(batch["label"], samples)}
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         features = F.normalize(self.model.encode_image(image).float(), dim=-1)
         with torch.autocast(features.device.type, enabled=False):
-            logits = self.model.classifier(features)
-        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self._config.label_smoothing, reduction="sum")
-        count = batch["samples"][0] if "samples" in batch else len(logits)
-        return Outputs({}, {}, {"classification_loss": loss / count})
+            logits = self._classifier(features)
+        training = "samples" in batch
+        # As for a caption of one token: the mean over the samples of all ranks and micro-batches.
+        loss = caption_loss(
+            logits[:, None],
+            batch["label"][:, None],
+            ignore=-1,
+            count=batch["samples"][0] if training else None,
+            ranks=self.world.size if training else 1,
+        )
+        return Outputs({}, {}, {"classification_loss": loss})
 
     def losses_of(
         self,
@@ -84,12 +98,24 @@ class ClassifierTask(Task):
     ) -> dict[str, Tensor]:
         return {}
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> dict[str, Tensor]:
         return {}
 
     @torch.no_grad()
     def after_step(self) -> None:
         pass
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Writes the model, and the classifier beside it: model.safetensors and classifier.safetensors."""
+        layer = self._classifier
+        del self.model.classifier  # it is no part of the architecture
+        try:
+            super().save(path, metadata)
+        finally:
+            self.model.classifier = layer
+        own = path.with_name(path.name.replace("model", "classifier"))
+        weight = layer.weight.detach().float().cpu().contiguous()
+        write_safetensors(own, {"weight": weight}, {**metadata, CLASSES: json.dumps(self._labels.names)})
 
     @torch.no_grad()
     def _first_weights(self) -> Tensor:
@@ -100,7 +126,9 @@ class ClassifierTask(Task):
         if self._config.classifier == "prompts":
             tokens = WholeCaptions(get_tokenizer(self.model.spec))([*chain.from_iterable(self._labels.prompts)])
             self.model.eval()
-            features = F.normalize(self.model.encode_text(torch.from_numpy(tokens).to(self.world.device)).float(), dim=-1)
+            features = F.normalize(
+                self.model.encode_text(torch.from_numpy(tokens).to(self.world.device)).float(), dim=-1
+            )
             self.model.train()
             means = [part.mean(0) for part in features.split([*map(len, self._labels.prompts)])]
             return F.normalize(torch.stack(means), dim=-1) * self.model.logit_scale.float().exp()

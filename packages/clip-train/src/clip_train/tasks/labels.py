@@ -1,4 +1,4 @@
-"""The classes of a labelled dataset, for the tasks that train on them. Labels and classes are read as clip-eval does."""
+"""The classes of a labelled dataset, for tasks that train on them. They are read as clip-eval reads them."""
 
 from __future__ import annotations
 

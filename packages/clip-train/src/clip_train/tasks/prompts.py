@@ -44,13 +44,12 @@ class PromptTask(DualEncoderTask):
         tokenize = WholeCaptions(get_tokenizer(self.model.spec))
         self._tokens = tokenize([prompt for of_class in prompts for prompt in of_class])
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Puts a prompt of its class in the place of each caption."""
         classes = self._labels.numbers(batch[self._column])
-        first, count = self._bounds[classes], np.diff(self._bounds)[classes]
-        draws = [
-            draw(uid, epoch) % size for uid, epoch, size in zip(batch["uid"], batch["epoch"].tolist(), count, strict=True)
-        ]
-        return super().prepare({**batch, "text": self._tokens[first + np.array(draws, np.int64)]})
+        draws = [draw(uid, epoch) for uid, epoch in zip(batch["uid"], batch["epoch"].tolist(), strict=True)]
+        picked = np.array(draws, np.int64) % np.diff(self._bounds)[classes]
+        return super().tensors({**batch, "text": self._tokens[self._bounds[classes] + picked]})
 
 
 def draw(uid: str, epoch: int) -> int:
