@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from clip_core import ClipError
 from clip_data.stream import SampleStream, Source, build_manifest
-from clip_models import create_model, get_tokenizer
+from clip_models import create_model, get_tokenizer, save_model
+from clip_train import cli
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
 from clip_train.parallel import World
@@ -170,3 +172,45 @@ def test_a_classifier_of_another_run_is_checked(data, tmp_path):
         build(ClassificationConfig(labels=LABELS, classifier=str(tmp_path / "model.safetensors")), data)
     with pytest.raises(ClipError, match=r"task\.classifier = 'probe' must be prompts, zeros"):
         build(ClassificationConfig(labels=LABELS, classifier="probe"), data)
+
+
+def fit(recipe: str, *words: object) -> None:
+    path = Path(__file__).parents[2] / f"pipelines/recipes/finetune_{recipe}.toml"
+    command = "interpolate" if recipe == "wise_ft" else "fit"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, str(path), *map(str, words)])
+    assert not stopped.value.code
+
+
+@pytest.mark.slow
+def test_the_recipes_train_what_they_say(data, tmp_path):
+    base = create_model(NAME, seed=5)
+    save_model(tmp_path / "base.safetensors", base, base.spec)
+    keys = {"name": NAME, "pretrained": tmp_path / "base.safetensors", "quick_gelu": "false"}
+    model, start = (
+        [word for name, value in keys.items() for word in (f"--{table}.{name}", value)] for table in ("model", "base")
+    )
+    short = ("--data.sources.0.dataset", data, "--data.workers", 0, "--train.batch_size", 8, "--train.epochs", 0)
+    common = (*model, *short, "--task.labels.column", "color", "--train.steps", 6, "--optim.warmup", 1)
+    moved = {}
+    for recipe, more in (
+        ("flyp", ()),
+        ("probe", ("--optim.lr", 0.1)),
+        ("lp_ft", ("--task.classifier", tmp_path / "probe/classifier.safetensors")),
+    ):
+        fit(recipe, *common, *more, "--run", tmp_path / recipe)
+        found = create_model(NAME, str(tmp_path / recipe / "model.safetensors")).state_dict()
+        moved[recipe] = {
+            "visual" if name.startswith("visual.") else name if name.startswith("logit") else "text"
+            for name, value in base.state_dict().items()
+            if not torch.equal(found[name], value)
+        }
+    assert moved == {"flyp": {"visual", "text", "logit_scale"}, "probe": set(), "lp_ft": {"visual"}}
+    weights = [load_file(tmp_path / name / "classifier.safetensors")["weight"] for name in ("probe", "lp_ft")]
+    assert 0 < (weights[0] - weights[1]).abs().max() < 1e-3 < weights[0].abs().max()  # it went on from the probe
+    mixed = ("--tuned", tmp_path / "flyp/model.safetensors", "--output", tmp_path / "wise_ft", "--alphas", 0.5)
+    fit("wise_ft", *start, *mixed)
+    middle = create_model(NAME, str(tmp_path / "wise_ft/alpha-0.5.safetensors")).state_dict()
+    tuned = create_model(NAME, str(tmp_path / "flyp/model.safetensors")).state_dict()
+    for name, value in middle.items():
+        torch.testing.assert_close(value, (base.state_dict()[name] + tuned[name]) / 2, rtol=0, atol=1e-6)
