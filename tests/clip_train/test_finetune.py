@@ -148,6 +148,8 @@ def test_labels_that_do_not_fit_are_counted_and_named(data, tmp_path):
         build(FLYPConfig(labels=LabelsConfig(column="colour")), data)
     with pytest.raises(ClipTrainError, match=r"task\.labels: .*no \{\} for the class name"):
         FLYPConfig(labels=LabelsConfig(column="color", templates=("a photo",))).check(spec)
+    with pytest.raises(ClipTrainError, match=r"the prompt 'blue blue .*' has more tokens than the model's context"):
+        build(FLYPConfig(labels=LabelsConfig(column="color", templates=("{} " * 90,))), data)
     images = [{"image": make_image("red", i), "caption": "", "color": name} for i, name in enumerate(("red", "pink"))]
     make_dataset(tmp_path / "other", images)
     task = FLYPConfig(labels=LABELS).build(create_model(NAME), precision="fp32", world=HERE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from clip_core import ClipError
 from clip_models import CLIP, ModelSpec, get_tokenizer
 from clip_models.weights.tensorfiles import read_tensors, write_safetensors
-from clip_train.captions import WholeCaptions
 from clip_train.errors import ClipTrainError
 from clip_train.losses.caption import caption_loss
 from clip_train.parallel import World
@@ -124,7 +122,7 @@ class ClassifierTask(Task):
         if self._config.classifier == "zeros":
             return torch.zeros(len(names), width)
         if self._config.classifier == "prompts":
-            tokens = WholeCaptions(get_tokenizer(self.model.spec))([*chain.from_iterable(self._labels.prompts)])
+            tokens = self._labels.tokens(get_tokenizer(self.model.spec))
             self.model.eval()
             features = F.normalize(
                 self.model.encode_text(torch.from_numpy(tokens).to(self.world.device)).float(), dim=-1

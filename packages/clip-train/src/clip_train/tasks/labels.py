@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip_core import ClipError
+from clip_train.captions import Captions
 from clip_train.errors import ClipTrainError
 from clip_train.extras import require_eval
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from clip_data.stream import Manifest
+    from clip_models.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,20 @@ class ClassLabels:
         self.prompts = [zeroshot.prompts_of(row, self._config.templates) for row in found.classes]
         self._index |= found.index
         self._plain = labels.plain
+
+    def tokens(self, tokenizer: Tokenizer) -> np.ndarray:
+        """Returns the tokens of all prompts, int64 [prompts, context], class after class.
+
+        Raises ClipTrainError for a prompt that is too long.
+        """
+        captions, prompts = Captions((tokenizer,)), [prompt for of_class in self.prompts for prompt in of_class]
+        tokens = captions(prompts)
+        for row in captions.truncated(prompts, tokens):
+            raise ClipTrainError(
+                f"task.labels: the prompt {prompts[row]!r} has more tokens than the model's context of "
+                f"{tokenizer.context_length}: shorten the template or the class's name"
+            )
+        return tokens
 
     def numbers(self, labels: Sequence[Any]) -> np.ndarray:
         """Returns the numbers of the classes, int64 [B], of labels as the dataset has them."""

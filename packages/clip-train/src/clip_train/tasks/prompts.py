@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from clip_models import CLIP, ModelSpec, get_tokenizer
-from clip_train.captions import WholeCaptions
 from clip_train.parallel import World
 from clip_train.tasks.dual_encoder import DualEncoderTask
 from clip_train.tasks.labels import ClassLabels
@@ -39,10 +38,8 @@ class PromptTask(DualEncoderTask):
     def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
         super().start(manifest, held_out, batch_size=batch_size)
         self._labels.read(manifest, *([held_out] if held_out else []))
-        prompts = self._labels.prompts
-        self._bounds = np.cumsum([0, *map(len, prompts)])
-        tokenize = WholeCaptions(get_tokenizer(self.model.spec))
-        self._tokens = tokenize([prompt for of_class in prompts for prompt in of_class])
+        self._bounds = np.cumsum([0, *map(len, self._labels.prompts)])
+        self._tokens = self._labels.tokens(get_tokenizer(self.model.spec))
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Puts a prompt of its class in the place of each caption."""
