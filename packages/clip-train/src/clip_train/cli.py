@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": "train a model from a recipe",
     "export": "write the weights of a checkpoint, or the mean of several, as one file",
     "convert-openclip-args": "turn a command line of OpenCLIP's trainer into a recipe",
+    "interpolate": "models between a pretrained and a fine-tuned one, and their scores (WiSE-FT)",
     "submit": "train on a SLURM cluster: write the batch script of a run and submit it",
 }
 ABOUT = """\

@@ -97,7 +97,8 @@ class Gradients:
         self.sums = pair_sums(features)
         shared = {name: value.detach().requires_grad_() for name, value in outputs[0].shared.items()}
         joint = self._task.losses_of(features, shared, batch, ranks=self._world.size, step=step)
-        self._scaled(sum_of(joint)).backward()
+        if joint:
+            self._scaled(sum_of(joint)).backward()
         grads = {name: value.grad.chunk(len(parts)) for name, value in features.items() if value.grad is not None}
         shared_grads = {name: value.grad for name, value in shared.items() if value.grad is not None}
         own = dict.fromkeys(outputs[0].losses, torch.zeros((), device=self._world.device))

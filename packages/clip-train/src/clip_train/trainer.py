@@ -58,10 +58,10 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
         task.text_lengths = config.data.text_lengths
+        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         gradients = Gradients(
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
-        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device, gradients.scale)
         plan = plan_of(config, steps, manifest.samples)
         rate = learning_rate(config.optim, plan, config.train.batch_size)
@@ -77,7 +77,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
             fingerprint=config.lineage(),
-            about={"model": model.spec.to_dict(), "steps": steps},
+            about={"model": model.spec.to_dict(), "steps": steps, "task": task.about},
         )
         world.lead(lambda: go_on(config, steps, manifest.samples))
         resumed = checkpoints.resume()
@@ -289,8 +289,9 @@ def _stream(
     )
 
 
-def _tokenizer(task: Task) -> Captions:
-    return Captions(tuple(map(get_tokenizer, task.text_specs)))
+def _tokenizer(task: Task) -> Captions | None:
+    """Returns the tokenizer of the task; None for a task that does not use the captions."""
+    return Captions(tuple(map(get_tokenizer, task.text_specs))) if task.text_specs else None
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from clip_core.store import Store
-from clip_models import CLIP, ModelSpec, save_model
+from clip_models import ModelSpec, save_model
 from clip_models.weights.fit import build_empty
+from clip_models.weights.tensorfiles import write_safetensors
+from clip_train.adapters import add_adapters, merged
 from clip_train.checkpoints.layout import Damaged, Folder, Pieces
 from clip_train.checkpoints.saver import load_state, read_description
 from clip_train.checkpoints.state import RunState
@@ -33,25 +35,30 @@ def export(config: FitConfig, steps: list[int], output: str, *, ema: bool = Fals
     are computed in float64. Raises ClipError, also for a damaged checkpoint.
     """
     folder = Folder(config.run)
-    model, total = None, dict[str, Tensor]()
+    total = dict[str, Tensor]()
     for step in steps:
         state, table = _described(folder, step)
-        if model is None:
-            model = build_empty(ModelSpec.from_dict(state["model"]))
-        weights = _weights_of(config, model, folder, state, table, ema)
+        weights = _weights_of(config, folder, state, table, ema)
         for name, tensor in weights.items():
             exact = tensor.double() if tensor.is_floating_point() and len(steps) > 1 else tensor
             total[name] = total[name] + exact if name in total and tensor.is_floating_point() else exact
-    assert model is not None
-    mean = {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
-    own = model.state_dict()
+    if len(steps) > 1:
+        total = {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
+    extra = config.task.separate(total, state["task"])
+    model = build_empty(ModelSpec.from_dict(state["model"]))
     with torch.no_grad():
-        for name, tensor in (mean if len(steps) > 1 else total).items():
-            own[name].copy_(tensor)
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(total[name])
     made_by = {"clip_train.config": config.fingerprint(), "clip_train.steps": ",".join(map(str, steps))}
     name = output.replace("\\", "/").rsplit("/", 1)[-1]
     store = Store(output[: -len(name)] or ".")
     with store.staging() as place:
+        for kind, file in extra.items():
+            own = name.replace("model", kind) if "model" in name else f"{kind}-{name}"
+            write_safetensors(
+                place / own, {key: t.float().contiguous() for key, t in file.tensors.items()}, file.metadata
+            )
+            store.publish(place / own, own)
         save_model(place / name, model, model.spec, made_by)
         store.publish(place / name, name)
 
@@ -64,9 +71,13 @@ def _described(folder: Folder, step: int) -> tuple[dict[str, Any], dict[str, Pie
 
 
 def _weights_of(
-    config: FitConfig, model: CLIP, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
+    config: FitConfig, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
 ) -> dict[str, Tensor]:
-    """Returns copies of the weights of one checkpoint."""
+    """Returns the weights of one checkpoint, with adapters merged."""
+    model = build_empty(ModelSpec.from_dict(state["model"]))
+    if config.model.lora.rank:
+        add_adapters(model, config.model.lora, seed=0)
+    config.task.complete(model, state["task"])
     if ema and not any(key.startswith("ema/") for key in table):
         raise ClipTrainError(f"{folder.where(state['step'])} has no averaged weights: optim.ema.decay was 0")
     optimizer = make_optimizer(model, config.optim)
@@ -81,7 +92,7 @@ def _weights_of(
         ) from error
     context: AbstractContextManager[None] = parts["ema"].swapped() if ema else evaluation_weights(optimizer)
     with context:
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return merged({name: tensor.clone() for name, tensor in model.state_dict().items()}, config.model.lora)
 
 
 def chosen_steps(folder: Folder, at: str, average: str) -> list[int]:
