@@ -24,7 +24,7 @@ class World:
         return [value, (counts, uids, other, memory)]
 
 
-UNHARMED = {"samples": 4, "corrupt": 0}
+UNHARMED = {"samples": 4, "corrupt": 0, "truncated": 1}
 
 
 def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
@@ -64,6 +64,7 @@ def test_the_log_sums_what_was_waited_whatever_its_lines_cover(tmp_path):
         assert row["samples_per_s"] == pytest.approx(4 * (high - low) / (sum(WAITS[low:high]) + 0.5 * (high - low)))
         assert row["text_tokens_per_s"] == pytest.approx(2 * 5 * row["samples_per_s"])  # of both ranks
         assert row["host_memory_mib"] > 10
+        assert row["truncated"] == 2  # one of each rank
     assert metrics["wait_s"] == pytest.approx(sum(WAITS))
 
 
@@ -115,7 +116,7 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
         for step, corrupt in ((5, 1), (6, 1), (7, 1), (8, 2), (9, 2)):
             values = {"losses": {"loss": 1.0}, "lr": 1, "grad_norm": 1, "wait_s": 0, "seconds": 1}
             for hook in hooks:
-                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt}, **values))
+                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt, "truncated": 0}, **values))
     assert [row["corrupt"] for row in lines(tmp_path)] == [7, 7]
     assert [metrics["corrupt"] for metrics in saved] == [5, 7]  # after steps 5 and 9
 
@@ -152,3 +153,16 @@ def test_captions_that_are_cut_though_the_sample_had_none_are_told_once(capsys):
     assert capsys.readouterr().err.count("6 captions until step 20 had more tokens") == 1
     limit_of(SimpleNamespace(steps=1000, metrics={}))(20, 0, truncated=3)
     assert "captions" not in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_logged_with_those_before_a_resume(tmp_path):
+    with RunLog(tmp_path, 10) as log:
+        stream = SimpleNamespace(corrupt_uids=[])
+        hook = CorruptLimit(limit=1, samples=50, batch_size=100, every=10, stream=stream, world=Pair(), log=log)
+        loop = SimpleNamespace(steps=1000, metrics={"truncated": 5})
+        hook.on_start(loop)
+        for step, truncated in ((20, 0), (30, 2), (40, 2)):
+            hook.on_step(loop, SimpleNamespace(step=step, counts={"corrupt": 0, "truncated": truncated}))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 30, "event": "truncated", "captions": 9}]
+    assert loop.metrics["truncated"] == 9

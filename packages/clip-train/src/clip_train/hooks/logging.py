@@ -120,7 +120,8 @@ class Logging(RunHook):
             }
             seen = step.step * self.batch_size
             place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
-            totals = {"corrupt": corrupt, "skipped": loop.metrics.get("skipped", 0)}
+            truncated = sum(counts["truncated"] for counts, *_ in ranks)
+            totals = {"corrupt": corrupt, "truncated": truncated, "skipped": loop.metrics.get("skipped", 0)}
             totals |= {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
             if self.world.size > 1:
                 slowest = max(range(len(times)), key=lambda rank: times[rank]["busy"])
