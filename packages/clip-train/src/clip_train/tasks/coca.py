@@ -37,6 +37,10 @@ class CoCaConfig(ContrastiveConfig):
                 f"model.name = {spec.name!r} does not fit task.kind = 'coca': it has no decoder; choose an "
                 "architecture with one, such as coca_ViT-B-32, or another task"
             )
+        if spec.init_logit_bias is not None:
+            raise ClipTrainError(
+                f"model.name = {spec.name!r} does not fit task.kind = 'coca': its logit_bias would not be trained"
+            )
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.captioning import CaptioningTask
