@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -41,6 +42,12 @@ class CoCaConfig(ContrastiveConfig):
             raise ClipTrainError(
                 f"model.name = {spec.name!r} does not fit task.kind = 'coca': its logit_bias would not be trained"
             )
+
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns the weighted sum of ln N for the pairs and of ln V for a guess among all tokens of the vocabulary."""
+        pairs = super().chance(spec, samples)
+        tokens = math.log(spec.text.vocab_size)
+        return None if pairs is None else self.contrastive_weight * pairs + self.caption_weight * tokens
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.captioning import CaptioningTask
