@@ -29,6 +29,13 @@ class TowersConfig(TaskConfig):
 
     def check(self, spec: ModelSpec) -> None:
         self.logit_scale.check()
+        for tower in ("vision", "text"):
+            part = getattr(spec, tower)
+            if getattr(part, "pool_type", "") == "none" and not getattr(part, "attentional_pool", False):
+                raise ClipTrainError(
+                    f"model.name = {spec.name!r} does not fit this task, which needs one vector for each image and "
+                    f"caption: {tower}.pool_type = 'none' returns all tokens"
+                )
 
     def initialise(self, model: CLIP) -> None:
         """Sets the scale of the logits, and which of the parameters beside the towers are trained."""
