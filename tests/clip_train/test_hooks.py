@@ -145,3 +145,16 @@ def test_captions_that_are_cut_though_the_sample_had_none_are_told_once(capsys):
     assert capsys.readouterr().err.count("6 captions until step 20 had more tokens") == 1
     limit_of(SimpleNamespace(steps=1000, metrics={}))(20, 0, truncated=3)
     assert "captions" not in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_logged_with_those_before_a_resume(tmp_path):
+    with RunLog(tmp_path, 10) as log:
+        stream = SimpleNamespace(corrupt_uids=[])
+        hook = CorruptLimit(limit=1, samples=50, batch_size=100, every=10, stream=stream, world=Pair(), log=log)
+        loop = SimpleNamespace(steps=1000, metrics={"truncated": 5})
+        hook.on_start(loop)
+        for step, truncated in ((20, 0), (30, 2), (40, 2)):
+            hook.on_step(loop, SimpleNamespace(step=step, counts={"corrupt": 0, "truncated": truncated}))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 30, "event": "truncated", "captions": 9}]
+    assert loop.metrics["truncated"] == 9

@@ -30,7 +30,7 @@ def check_corrupt_share(
 
 @dataclass(kw_only=True)
 class CorruptLimit(RunHook):
-    """Ends the run if the share of corrupt samples is too large, of all samples since step 0."""
+    """Ends the run if too many of the samples since step 0 are corrupt, and logs how many captions were cut."""
 
     limit: float
     samples: int
@@ -40,10 +40,13 @@ class CorruptLimit(RunHook):
     warns: bool = False
     """whether to warn of captions that were cut, because a sample of them had none"""
     _before: float = 0
+    _cut: float = 0
+    _cut_before: float = 0
     _warned: bool = False
 
     def on_start(self, loop: Loop) -> None:
         self._before = loop.metrics.get("corrupt", 0)
+        self._cut = self._cut_before = loop.metrics.get("truncated", 0)
 
     def on_step(self, loop: Loop, step: Step) -> None:
         if not self.due(loop, step):
@@ -55,10 +58,17 @@ class CorruptLimit(RunHook):
         check_corrupt_share(
             [(step.step * self.batch_size, corrupt, uids)], self.limit, "samples", "data.max_corrupt", least
         )
-        truncated = int(sum(count for _, count, _ in ranks))
-        if self.warns and truncated and not self._warned and self.world.leads:
+        truncated = int(self._cut_before + sum(count for _, count, _ in ranks))
+        if truncated > self._cut:
+            self._cut = loop.metrics["truncated"] = truncated
+            if self.log:
+                self.log.write({"step": step.step, "event": "truncated", "captions": truncated})
+            self._warn(step.step)
+
+    def _warn(self, step: int) -> None:
+        if self.warns and not self._warned and self.world.leads:
             self._warned = True
             warn(
-                f"{truncated:,} captions until step {step.step} had more tokens than the model's context and were cut, "
+                f"{self._cut:,.0f} captions until step {step} had more tokens than the model's context and were cut, "
                 "though the sample before the first step had none; the log counts them as truncated"
             )
