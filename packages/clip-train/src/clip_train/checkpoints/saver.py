@@ -146,17 +146,18 @@ class Checkpoints:
     ) -> None:
         """Runs in the background: writes this rank's file and takes part in the commit."""
         try:
+            topic = f"save {self._visit} {step}"
             if self._notes is None:
                 self._notes = Notes(self._world, self._world.watch.storage)
             own, failure = self._write_own(step)
-            notes = self._notes.collect(f"save {step}", {"file": own, "failure": failure})
+            notes = self._notes.collect(f"{topic} written", {"file": own, "failure": failure})
             if self._world.leads:
                 size, failure = self._commit(step, table, described, notes, before)
-                self._notes.tell(f"saved {step}", failure)
+                self._notes.tell(f"{topic} committed", failure)
                 if not failure:
                     self._finished.append(Saved(step, time.perf_counter() - began, stall, size))
             else:
-                failure = self._notes.hear(f"saved {step}")
+                failure = self._notes.hear(f"{topic} committed")
             if not failure:
                 self._world.watch.saved = step
             self._fail(failure)
