@@ -43,8 +43,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         _arithmetic(config, world),
         ExitStack() as stack,
     ):
-        _check_batch(config, world)
-        manifest, val_manifest = _manifests(config, world)
+        check_batch(config, world)
+        manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
@@ -54,7 +54,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream = _stream(config, manifest, task, world)
+        stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
@@ -139,7 +139,8 @@ def _hooks(
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
 
 
-def _check_batch(config: FitConfig, world: World) -> None:
+def check_batch(config: FitConfig, world: World) -> None:
+    """Raises ClipTrainError if the batch cannot be split into equal parts for the ranks and their micro-batches."""
     size, parts = config.train.batch_size, config.train.micro_batches
     if size % world.size:
         raise ClipTrainError(f"train.batch_size = {size} is not divisible by {world.size} ranks")
@@ -150,7 +151,7 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
+def find_samples(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
     """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
     if config.data.synthetic:
         return config.data.synthetic, None
@@ -187,9 +188,10 @@ def _log_start(
             log.write({"step": resumed.step, **event})
 
 
-def _stream(
+def make_stream(
     config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
 ) -> SampleStream | SyntheticStream:
+    """Returns the stream of this rank's batches."""
     if isinstance(manifest, SyntheticConfig):
         if task.columns:
             raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")
