@@ -42,7 +42,7 @@ class DataConfig:
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
-    """largest share of corrupt samples of those read so far; above it the run stops; 1.0 allows all"""
+    """largest share of corrupt samples of those read since step 0; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,17 @@ class ValConfig:
 
     sources: tuple[Source, ...] = ()
     """datasets; empty for no validation"""
-    batch_size: int = 256
-    """samples of one batch; the rest of the last incomplete batch is counted and left out"""
+    batch_size: int = 0
+    """samples of one batch; 0 takes that of training, or all samples if there are fewer; the rest that fills no batch
+    is counted and left out of the loss"""
     every: int = 0
     """steps between two measurements; 0 measures only after the last step"""
     overlap: Literal["error", "allow"] = "error"
     """whether held-out samples with the uid of a training sample are an error or allowed"""
+    retrieval: bool = True
+    """rank all captions for each image and all images for each caption; takes N² products for N samples"""
+    max_corrupt: float = 0.05
+    """largest share of corrupt samples; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,7 @@ class CheckpointConfig:
 _NOT_DECIDING = {
     "": ("run", "checkpoint"),
     "data": ("workers", "long_captions", "max_corrupt", "timeout"),
-    "val": ("overlap",),
+    "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
         *("log_every", "device", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
@@ -174,7 +179,7 @@ def resolve(config: FitConfig) -> FitConfig:
         ("train.log_every", train.log_every, 1),
         ("checkpoint.every", config.checkpoint.every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
-        ("val.batch_size", val.batch_size, 2),
+        ("val.batch_size", val.batch_size, 2 if val.batch_size else 0),
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
         ("data.canonical_streams", data.canonical_streams, 0),
@@ -200,6 +205,7 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value in (
         ("data.hflip", data.hflip),
         ("data.max_corrupt", data.max_corrupt),
+        ("val.max_corrupt", val.max_corrupt),
         ("train.node_check", train.node_check),
     ):
         if not 0 <= value <= 1:

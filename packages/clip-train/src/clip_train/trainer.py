@@ -21,6 +21,7 @@ from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
+from clip_train.heldout import COLUMNS, chunk_of
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
@@ -110,33 +111,56 @@ def _hooks(
     **shared: Any,
 ) -> list[Hook]:
     """Returns the hooks in order; `shared` are the fields that all of them have."""
-    log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
+    log_every = config.train.log_every
     hooks: list[Hook] = [
         *([Averaging(ema=optim.ema)] if optim.ema else []),
         Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
-        CorruptLimit(every=log_every, limit=limit, samples=manifest.samples, **shared),
+        CorruptLimit(
+            every=log_every,
+            limit=config.data.max_corrupt,
+            samples=manifest.samples,
+            batch_size=config.train.batch_size,
+            warns=config.data.long_captions == "error",
+            **shared,
+        ),
     ]
     if val_manifest:
-        reader = read_once(
-            val_manifest,
-            preprocess=_preprocess(task, None),
-            tokenizer=_tokenizer(task),
-            batch_size=val.batch_size,
-            workers=config.data.workers,
-            columns=task.columns,
-            timeout=config.data.timeout,
-        )
-        hooks.append(
-            Validation(
-                every=val.every,
-                batches=reader,
-                batch_size=val.batch_size,
-                max_corrupt=limit,
-                weights=optim.weights,
-                **shared,
-            )
-        )
+        hooks.append(_validation(config, task, val_manifest, optim, **shared))
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _validation(
+    config: FitConfig, task: Task, manifest: Manifest, optim: Optimization, *, world: World, **shared: Any
+) -> Validation:
+    val, data = config.val, config.data
+    batch_size = val.batch_size or min(config.train.batch_size, manifest.samples)
+    chunk = chunk_of(batch_size, batch_size // config.train.micro_batches)
+    reader = read_once(
+        manifest,
+        preprocess=_preprocess(task, None),
+        tokenizer=_tokenizer(task),
+        batch_size=chunk,
+        workers=data.workers,
+        columns=tuple(dict.fromkeys([*task.columns, *(COLUMNS if val.retrieval else ())])),
+        rank=world.rank,
+        world_size=world.size,
+        keep_workers=True,
+        timeout=data.timeout,
+    )
+    return Validation(
+        every=val.every,
+        batches=reader,
+        batch_size=batch_size,
+        chunk=chunk,
+        samples=manifest.samples,
+        max_corrupt=val.max_corrupt,
+        retrieval=val.retrieval,
+        chance=partial(config.task.chance, task.model.spec),
+        wait_s=data.timeout + (MARGIN_S if data.workers else 0),
+        weights=optim.weights,
+        world=world,
+        **shared,
+    )
 
 
 def check_batch(config: FitConfig, world: World) -> None:
