@@ -13,6 +13,8 @@ from clip_train.launch import read_launch
 COMMANDS = {
     "fit": "train a model from a recipe",
     "export": "write the weights of a checkpoint, or the mean of several, as one file",
+    "bench": "time the steps of a recipe, and say what limits them",
+    "lr-find": "look for a learning rate by raising it from step to step",
     "convert-openclip-args": "turn a command line of OpenCLIP's trainer into a recipe",
     "interpolate": "models between a pretrained and a fine-tuned one, and their scores (WiSE-FT)",
     "submit": "train on a SLURM cluster: write the batch script of a run and submit it",

@@ -52,8 +52,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         arithmetic(config.train, world),
         ExitStack() as stack,
     ):
-        _check_batch(config, world)
-        manifest, val_manifest = _manifests(config, world)
+        check_batch(config, world)
+        manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
@@ -65,7 +65,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         optim = Optimization(model, config.optim, world.device, gradients.scale)
         plan = plan_of(config, steps, manifest.samples)
         rate = learning_rate(config.optim, plan, config.train.batch_size)
-        stream = _stream(config, manifest, task, world)
+        stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
@@ -204,7 +204,8 @@ def _validation(
     )
 
 
-def _check_batch(config: FitConfig, world: World) -> None:
+def check_batch(config: FitConfig, world: World) -> None:
+    """Raises ClipTrainError if the batch cannot be split into equal parts for the ranks and their micro-batches."""
     size, parts = config.train.batch_size, config.train.micro_batches
     if size % world.size:
         raise ClipTrainError(f"train.batch_size = {size} is not divisible by {world.size} ranks")
@@ -215,7 +216,7 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
+def find_samples(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
     """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
     if config.data.synthetic:
         return config.data.synthetic, None
@@ -259,9 +260,10 @@ def _log_start(
             log.write({"step": resumed.step, **event})
 
 
-def _stream(
+def make_stream(
     config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
 ) -> SampleStream | SyntheticStream:
+    """Returns the stream of this rank's batches."""
     if isinstance(manifest, SyntheticConfig):
         if task.columns:
             raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -96,7 +97,7 @@ class Recorder(TorchDispatchMode):
         """Returns the number of a tensor's storage, -1 for a resident one."""
         return self._serials.get(id(tensor.untyped_storage()))
 
-    def peak(self, without: set[int | None] = frozenset()) -> int:  # type: ignore[assignment]
+    def peak(self, without: Collection[int | None] = ()) -> int:
         """Returns the most bytes that were held at once, without the storages of these numbers."""
         most = held = 0
         for serial, size in self._events:
@@ -134,7 +135,8 @@ def _with_fake_tensors(modules: list[nn.Module]) -> None:
         return made[id(tensor)][1]
 
     for part in [child for module in modules for child in module.modules()]:
-        for table in (part._parameters, part._buffers):
+        tables: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for table in tables:
             table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
 
 
