@@ -63,16 +63,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             "pip install 'clip-train[optimizers]'"
         ) from error
     groups = parameter_groups(model, config)
-    sharded: Mapping[str, Any] | None = {}
-    if config.name in KNOWN and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        sharded = KNOWN[config.name].sharded
-        if sharded is None:
-            raise ClipTrainError(
-                f"optim.name = {config.name!r} needs whole tensors, and the weights are sharded: choose adamw, or "
-                "train.parallel = 'ddp'"
-            )
+    replaced = _of_shards(config.name, model)
     if isinstance(target, type):
-        keywords = {**_keywords(target, config), **sharded}
+        keywords = {**_keywords(target, config), **replaced}
         try:
             optimizer = target(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
@@ -83,6 +76,19 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if hasattr(optimizer, "train"):
         optimizer.train()  # schedule-free: the weights of training, not the averaged ones
     return optimizer
+
+
+def _of_shards(name: str, model: nn.Module) -> Mapping[str, Any]:
+    """Returns the keyword arguments that an optimizer needs for sharded weights. Raises ClipTrainError if none help."""
+    known = KNOWN.get(name)
+    if known is None or not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return {}
+    if known.sharded is None:
+        raise ClipTrainError(
+            f"optim.name = {name!r} needs whole tensors, and the weights are sharded: choose adamw, or "
+            "train.parallel = 'ddp'"
+        )
+    return known.sharded
 
 
 def _keywords(target: type, config: OptimConfig) -> dict[str, Any]:
