@@ -81,7 +81,7 @@ def test_the_logit_scale_stays_between_1_and_100(before, after):
     scale.data.fill_(before)
     task.after_step()
     assert scale.item() == pytest.approx(after)
-    assert task.report()["logit_scale"] == pytest.approx(math.exp(after), rel=1e-5)
+    assert task.report()["logit_scale"].item() == pytest.approx(math.exp(after), rel=1e-5)
 
 
 VIT = get_model_spec("ViT-Ti-4-24")

@@ -96,11 +96,13 @@ def test_clipping_and_judging_do_not_read_a_value_from_the_device(model, monkeyp
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("action", ["off", "skip"])
 def test_what_is_not_finite_is_never_good_and_always_ends_the_run(bad, action):
-    guard = Guard(SpikeConfig(action=action), CPU)
     for loss, norm in ((bad, 1.0), (1.0, bad)):
+        guard = Guard(SpikeConfig(action=action), CPU)
+        assert guard.judge(torch.tensor(1.0), torch.tensor(1.0))
         assert not guard.judge(torch.tensor(loss), torch.tensor(norm))
         with pytest.raises(ClipTrainError, match=r"step 7: the loss is .* Lower optim\.lr \(now 0\.1\)"):
-            guard.refuse(7, loss, norm, 0.1)
+            guard.settle(7, loss, norm, 0.1, {name: float(value) for name, value in guard.verdict().items()})
+        assert not guard.judge(torch.tensor(1.0), torch.tensor(1.0))  # nothing after it is good
 
 
 def test_the_judgement_is_that_of_the_running_median():

@@ -13,6 +13,7 @@ from clip_train.model import ModelConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
 from clip_train.parallelize.config import ParallelConfig
+from clip_train.synthetic import SyntheticConfig
 from clip_train.tasks import TaskConfig
 from clip_train.tasks.contrastive import ContrastiveConfig
 
@@ -23,6 +24,8 @@ class DataConfig:
 
     sources: tuple[Source, ...] = ()
     """datasets or selections, mixed by their weights"""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """samples that are made up, in place of sources, to measure devices without data"""
     workers: int = 1
     """reader processes of each rank; 0 reads in the training process"""
     canonical_streams: int = 0
@@ -153,7 +156,11 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
-    if not data.sources:
+    data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
+    if data.synthetic and (data.sources or val.sources):
+        named = "data.sources" if data.sources else "val.sources"
+        raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")
+    if not (data.sources or data.synthetic):
         raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
     if val.every and not val.sources:
         raise ClipTrainError(f"val.every = {val.every} requires val.sources: name a dataset there, or omit val.every")

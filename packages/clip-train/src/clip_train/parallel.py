@@ -69,14 +69,19 @@ class World:
                 dist.all_gather_object(values, value)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Returns on every rank whether the flag is set on any rank. Communicates between CPUs."""
+    def vote(self, values: list[int]) -> Callable[[], list[int]]:
+        """Starts to take the maximum of each number over the ranks, between CPUs, and returns what waits for it."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor(int(flag))
-        with self.collective():
-            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+            return lambda: values
+        votes = torch.tensor(values)
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True)
+
+        def result() -> list[int]:
+            with self.collective():
+                work.wait()
+            return votes.tolist()
+
+        return result
 
     def sum(self, value: Tensor) -> Tensor:
         """Returns the sum of a tensor over the ranks, on the device, as a new tensor."""

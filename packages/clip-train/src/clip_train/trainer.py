@@ -19,6 +19,7 @@ from clip_train.captions import SideBySide, WholeCaptions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
+from clip_train.feed import Feed
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -27,6 +28,7 @@ from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.runfolder import FitResult, RunFolder, RunLog
+from clip_train.synthetic import SyntheticConfig, SyntheticStream
 from clip_train.tasks.base import Task
 from clip_train.watch import Watch
 
@@ -81,7 +83,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 task=task,
                 gradients=gradients,
                 optimizer=optim.optimizer,
-                batches=watch.batches(stream, batch_s),
+                feed=Feed(stream, task, world, items=watch.batches(stream, batch_s)),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
@@ -99,7 +101,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
 def _hooks(
     config: FitConfig,
     task: Task,
-    manifest: Manifest,
+    manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
     checkpoints: Checkpoints,
     optim: Optimization,
@@ -146,8 +148,10 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _manifests(config: FitConfig, world: World) -> tuple[Manifest, Manifest | None]:
+def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
     """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
+    if config.data.synthetic:
+        return config.data.synthetic, None
     manifest = build_manifest(config.data.sources)
     if not config.val.sources:
         return manifest, None
@@ -172,7 +176,21 @@ def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunL
             log.write({"step": resumed.step, **event})
 
 
-def _stream(config: FitConfig, manifest: Manifest, task: Task, world: World) -> SampleStream:
+def _stream(
+    config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
+) -> SampleStream | SyntheticStream:
+    if isinstance(manifest, SyntheticConfig):
+        if task.columns:
+            raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")
+        return SyntheticStream(
+            manifest,
+            image_size=task.image_size,
+            text_specs=task.text_specs,
+            global_batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            rank=world.rank,
+            world_size=world.size,
+        )
     return SampleStream(
         manifest,
         preprocess=_preprocess(task, config.data),

@@ -36,8 +36,16 @@ def call_block(block: Callable[..., Any], *args: Any, recompute: bool) -> Any:
 
 
 def may_look(text: Tensor) -> bool:
-    """Whether the values may be read: not on an accelerator, which would have to synchronise, and not in a trace."""
-    return text.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    """Whether the values may be read: not on an accelerator, which would have to synchronise, and not in a trace.
+
+    A tensor of a subclass may have no values, such as a fake tensor, with which memory is estimated.
+    """
+    return (
+        type(text) is Tensor
+        and text.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
 
 
 def check_text(text: Tensor, context_length: int, vocab_size: int) -> None:

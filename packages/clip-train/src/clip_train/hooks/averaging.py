@@ -1,8 +1,11 @@
 """The moving average of the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clip_train.loop import Hook, Loop, Step
+from torch import Tensor
+
+from clip_train.loop import Hook, Loop
 from clip_train.optim.averages import Ema
 
 
@@ -12,5 +15,6 @@ class Averaging(Hook):
 
     ema: Ema
 
-    def on_step(self, loop: Loop, step: Step) -> None:
-        self.ema.update(step.step)
+    def on_update(self, loop: Loop, step: int) -> Mapping[str, Tensor]:
+        self.ema.update(step)
+        return {}

@@ -18,5 +18,9 @@ class RunHook(Hook):
     log: RunLog | None
     """None except on rank 0"""
 
+    def exact(self, loop: Loop, step: int) -> bool:
+        """Returns whether the hook acts after this step. It finds the state as it is then."""
+        return step == loop.steps or (self.every > 0 and step % self.every == 0)
+
     def due(self, loop: Loop, step: Step) -> bool:
-        return step.step == loop.steps or (self.every > 0 and step.step % self.every == 0)
+        return RunHook.exact(self, loop, step.step)

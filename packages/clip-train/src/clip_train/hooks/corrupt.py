@@ -33,9 +33,12 @@ class CorruptLimit(RunHook):
     samples: int
     """samples of one epoch"""
 
+    def exact(self, loop: Loop, step: int) -> bool:
+        return False
+
     def on_step(self, loop: Loop, step: Step) -> None:
         if self.due(loop, step):
-            stats = self.stream.stats
-            found = self.world.gather((stats["samples"], stats["corrupt"], self.stream.corrupt_uids[:3]))
+            counts = step.counts
+            found = self.world.gather((counts["samples"], counts["corrupt"], self.stream.corrupt_uids[:3]))
             least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
             check_corrupt_share(found, self.limit, "samples", least)

@@ -1,8 +1,11 @@
 """The log and the progress bar."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from clip_core.console import progress_bar
 from clip_train.hooks.base import RunHook
@@ -42,20 +45,29 @@ class Logging(RunHook):
                 show=True,
             )
 
+    def exact(self, loop: Loop, step: int) -> bool:
+        return False
+
+    def on_update(self, loop: Loop, step: int) -> Mapping[str, Tensor]:
+        return loop.task.report() if self._logged(loop, step) else {}
+
+    def _logged(self, loop: Loop, step: int) -> bool:
+        return step == 1 or RunHook.exact(self, loop, step)
+
     def on_step(self, loop: Loop, step: Step) -> None:
         self._steps += 1
         self._seconds += step.seconds
         self._wait += step.wait_s
         loop.metrics["time_s"] = time.perf_counter() - self._began
         loop.metrics["wait_s"] = self._waited + self._wait
-        if step.step == 1 or self.due(loop, step):
+        if self._logged(loop, step.step):
             self._write(loop, step)
         if self._bar:
             self._bar.update()
 
     def _write(self, loop: Loop, step: Step) -> None:
         busy = self._seconds - WAITS.take()
-        ranks = self.world.gather((self.stream.stats["corrupt"], self.stream.corrupt_uids, self._wait, busy))
+        ranks = self.world.gather((step.counts["corrupt"], self.stream.corrupt_uids, self._wait, busy))
         corrupt = self._corrupt_before + sum(count for count, *_ in ranks)
         wait = max(seconds for _, _, seconds, _ in ranks)  # the others wait for the slowest rank
         slowest, (*_, slowest_s) = max(enumerate(ranks), key=lambda row: row[1][-1])
@@ -67,7 +79,7 @@ class Logging(RunHook):
                 "lr": step.lr,
                 "grad_norm": step.grad_norm,
                 **step.norms,
-                **loop.task.report(),
+                **step.measured,
                 "samples_per_s": self._steps * self.batch_size / self._seconds,
                 "loader_wait_s": wait / self._steps,
             }

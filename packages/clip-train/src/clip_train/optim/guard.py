@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import Tensor
 from clip_train.errors import ClipTrainError
 from clip_train.optim.config import SpikeConfig
 
+_VERDICT = "verdict "  # keeps its names apart from those of losses, norms and hooks
+
 
 class Guard:
     """Judges each step on the device, and keeps the losses and gradient norms of the last good steps for it.
 
-    Loss and norm are those of all ranks, so that all ranks judge alike.
+    Loss and norm are those of all ranks, so that all ranks judge alike. The host hears of a verdict some steps later:
+    after a step that ends the run, no further step is good.
     """
 
     def __init__(self, config: SpikeConfig, device: torch.device) -> None:
@@ -24,33 +28,51 @@ class Guard:
         self._factors = torch.tensor(factors, device=device)
         self._window = torch.full((2, config.window), torch.nan, device=device)
         self._streak = torch.zeros((), dtype=torch.int64, device=device)
+        self._over = torch.zeros((), dtype=torch.bool, device=device)
+        self._verdict: dict[str, Tensor] = {}
 
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Returns a bool scalar on the device: whether the update of a step with this loss and norm may be made."""
         new = torch.stack([loss.detach().float(), norm.detach().float()])
-        good = new.isfinite().all()
+        finite = new.isfinite().all()
         if self._config.action == "off":
+            good = finite & ~self._over
+            self._over = self._over | ~finite
+            self._verdict = {"good": good}
             return good
-        good = good & (new <= self._limits()).all()
+        limits = self._limits()
+        good = finite & (new <= limits).all() & ~self._over
         self._window = torch.where(good, torch.cat([self._window[:, 1:], new[:, None]], dim=1), self._window)
         self._streak = torch.where(good, 0, self._streak + 1)
+        most = self._config.most if self._config.action == "skip" else 0
+        self._over = self._over | ~finite | (self._streak > most)
+        self._verdict = {"good": good, "streak": self._streak, "loss": limits[0], "norm": limits[1]}
         return good
 
-    def refuse(self, step: int, loss: float, norm: float, lr: float) -> None:
-        """Raises ClipTrainError if a step that `judge` has not passed ends the run."""
-        if not torch.tensor([loss, norm]).isfinite().all():
+    def verdict(self) -> dict[str, Tensor]:
+        """Returns scalars on the device that tell of the last step what `settle` has to know."""
+        return {_VERDICT + name: value for name, value in self._verdict.items()}
+
+    def settle(self, step: int, loss: float, norm: float, lr: float, values: dict[str, float]) -> bool:
+        """Takes the values of the `verdict` out of `values` and returns whether the step's update was made.
+
+        Raises ClipTrainError if the step ends the run.
+        """
+        found = {name: values.pop(_VERDICT + name) for name in self._verdict}
+        if found["good"]:
+            return True
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ClipTrainError(
                 f"step {step}: the loss is {loss} and the gradient norm {norm}; checkpoints are not affected. Lower "
                 f"optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
             )
-        spike, streak = self._config, int(self._streak)
+        spike, streak = self._config, int(found["streak"])
         if spike.action == "skip" and streak <= spike.most:
-            return
-        limits = self._limits().tolist()
+            return False
         row = f" in {streak} steps in a row (optim.spike.most = {spike.most})" if spike.action == "skip" else ""
         raise ClipTrainError(
-            f"step {step}: the loss is {loss:.4g} (optim.spike allows {limits[0]:.4g}) and the gradient norm "
-            f"{norm:.4g} ({limits[1]:.4g}){row}; checkpoints are not affected. Lower optim.lr (now {lr:g}), set "
+            f"step {step}: the loss is {loss:.4g} (optim.spike allows {found['loss']:.4g}) and the gradient norm "
+            f"{norm:.4g} ({found['norm']:.4g}){row}; checkpoints are not affected. Lower optim.lr (now {lr:g}), set "
             "optim.grad_clip_norm, or raise the limits of optim.spike"
         )
 
@@ -72,7 +94,8 @@ class Guard:
 def update(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
     """Takes the optimizer's step if `good`, a bool scalar, is true. Otherwise neither weights nor state change.
 
-    Fused optimizers decide on the device; the others wait for the value.
+    Fused optimizers (adamw and sgd of torch) decide on the device. The steps of all others have no condition that the
+    device could evaluate: for them the host waits for the value.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         fused: Any = optimizer

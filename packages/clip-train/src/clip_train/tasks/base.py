@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,13 +42,13 @@ class Task:
 
     `precision`: one of `train.precision`. Losses are computed in float32.
 
-    A step takes a batch through `prepare`, `with_counts`, `targets` (for each micro-batch), `forward` and `losses_of`.
-    None of them has to know the modalities of a batch but `prepare` and `forward`: a task of other ones overrides
-    these two, names what the stream has to decode in its specs, and uses the losses as they are.
+    A step takes a batch through `tensors`, `with_counts`, `targets` (for each micro-batch), `forward` and `losses_of`.
+    None of them has to know the modalities of a batch but `tensors` and `forward`: a task of other ones overrides
+    these two, with `texts`, names what the stream has to decode in its specs, and uses the losses as they are.
     """
 
     columns: tuple[str, ...] = ()
-    """columns of the dataset that `prepare` needs in a batch, as the stream names them"""
+    """columns of the dataset that `tensors` needs in a batch, as the stream names them"""
 
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
@@ -56,6 +56,8 @@ class Task:
         self._autocast = AUTOCAST.get(precision)
         self._forward = _Forward(self)
         self._normalise = Normalise(model.spec.preprocess, world.device)
+        self.text_lengths: Sequence[int] = ()
+        """numbers of tokens that captions are padded to; () for those of `padded_length`"""
 
     @property
     def text_specs(self) -> list[ModelSpec]:
@@ -106,22 +108,40 @@ class Task:
         Raises ClipTrainError if the task cannot be trained on these samples.
         """
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Moves a batch of the stream, {"image": uint8 [B, 3, H, W], "text": int64 [B, L], …}, to the device.
+    @property
+    def texts(self) -> dict[str, CLIP]:
+        """The entries of a prepared batch that are captions' tokens, int64 [B, L], and the model that reads each."""
+        return {"text": self.model}
 
-        Columns of the tokens that change no feature of this model's text tower are cut off. "uid", the identifiers of
-        the samples, becomes int64 [B]; "ordinal", their numbers, stays.
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns a batch of the stream, {"image": uint8 [B, 3, H, W], "text": int64 [B, context], …}, as tensors.
+
+        "uid", the identifiers of the samples, becomes int64 [B]; "ordinal", their numbers, stays.
         """
-        tensors = {
-            "image": torch.from_numpy(batch["image"]),
-            "text": self.model.cut_captions(torch.from_numpy(batch["text"])),
-        }
+        tensors = {"image": torch.from_numpy(batch["image"]), "text": torch.from_numpy(batch["text"])}
         if "uid" in batch:
             # The first 64 bits of the identifier, as a signed number.
             tensors["uid"] = torch.tensor([int(uid[:16], 16) - (1 << 63) for uid in batch["uid"]])
         if "ordinal" in batch:
             tensors["ordinal"] = torch.from_numpy(batch["ordinal"])
-        return {name: self.moved(tensor) for name, tensor in tensors.items()}
+        return tensors
+
+    def lengths(self, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+        """Returns, for each of `texts` on the CPU, the smallest of `text_lengths` that changes no feature of it."""
+        return {
+            name: padded_length(model.cut_captions(tensors[name]).shape[1], self.text_lengths, tensors[name].shape[1])
+            for name, model in self.texts.items()
+        }
+
+    def tokens(self, tensors: Mapping[str, Tensor]) -> int:
+        """Returns the number of tokens of a batch's captions, padding not counted; of the model's, not a teacher's."""
+        return int((tensors["text"] != (self.model.spec.text.pad_id or 0)).sum())
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Moves a batch of the stream to the device, and cuts off columns of the captions that change no feature."""
+        tensors = self.tensors(batch)
+        lengths = self.lengths(tensors)
+        return cut({name: self.moved(tensor) for name, tensor in tensors.items()}, lengths)
 
     def moved(self, tensor: Tensor) -> Tensor:
         """Copies a tensor of the CPU to the device, without waiting for the copy."""
@@ -150,11 +170,15 @@ class Task:
         self.model.train()
         return sum_of(out.losses | self.losses_of(out.features, out.shared, {**batch, **self.targets(batch)}, ranks=1))
 
-    def report(self) -> dict[str, float]:
-        """Returns {"logit_scale": the exponentiated factor on the cosines, and "logit_bias" if there is one}."""
-        values = {"logit_scale": float(self.model.logit_scale.detach().exp())}
+    @torch.no_grad()
+    def report(self) -> dict[str, Tensor]:
+        """Returns {"logit_scale": the exponentiated factor on the cosines, and "logit_bias" if there is one}.
+
+        They are scalars on the device.
+        """
+        values = {"logit_scale": self.model.logit_scale.exp()}
         if self.model.logit_bias is not None:
-            values["logit_bias"] = float(self.model.logit_bias.detach())
+            values["logit_bias"] = self.model.logit_bias.clone()
         return values
 
     @torch.no_grad()
@@ -201,3 +225,19 @@ class _Forward(nn.Module):
 def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
     """Returns the sum of the parts of a loss, a float32 scalar."""
     return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+def padded_length(length: int, lengths: Sequence[int], context: int) -> int:
+    """Returns the smallest of `lengths`, or of the `context`, that is at least `length`.
+
+    Without `lengths` there are two to an octave, 8, 12, 16, 24, 32, 48, 64, …: a compiled model sees few shapes.
+    """
+    octaves = (each for octave in range(3, context.bit_length()) for each in (2**octave, 3 * 2 ** (octave - 1)))
+    return next((each for each in lengths or octaves if length <= each < context), context)
+
+
+def cut(batch: Mapping[str, Tensor], lengths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the batch with the first columns of the texts, as many as `lengths` says of each."""
+    return {
+        name: tensor[:, : lengths[name]].contiguous() if name in lengths else tensor for name, tensor in batch.items()
+    }

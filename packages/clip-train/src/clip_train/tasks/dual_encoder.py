@@ -31,14 +31,14 @@ class DualEncoderTask(Task):
         self._loss, self._scale, self._positives = config.make_loss(), config.logit_scale, config.positives
         self.columns = config.columns
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Adds "group", int64 [B], where other samples than the own one are positives."""
-        prepared = super().prepare(batch)
+        tensors = super().tensors(batch)
         if self.columns:
-            prepared["group"] = self.moved(value_groups(batch[self._positives]))
+            tensors["group"] = value_groups(batch[self._positives])
         elif self._positives == "captions":
-            prepared["group"] = self.moved(caption_groups(torch.from_numpy(batch["text"])))
-        return prepared
+            tensors["group"] = caption_groups(torch.from_numpy(batch["text"]))
+        return tensors
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         features = {"image": self.model.encode_image(image), "text": self.model.encode_text(batch["text"])}

@@ -42,13 +42,15 @@ class TeacherTask(DualEncoderTask):
             self.model.spec.preprocess.size, self._teacher.spec.preprocess.size, key=lambda size: size[0] * size[1]
         )
 
-    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    @property
+    def texts(self) -> dict[str, CLIP]:
+        return {**super().texts, "teacher_tokens": self._teacher}
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Takes tokens of both tokenizers side by side; the teacher's become "teacher_tokens"."""
         length = self.model.spec.text.context_length
         own, others = batch["text"][:, :length], batch["text"][:, length:]
-        prepared = super().prepare({**batch, "text": own})
-        cut = self._teacher.cut_captions(torch.from_numpy(others))
-        return {**prepared, "teacher_tokens": self.moved(cut)}
+        return {**super().tensors({**batch, "text": own}), "teacher_tokens": torch.from_numpy(others)}
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> dict[str, Tensor]:
