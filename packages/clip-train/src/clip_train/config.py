@@ -37,7 +37,8 @@ class DataConfig:
     hflip: float = 0.0
     """probability of a horizontal flip"""
     long_captions: Literal["error", "truncate"] = "error"
-    """a caption with more tokens than the model's context ends the run, or is truncated but for its end token"""
+    """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
+    sample of some thousand captions has any"""
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05

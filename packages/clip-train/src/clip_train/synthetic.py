@@ -121,7 +121,7 @@ class SyntheticStream:
     @property
     def stats(self) -> dict[str, int | float]:
         """The counts of `SampleStream.stats`; nothing is read, so nothing is corrupt."""
-        counts = {"corrupt": 0, "bytes_read": 0, "restarts": 0, "wait_s": self._wait_s}
+        counts = {"corrupt": 0, "truncated": 0, "bytes_read": 0, "restarts": 0, "wait_s": self._wait_s}
         return {"batches": self._batches, "samples": self._batches * self._local, **counts}
 
     def state_dict(self) -> dict[str, Any]:

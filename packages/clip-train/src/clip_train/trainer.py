@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from clip_core.config import fingerprint
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
-from clip_train.captions import SideBySide, WholeCaptions
+from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
+from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
@@ -54,7 +54,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
-        stream = stack.enter_context(_stream(config, manifest, task, world))
+        stream = _stream(config, manifest, task, world)
+        stack.callback(stream.close)
+        captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
@@ -76,7 +78,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
-            _log_start(config, folder, resumed, log, world)
+            _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
@@ -118,7 +120,7 @@ def _hooks(
         reader = read_once(
             val_manifest,
             preprocess=_preprocess(task, None),
-            tokenizer=_tokenizer(task, config.data),
+            tokenizer=_tokenizer(task),
             batch_size=val.batch_size,
             workers=config.data.workers,
             columns=task.columns,
@@ -166,9 +168,18 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     return manifest, held_out
 
 
-def _log_start(config: FitConfig, folder: RunFolder, resumed: Resumed, log: RunLog | None, world: World) -> None:
-    """Logs the damaged checkpoints that were found, and measures the nodes if the config says so."""
+def _log_start(
+    config: FitConfig,
+    folder: RunFolder,
+    resumed: Resumed,
+    captions: list[dict[str, Any]],
+    log: RunLog | None,
+    world: World,
+) -> None:
+    """Logs the captions to be cut and damaged checkpoints, and measures the nodes if the config says so."""
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
+    if not resumed.step:
+        events += captions
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
     if log:
@@ -194,7 +205,7 @@ def _stream(
     return SampleStream(
         manifest,
         preprocess=_preprocess(task, config.data),
-        tokenizer=_tokenizer(task, config.data),
+        tokenizer=_tokenizer(task),
         global_batch_size=config.train.batch_size,
         seed=config.train.seed,
         rank=world.rank,
@@ -206,13 +217,8 @@ def _stream(
     )
 
 
-def _tokenizer(task: Task, data: DataConfig) -> Callable[[list[str]], np.ndarray]:
-    """Returns the tokenizer of the task, picklable, which handles long captions as `data.long_captions` says."""
-    tokenizers = tuple(
-        tokenizer.encode_numpy if data.long_captions == "truncate" else WholeCaptions(tokenizer)
-        for tokenizer in map(get_tokenizer, task.text_specs)
-    )
-    return tokenizers[0] if len(tokenizers) == 1 else SideBySide(tokenizers)
+def _tokenizer(task: Task) -> Captions:
+    return Captions(tuple(map(get_tokenizer, task.text_specs)))
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:

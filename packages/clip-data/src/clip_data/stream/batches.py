@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,14 @@ from clip_data.stream.read import Sample, SourceReader, Window
 Tokenizer = Callable[[list[str]], np.ndarray]
 SEARCH = 1000  # neighbours tried for a corrupt sample; if all are corrupt, the shard is damaged
 CHUNK = 256  # payloads held at a time
+
+
+@runtime_checkable
+class CountsTruncated(Protocol):
+    """A tokenizer that can tell which captions it cuts."""
+
+    def truncated(self, captions: Sequence[str], tokens: np.ndarray) -> Sequence[int]:
+        """Returns the indices of the captions that were cut to give `tokens`, int64 [n, context]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,8 @@ class Slice:
     columns: list[tuple[Any, ...]] = field(default_factory=list)
     corrupt: list[tuple[str, str]] = field(default_factory=list)
     """uid and reason"""
+    truncated: int = 0
+    """captions that the tokenizer cut"""
     bytes_read: int = 0
 
 
@@ -120,7 +130,10 @@ class BatchMaker:
             done.captions = captions
         elif captions:
             assert texts is not None
-            texts[: len(captions)] = tokens(self.plan.tokenizer, captions, self.plan.context)
+            found = tokens(self.plan.tokenizer, captions, self.plan.context)
+            texts[: len(captions)] = found
+            if isinstance(self.plan.tokenizer, CountsTruncated):
+                done.truncated = len(self.plan.tokenizer.truncated(captions, found))
         done.bytes_read = sum(reader.bytes_read for reader in self.readers) - before
         return done
 

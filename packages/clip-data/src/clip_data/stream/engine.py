@@ -9,6 +9,7 @@ import subprocess
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from itertools import pairwise
 from multiprocessing.connection import Connection
 
@@ -129,15 +130,15 @@ class Worker:
 
 
 class WorkerEngine:
-    """Makes batches ahead of time in worker processes, from `first` on."""
+    """Makes batches ahead of time in worker processes."""
 
-    def __init__(self, plan: Plan, workers: int, first: int, stop: int | None = None, *, timeout: float) -> None:
-        """`timeout`: seconds that a batch may take."""
+    def __init__(self, plan: Plan, workers: int, numbers: Iterable[int], *, timeout: float) -> None:
+        """`numbers`: of the batches, in the order in which they will be asked for; `timeout`: seconds of a batch."""
         self.timeout = timeout
         self.slots = PREFETCH + LEASES
         self.ring = Ring(plan, self.slots)
-        self.number, self.stop = first, stop
-        self.pending: deque[int] = deque()
+        self.numbers = iter(numbers)
+        self.pending: deque[tuple[int, int]] = deque()  # (number, slot)
         self.restarts = 0
         task = pickle.dumps((plan, self.slots))
         file = anonymous_file(len(task))
@@ -150,15 +151,15 @@ class WorkerEngine:
             self.workers.append(Worker(self.ring, file, low, high))
 
     def batch(self, number: int, size: int) -> Made:
-        """Returns a batch. Numbers must be consecutive."""
+        """Returns the next batch, whose number this must be."""
         self._submit()
-        assert number == self.number - len(self.pending)
+        assert number == self.pending[0][0]
         slices = []
         for worker in self.workers:
             answer, restarts = worker.receive(self.timeout)
             self.restarts += restarts
             slices.append((worker.low, answer))
-        slot = self.pending.popleft()
+        _, slot = self.pending.popleft()
         images, texts = self.ring.arrays(slot, self.ring.free.append)
         if self.slots - len(self.ring.free) - len(self.pending) > LEASES:
             images, texts = images.copy(), texts.copy()
@@ -166,12 +167,11 @@ class WorkerEngine:
         return images[:size], texts[:size], slices
 
     def _submit(self) -> None:
-        while self.ring.free and len(self.pending) < PREFETCH and self.number != self.stop:
+        while self.ring.free and len(self.pending) < PREFETCH and (number := next(self.numbers, None)) is not None:
             slot = self.ring.free.popleft()
-            self.pending.append(slot)
+            self.pending.append((number, slot))
             for worker in self.workers:
-                worker.submit(self.number, slot)
-            self.number += 1
+                worker.submit(number, slot)
 
     def close(self) -> None:
         self._finalizer()

@@ -1,10 +1,11 @@
 """The two ways to read a manifest: endlessly in the training order, and once in plain order."""
 
+import itertools
 import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +35,7 @@ class _Reader:
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = {"batches": 0, "samples": 0, "corrupt": 0, "bytes_read": 0, "restarts": 0}
+        self._counts = {"batches": 0, "samples": 0, "corrupt": 0, "truncated": 0, "bytes_read": 0, "restarts": 0}
         self._corrupt: deque[str] = deque(maxlen=MAX_REPORTED)
 
     @property
@@ -42,10 +43,10 @@ class _Reader:
         """The latest corrupt samples, at most a thousand; for `read_once` those of the latest pass."""
         return list(self._corrupt)
 
-    def _start(self, first: int, stop: int | None = None) -> LocalEngine | WorkerEngine:
+    def _start(self, numbers: Iterable[int]) -> LocalEngine | WorkerEngine:
         if not self._workers:
             return LocalEngine(self._plan)
-        return WorkerEngine(self._plan, self._workers, first, stop, timeout=self._timeout)
+        return WorkerEngine(self._plan, self._workers, numbers, timeout=self._timeout)
 
     def _batch(self, made: Made) -> Batch:
         """Counts a batch and returns it, without the entries that no sample has filled."""
@@ -53,6 +54,7 @@ class _Reader:
         parts = [part for _, part in slices]
         self._counts["batches"] += 1
         self._counts["samples"] += sum(len(part.uids) for part in parts)
+        self._counts["truncated"] += sum(part.truncated for part in parts)
         self._counts["bytes_read"] += sum(part.bytes_read for part in parts)
         for uid, reason in (lost for part in parts for lost in part.corrupt):
             if self._counts["corrupt"] < MAX_REPORTED:
@@ -136,7 +138,7 @@ class SampleStream(_Reader):
         if self._closed:
             raise ClipDataError("the stream is closed: make a new one")
         started = time.perf_counter()
-        self._engine = self._engine or self._start(self._step)
+        self._engine = self._engine or self._start(itertools.count(self._step))
         try:
             made = self._engine.batch(self._step, self._plan.size)
         except BaseException:
@@ -148,7 +150,10 @@ class SampleStream(_Reader):
 
     @property
     def stats(self) -> dict[str, int | float]:
-        """batches, samples, corrupt (and replaced), payload bytes_read, worker restarts, and seconds of wait_s."""
+        """batches, samples, corrupt (and replaced), truncated, bytes_read, worker restarts, and seconds of wait_s.
+
+        `truncated` are captions that were cut, if the tokenizer tells (`batches.CountsTruncated`); bytes of payloads.
+        """
         restarts = self._counts["restarts"] + (self._engine.restarts if self._engine else 0)
         return {**self._counts, "restarts": restarts, "wait_s": self._wait_s}
 
@@ -195,31 +200,53 @@ class SampleStream(_Reader):
 class OnceReader(_Reader):
     """Every good sample of a manifest once, in the order (source, unit, row); can be iterated again.
 
-    Batches are those of SampleStream, with a list for each requested column; only the last may be short.
+    Batches are those of SampleStream, with a list for each requested column. Batch k holds the good ones of samples
+    [k·B, (k+1)·B) of the manifest, so it is short where samples are corrupt. The ranks take turns: rank r of W reads
+    batches r, r + W, r + 2W, ….
     """
 
+    def __init__(self, plan: Plan, workers: int, timeout: float, *, rank: int, world_size: int, keep_workers: bool):
+        super().__init__(plan, workers, timeout)
+        self._keep = keep_workers
+        self._engine: LocalEngine | WorkerEngine | None = None
+        self._restarts = 0
+        self.numbers = range(rank, -(-plan.manifest.samples // plan.size), world_size)
+        """the batches of this rank"""
+
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.numbered() if batch["uid"])
+
+    def numbered(self) -> Iterator[tuple[int, Batch]]:
+        """Yields the batches of this rank with their numbers, also those without a good sample."""
         size, samples = self._plan.size, self._plan.manifest.samples
-        batches = -(-samples // size)
         self._reset()
-        engine = self._start(0, batches)
-        held: Batch | None = None
+        if self._engine is None and self.numbers:
+            # Workers that are kept make the first batches of the next pass while they wait for it.
+            self._engine = self._start(itertools.cycle(self.numbers) if self._keep else self.numbers)
+        finished = False
         try:
-            for number in range(batches):
-                batch = self._batch(engine.batch(number, min(size, samples - number * size)))
-                held = batch if held is None else {name: _plus(value, batch[name]) for name, value in held.items()}
-                if len(held["uid"]) >= size:
-                    yield {name: value[:size] for name, value in held.items()}
-                    held = {name: value[size:] for name, value in held.items()} if len(held["uid"]) > size else None
-            if held is not None and held["uid"]:
-                yield held
+            for number in self.numbers:
+                assert self._engine is not None
+                yield number, self._batch(self._engine.batch(number, min(size, samples - number * size)))
+            finished = True
         finally:
-            engine.close()
+            if not (finished and self._keep):
+                self.close()
 
     @property
     def stats(self) -> dict[str, int | float]:
-        """batches, samples, corrupt (and left out) and payload bytes_read of the latest pass."""
-        return dict(self._counts)
+        """batches, samples, corrupt (and left out), truncated captions and bytes_read of this rank's latest pass.
+
+        `restarts` of workers are those since the reader was made.
+        """
+        return {**self._counts, "restarts": self._restarts + (self._engine.restarts if self._engine else 0)}
+
+    def close(self) -> None:
+        """Stops the workers and closes files. Batches that were returned stay valid; a new pass starts them again."""
+        if self._engine is not None:
+            self._engine.close()
+            self._restarts += self._engine.restarts
+            self._engine = None
 
 
 def read_once(
@@ -230,15 +257,21 @@ def read_once(
     batch_size: int = 256,
     workers: int = 0,
     columns: Sequence[str] = (),
+    rank: int = 0,
+    world_size: int = 1,
+    keep_workers: bool = False,
     timeout: float = TIMEOUT_S,
 ) -> OnceReader:
     """Returns a reader of every sample, for evaluation. Corrupt samples are left out, counted and reported.
 
-    `columns`, which each batch holds as lists, and `timeout` are those of SampleStream. Raises
+    `columns`, which each batch holds as lists, and `timeout` are those of SampleStream. Of several ranks each reads its
+    share of the batches. `keep_workers` keeps the worker processes from one pass to the next, until `close`. Raises
     ClipDataError for invalid values.
     """
     if batch_size < 1:
         raise ClipDataError(f"batch_size = {batch_size} must be positive")
+    if not 0 <= rank < world_size:
+        raise ClipDataError(f"rank = {rank} must be at least 0 and below world_size = {world_size}")
     plan = Plan(
         manifest=manifest,
         preprocess=parse_preprocess(preprocess),
@@ -248,7 +281,7 @@ def read_once(
         batch=min(batch_size, manifest.samples),
         columns=_columns(manifest, columns),
     )
-    return OnceReader(plan, workers, timeout)
+    return OnceReader(plan, workers, timeout, rank=rank, world_size=world_size, keep_workers=keep_workers)
 
 
 def _columns(manifest: Manifest, columns: Sequence[str]) -> tuple[str, ...]:
@@ -275,7 +308,3 @@ def _natural(name: str, value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ClipDataError(f"{name} = {value!r} must be an integer of at least 0")
     return value
-
-
-def _plus(left: Any, right: Any) -> Any:
-    return np.concatenate([left, right]) if isinstance(left, np.ndarray) else left + right

@@ -18,6 +18,7 @@ from clip_train.parallelize.config import AUTOCAST
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
     from clip_train.checkpoint import Part
+    from clip_train.synthetic import SyntheticConfig
 
 MAX_LOGIT_SCALE = 100.0
 Batch = Mapping[str, Tensor]
@@ -102,7 +103,7 @@ class Task:
         """State of the task besides the model, which checkpoints save under these names."""
         return {}
 
-    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+    def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
         """Called once on every rank, before a checkpoint is loaded, with the samples and the size of a global batch.
 
         Raises ClipTrainError if the task cannot be trained on these samples.
