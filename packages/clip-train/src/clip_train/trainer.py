@@ -23,6 +23,7 @@ from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
 from clip_train.loop import Hook, Loop
+from clip_train.matmul import computed_precision, multiplier
 from clip_train.model import make_model
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
@@ -47,10 +48,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         manifest, val_manifest = _manifests(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
-        task = config.task.build(model, precision=config.train.precision, world=world)
-        gradients = Gradients(
-            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
-        )
+        how = replace(config.train, precision=computed_precision(config.train.precision, world))
+        task = config.task.build(model, precision=how.precision, world=world)
+        gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
         rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
@@ -76,6 +76,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
+        gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
             log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
             _log_start(config, folder, resumed, captions, log, world)
