@@ -16,7 +16,9 @@ import logging
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,18 @@ from open_clip.loss import ClipLoss
 from open_clip_train.train import train_one_epoch
 
 import clip_models
+from clip_train.config import TrainConfig
+from clip_train.feed import Feed
 from clip_train.gradients import Gradients
 from clip_train.loop import Loop
+from clip_train.matmul import computed_precision, multiplier
 from clip_train.optim.build import Optimization
 from clip_train.optim.config import OptimConfig
 from clip_train.parallel import World
 from clip_train.tasks.contrastive import ContrastiveConfig
 
 LR, DECAY, BETAS, EPS = 5e-4, 0.2, (0.9, 0.98), 1e-6  # OpenCLIP's defaults for a ViT
+LINE = "{what:<28}{their_min:>16.3f}{theirs:>8.3f}{our_min:>13.3f}{ours:>8.3f}{ratio:>8.2f}{cpu:>7.2f}"
 
 
 def main() -> None:
@@ -44,6 +50,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--longest", type=int, nargs="+", default=[77, 20], help="tokens of the longest caption")
     parser.add_argument("--captions", nargs="+", choices=["full", "mixed"], default=["full", "mixed"])
+    parser.add_argument("--matmul", choices=["auto", "torch", "onednn"], default="auto", help="train.matmul of ours")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
@@ -54,16 +61,12 @@ def main() -> None:
     print(f"{'':<28}{'OpenCLIP s: min':>16}{'median':>8}{'ours s: min':>13}{'median':>8}{'ratio':>8}{'cpu':>7}")
     rows = []
     model = clip_models.create_model(args.model)
-    for precision in args.precision:
-        for batch in args.batch:
-            for longest in args.longest:
-                for captions in args.captions:
-                    images, texts = samples(model, batch, longest, full=captions == "full")
-                    sides = [their_step(model, images, texts, precision), our_step(model, images, texts, precision)]
-                    what = f"{precision}, {batch} x {longest} {captions}"
-                    rows.append({"what": what, **by_turns(sides, args.rounds)})
-                    line = "{what:<28}{their_min:>16.3f}{theirs:>8.3f}{our_min:>13.3f}{ours:>8.3f}{ratio:>8.2f}{cpu:>7.2f}"
-                    print(line.format(**rows[-1]), flush=True)
+    for precision, batch, longest, captions in product(args.precision, args.batch, args.longest, args.captions):
+        how = TrainConfig(precision=precision, matmul=args.matmul)
+        images, texts = samples(model, batch, longest, full=captions == "full")
+        sides = [their_step(model, images, texts, precision), our_step(model, images, texts, how)]
+        rows.append({"what": f"{precision}, {batch} x {longest} {captions}", **by_turns(sides, args.rounds)})
+        print(LINE.format(**rows[-1]), flush=True)
     if args.json:
         settings = {"model": args.model, "threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}
         args.json.write_text(json.dumps({**settings, "rows": rows}, indent=1))
@@ -117,24 +120,44 @@ def their_step(weights: Any, images: np.ndarray, texts: np.ndarray, precision: s
     return lambda: train_one_epoch(model, data, ClipLoss(), 0, optimizer, None, None, None, args)
 
 
-def our_step(weights: Any, images: np.ndarray, texts: np.ndarray, precision: str) -> Callable[[], Any]:
-    """One step of our loop, built as the trainer builds it."""
+class AtHand:
+    """A stream whose next batch is always there."""
+
+    def __init__(self, images: np.ndarray, texts: np.ndarray) -> None:
+        self.stats: dict[str, int] = {}
+        self._batch = {"image": images, "text": texts}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            yield self._batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def our_step(weights: Any, images: np.ndarray, texts: np.ndarray, how: TrainConfig) -> Callable[[], Any]:
+    """A run of one step, of parts that are built as the trainer builds them."""
     world = World(0, 1, torch.device("cpu"))
-    task = ContrastiveConfig().build(copy.deepcopy(weights), precision=precision, world=world)
-    config = OptimConfig(lr=LR, weight_decay=DECAY, betas=BETAS, eps=EPS, grad_clip_norm=0.0)
-    optim = Optimization(task.model, config, world.device)
-    loop = Loop(
-        task=task,
-        gradients=Gradients(task, world),
-        optimizer=optim.optimizer,
-        batches=iter(lambda: {"image": images, "text": texts}, None),
-        rate=lambda step: LR,
-        steps=1,
-        clip=optim.clip,
-        guard=optim.guard,
-    )
-    task.model.train()
-    return lambda: loop._step(0)
+    how = replace(how, precision=computed_precision(how.precision, world))
+    task = ContrastiveConfig().build(copy.deepcopy(weights), precision=how.precision, world=world)
+    optim = Optimization(task.model, OptimConfig(lr=LR, weight_decay=DECAY, betas=BETAS, eps=EPS), world.device)
+    gradients = Gradients(task, world, how)
+    gradients.multiplier = multiplier(how, task.model, world, {})
+    feed = Feed(AtHand(images, texts), task, world)
+
+    def run() -> None:
+        Loop(
+            task=task,
+            gradients=gradients,
+            optimizer=optim.optimizer,
+            feed=feed,
+            rate=lambda step: LR,
+            steps=1,
+            clip=optim.clip,
+            guard=optim.guard,
+        ).run()
+
+    return run
 
 
 def by_turns(sides: list[Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -34,9 +34,19 @@ _GAIN = 1.15  # what oneDNN has to win by, so that noise does not decide
 
 
 class OneDnn(TorchFunctionMode):
-    """Computes the float32 linear layers of a CPU, forward and backward, with oneDNN. For eager code only."""
+    """Computes the float32 linear layers of a CPU, forward and backward, with oneDNN. For eager code only.
+
+    A backward pass that computes activations again has to use the same operators as the forward pass, or it would mix
+    up the saved tensors. PyTorch calls `Tensor.backward` without the mode; so the mode is entered again.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            options = dict(kwargs or {})
+            with self:
+                return torch.autograd.backward(*args, options.pop("gradient"), **options)
+        if func is torch.autograd.grad:
+            raise RuntimeError("within OneDnn call Tensor.backward: torch.autograd.grad leaves the mode")
         if func is F.linear and not kwargs and not torch.compiler.is_compiling():
             x, weight, *bias = args
             plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
@@ -56,7 +66,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
+        grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         by_input, by_weight, by_bias = ctx.needs_input_grad
         return (
             _product(grad, weight.t()) if by_input else None,
@@ -122,6 +132,7 @@ def _onednn_is_faster(model: CLIP) -> bool:
         for library in (nullcontext, OneDnn):
             start = time.perf_counter()
             with library():
-                torch.autograd.grad(F.linear(x, weight), (x, weight), grad)
+                y = F.linear(x, weight)
+            torch.autograd.grad(y, (x, weight), grad)
             seconds[library] = min(seconds.get(library, float("inf")), time.perf_counter() - start)
     return seconds[nullcontext] > _GAIN * seconds[OneDnn]

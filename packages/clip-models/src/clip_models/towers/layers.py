@@ -66,7 +66,7 @@ def attend(
 
 
 class Packed(NamedTuple):
-    """The tokens of a padded batch that are computed. Layers that treat tokens one by one get these alone, as [N, D]."""
+    """The tokens of a padded batch that are computed; layers that treat tokens one by one get these alone, [N, D]."""
 
     place_N: Tensor
     """int64 [N]: places in the batch as [B·L], in ascending order."""
