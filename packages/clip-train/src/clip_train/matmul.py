@@ -3,6 +3,7 @@
 PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as fast on an
 AMD CPU with AVX-512 (Zen 5), and 1.2 times as slow on one with AVX2 (Zen 3). So a run measures both, once: the sums of
 the two are not the same to the last bit, and the choice is kept in the run's metrics for the time it is resumed.
+It applies to the linear layers of the native towers; those of timm and transformers use PyTorch's BLAS.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from clip_core.console import warn
 from clip_models import CLIP
+from clip_models.towers.products import Product, computed_by
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
 
@@ -33,26 +34,16 @@ _FLOPS = 1e9  # of one turn, of each library
 _GAIN = 1.15  # what oneDNN has to win by, so that noise does not decide
 
 
-class OneDnn(TorchFunctionMode):
-    """Computes the float32 linear layers of a CPU, forward and backward, with oneDNN. For eager code only.
+def onednn() -> AbstractContextManager[None]:
+    """Within it the native towers compute float32 linear layers on a CPU with oneDNN, forward and backward."""
+    return computed_by(_linear)
 
-    A backward pass that computes activations again has to use the same operators as the forward pass, or it would mix
-    up the saved tensors. PyTorch calls `Tensor.backward` without the mode; so the mode is entered again.
-    """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.backward:
-            options = dict(kwargs or {})
-            with self:
-                return torch.autograd.backward(*args, options.pop("gradient"), **options)
-        if func is torch.autograd.grad:
-            raise RuntimeError("within OneDnn call Tensor.backward: torch.autograd.grad leaves the mode")
-        if func is F.linear and not kwargs and not torch.compiler.is_compiling():
-            x, weight, *bias = args
-            plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
-            if plain and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
-                return _Linear.apply(x, weight, bias[0] if bias else None)
-        return func(*args, **(kwargs or {}))
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+    if plain and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -98,7 +89,7 @@ def multiplier(
         if "onednn" not in metrics:
             metrics["onednn"] = world.lead(lambda: float(_onednn_is_faster(model)))
         choice = "onednn" if metrics["onednn"] else "torch"
-    return OneDnn if choice == "onednn" else nullcontext
+    return onednn if choice == "onednn" else nullcontext
 
 
 def computed_precision(precision: Precision, world: World) -> Precision:
@@ -125,14 +116,12 @@ def _onednn_is_faster(model: CLIP) -> bool:
     outputs, inputs = shapes.most_common(1)[0][0]
     rows = min(max(int(_FLOPS / (6 * inputs * outputs)), 64), 2048)
     generator = torch.Generator().manual_seed(0)  # the run's own generator must not move
-    x, weight = (torch.randn(n, inputs, generator=generator).requires_grad_() for n in (rows, outputs))
+    x, matrix = (torch.randn(n, inputs, generator=generator).requires_grad_() for n in (rows, outputs))
     grad = torch.randn(rows, outputs, generator=generator)
-    seconds: dict[type, float] = {}
+    seconds: dict[Product, float] = {}
     for _ in range(_TURNS):
-        for library in (nullcontext, OneDnn):
+        for library in (F.linear, _linear):
             start = time.perf_counter()
-            with library():
-                y = F.linear(x, weight)
-            torch.autograd.grad(y, (x, weight), grad)
+            torch.autograd.grad(library(x, matrix, None), (x, matrix), grad)
             seconds[library] = min(seconds.get(library, float("inf")), time.perf_counter() - start)
-    return seconds[nullcontext] > _GAIN * seconds[OneDnn]
+    return seconds[F.linear] > _GAIN * seconds[_linear]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clip_models.towers.base import Indices, take_indices
 from clip_models.towers.common import call_block
+from clip_models.towers.products import Linear, linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -92,14 +93,14 @@ class Attention(nn.Module):
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, packed: Packed | None = None) -> Tensor:
         """[B, L, D] → [B, L, D]; if packed [N, D] → [N, D]. `mask`: bool, true where a query attends to a key,
         [B or 1, 1, L, L]; instead of the causal one."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv if packed is None else packed.pad(qkv)
         B, L, D = *qkv.shape[:2], x.shape[-1]
         q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -123,7 +124,7 @@ class Attention(nn.Module):
             mask = mask.expand(B, 1, L, L)[rows, :, token_B].unsqueeze(2)
         elif self.causal:
             mask = (torch.arange(L, device=x_BLD.device) <= token_B[:, None]).view(B, 1, 1, L)
-        q_HBC = F.linear(x_BLD[rows, token_B], W_q, b_q).view(B, H, C).transpose(0, 1)
+        q_HBC = linear(x_BLD[rows, token_B], W_q, b_q).view(B, H, C).transpose(0, 1)
         q_BHD = torch.bmm(q_HBC, W_k.view(H, C, D)).transpose(0, 1)
         x_B1LD = x_BLD.to(q_BHD.dtype).unsqueeze(1)
         y_BHD = attend(q_BHD.unsqueeze(1), x_B1LD, x_B1LD, mask, scale=C**-0.5)
@@ -136,9 +137,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, act: nn.Module) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
+        self.c_fc = Linear(width, hidden)
         self.act = act
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.act(self.c_fc(x)))

@@ -13,6 +13,7 @@ from clip_models.specs import CLIPTextConfig
 from clip_models.towers.base import Found, Indices, TextTower, group_stack
 from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
 from clip_models.towers.layers import Block, LayerNorm, Packed, Transformer
+from clip_models.towers.products import Linear
 
 PACKED_SHARE = 0.9
 """Largest share of the tokens of a batch that is worth a copy in front of, and behind, each attention."""
@@ -49,7 +50,7 @@ class TextLayers(nn.Module):
         if config.proj_type == "none":
             self.text_projection = None
         elif config.proj_bias:
-            self.text_projection = nn.Linear(width, embed_dim)
+            self.text_projection = Linear(width, embed_dim)
             nn.init.normal_(self.text_projection.weight, std=width**-0.5)
             nn.init.zeros_(self.text_projection.bias)
         else:
