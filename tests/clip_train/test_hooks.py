@@ -2,9 +2,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from clip_train.errors import ClipTrainError
-from clip_train.hooks import Logging, Saving, Validation
+from clip_train.hooks import CorruptLimit, Logging, Saving
 from clip_train.loop import Step
 from clip_train.runfolder import RunLog
 
@@ -12,16 +13,18 @@ from clip_train.runfolder import RunLog
 class World:
     """Two ranks of which this is the first; the other one waits `more` seconds longer in each window."""
 
-    size = 2
+    size, device = 2, torch.device("cpu")
 
     def __init__(self, more: float) -> None:
         self.more = more
 
     def gather(self, value):
-        return [value, (*value[:2], value[2] + self.more, value[3] + self.more)]
+        counts, uids, times, memory = value
+        other = {name: seconds + self.more if name != "tokens" else seconds for name, seconds in times.items()}
+        return [value, (counts, uids, other, memory)]
 
 
-UNHARMED = {"samples": 4, "corrupt": 0}
+UNHARMED = {"samples": 4, "corrupt": 0, "truncated": 1}
 
 
 def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
@@ -36,7 +39,9 @@ def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
         for step in range(start + 1, (stop or len(waits)) + 1):
             wait = waits[step - 1]
             times = {"wait_s": wait, "seconds": wait + 0.5}
-            hook.on_step(loop, Step(step=step, losses={"loss": 1.0}, lr=0.1, grad_norm=1.0, counts=UNHARMED, **times))
+            hook.on_step(
+                loop, Step(step=step, losses={"loss": 1.0}, lr=0.1, grad_norm=1.0, counts=UNHARMED, tokens=20, **times)
+            )
         hook.on_end(loop)
     return loop.metrics
 
@@ -57,6 +62,9 @@ def test_the_log_sums_what_was_waited_whatever_its_lines_cover(tmp_path):
         assert row["wait_s"] == pytest.approx(sum(WAITS[:high]))
         assert row["loader_wait_s"] == pytest.approx(sum(WAITS[low:high]) / (high - low))
         assert row["samples_per_s"] == pytest.approx(4 * (high - low) / (sum(WAITS[low:high]) + 0.5 * (high - low)))
+        assert row["text_tokens_per_s"] == pytest.approx(2 * 5 * row["samples_per_s"])  # of both ranks
+        assert row["host_memory_mib"] > 10
+        assert row["truncated"] == 2  # one of each rank
     assert metrics["wait_s"] == pytest.approx(sum(WAITS))
 
 
@@ -82,7 +90,7 @@ def test_the_slowest_rank_is_the_one_that_all_wait_for(tmp_path):
 class Pair:
     """Two ranks that have met the same."""
 
-    size, rank = 2, 0
+    size, rank, leads, device = 2, 0, True, torch.device("cpu")
     watch = SimpleNamespace(wanted=False, saved=None)
 
     def gather(self, value):
@@ -106,27 +114,53 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
         for step, corrupt in ((5, 1), (6, 1), (7, 1), (8, 2), (9, 2)):
             values = {"losses": {"loss": 1.0}, "lr": 1, "grad_norm": 1, "wait_s": 0, "seconds": 1}
             for hook in hooks:
-                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt}, **values))
+                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt, "truncated": 0}, **values))
     assert [row["corrupt"] for row in lines(tmp_path)] == [7, 7]
     assert [metrics["corrupt"] for metrics in saved] == [5, 7]  # after steps 5 and 9
 
 
-def test_held_out_samples_that_every_rank_reads_are_counted_once():
-    class Batches(list):
-        stats = {"samples": 6, "corrupt": 2}  # noqa: RUF012
-        corrupt_uids = ["a", "b"]  # noqa: RUF012
+def limit_of(loop, **options):
+    stream = SimpleNamespace(corrupt_uids=["f00d"])
+    hook = CorruptLimit(
+        limit=0.1, samples=5000, batch_size=100, every=10, stream=stream, world=Pair(), log=None, **options
+    )
+    hook.on_start(loop)
+    return lambda step, corrupt, truncated=0: hook.on_step(
+        loop, SimpleNamespace(step=step, counts={"corrupt": corrupt, "truncated": truncated})
+    )
 
-    loop = SimpleNamespace(
-        steps=1, metrics={}, task=SimpleNamespace(prepare=lambda batch: batch, evaluate=lambda batch: 1.0)
-    )
-    hook = Validation(
-        batches=Batches([{"text": ["x"] * 3}] * 2),
-        batch_size=3,
-        every=0,
-        max_corrupt=0.2,
-        stream=None,
-        world=Pair(),
-        log=None,
-    )
-    with pytest.raises(ClipTrainError, match=r"^2 of the 8 held-out samples .* among them a, b:"):
-        hook.on_step(loop, SimpleNamespace(step=1))
+
+def test_the_limit_of_corrupt_samples_holds_over_the_run_and_not_over_one_process():
+    loop = SimpleNamespace(steps=1000, metrics={"corrupt": 190})  # of the 2,000 samples of twenty steps before
+    at = limit_of(loop)
+    at(30, 55)  # 300 of 3,000 are not above a tenth
+    with pytest.raises(
+        ClipTrainError, match=r"^302 of the 3,000 samples .* \(10\.1%; data\.max_corrupt = 0\.1\), .* f00d"
+    ):
+        at(30, 56)
+    fresh = limit_of(SimpleNamespace(steps=1000, metrics={}))
+    fresh(30, 56)  # 112 of 3,000
+    limit_of(loop)(25, 500)  # not a logged step
+
+
+def test_captions_that_are_cut_though_the_sample_had_none_are_told_once(capsys):
+    at = limit_of(SimpleNamespace(steps=1000, metrics={}), warns=True)
+    at(10, 0)
+    at(20, 0, truncated=3)
+    at(30, 0, truncated=4)
+    assert capsys.readouterr().err.count("6 captions until step 20 had more tokens") == 1
+    limit_of(SimpleNamespace(steps=1000, metrics={}))(20, 0, truncated=3)
+    assert "captions" not in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_logged_with_those_before_a_resume(tmp_path):
+    with RunLog(tmp_path, 10) as log:
+        stream = SimpleNamespace(corrupt_uids=[])
+        hook = CorruptLimit(limit=1, samples=50, batch_size=100, every=10, stream=stream, world=Pair(), log=log)
+        loop = SimpleNamespace(steps=1000, metrics={"truncated": 5})
+        hook.on_start(loop)
+        for step, truncated in ((20, 0), (30, 2), (40, 2)):
+            hook.on_step(loop, SimpleNamespace(step=step, counts={"corrupt": 0, "truncated": truncated}))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 30, "event": "truncated", "captions": 9}]
+    assert loop.metrics["truncated"] == 9

@@ -1,4 +1,4 @@
-"""Runs functions on ranks that are threads of this process, for what communicates Python objects only."""
+"""Runs functions on ranks that are threads of this process: as exact as processes, and cheaper to start."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ class ThreadWorld(World):
         super().__init__(rank, size, torch.device("cpu"))
         object.__setattr__(self, "_barrier", barrier)
         object.__setattr__(self, "_values", values)
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.gather(value.clone())).sum(0)
+
+    def all_gather(self, value: torch.Tensor) -> torch.Tensor:
+        """As `clip_train.parallel.all_gather`."""
+        return torch.cat(self.gather(value.clone()))
 
     def gather(self, value: Any) -> list[Any]:
         self._values[self.rank] = value

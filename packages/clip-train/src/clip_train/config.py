@@ -10,6 +10,7 @@ from clip_data.stream.source import Source
 from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
+from clip_train.monitor.config import LogConfig, ProfileConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
 from clip_train.parallelize.config import ParallelConfig
@@ -39,10 +40,13 @@ class DataConfig:
     long_captions: Literal["error", "truncate"] = "error"
     """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
     sample of some thousand captions has any"""
+    text_lengths: tuple[int, ...] = ()
+    """numbers of tokens, beside the whole context, that the captions of a batch are padded to, rising; features do not
+    depend on them; empty for two to an octave: 8, 12, 16, 24, 32, 48, 64, …"""
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
-    """largest share of corrupt samples of those read so far; above it the run stops; 1.0 allows all"""
+    """largest share of corrupt samples of those read since step 0; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,17 @@ class ValConfig:
 
     sources: tuple[Source, ...] = ()
     """datasets; empty for no validation"""
-    batch_size: int = 256
-    """samples of one batch; the rest of the last incomplete batch is counted and left out"""
+    batch_size: int = 0
+    """samples of one batch; 0 takes that of training, or all samples if there are fewer; the rest that fills no batch
+    is counted and left out of the loss"""
     every: int = 0
     """steps between two measurements; 0 measures only after the last step"""
     overlap: Literal["error", "allow"] = "error"
     """whether held-out samples with the uid of a training sample are an error or allowed"""
+    retrieval: bool = True
+    """rank all captions for each image and all images for each caption; takes N² products for N samples"""
+    max_corrupt: float = 0.05
+    """largest share of corrupt samples; above it the run stops; 1.0 allows all"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +88,15 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
+<<<<<<< HEAD
     matmul: Literal["auto", "torch", "onednn"] = "auto"
     """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
     run, and a resumed run keeps the choice (bits differ between them)"""
+=======
+    deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
+    """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
+    off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
+>>>>>>> main
     log_every: int = 10
     """steps between two lines of the log"""
     timeout: float = 600.0
@@ -106,11 +121,15 @@ class CheckpointConfig:
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint"),
-    "data": ("workers", "long_captions", "max_corrupt", "timeout"),
-    "val": ("overlap",),
+    "": ("run", "checkpoint", "log", "profile"),
+    "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
+    "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
+<<<<<<< HEAD
         *("log_every", "device", "matmul", "timeout", "join_timeout", "node_check"),
+=======
+        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
+>>>>>>> main
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
@@ -130,6 +149,8 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
@@ -182,7 +203,7 @@ def resolve(config: FitConfig) -> FitConfig:
         ("train.log_every", train.log_every, 1),
         ("checkpoint.every", config.checkpoint.every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
-        ("val.batch_size", val.batch_size, 2),
+        ("val.batch_size", val.batch_size, 2 if val.batch_size else 0),
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
         ("data.canonical_streams", data.canonical_streams, 0),
@@ -208,10 +229,15 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value in (
         ("data.hflip", data.hflip),
         ("data.max_corrupt", data.max_corrupt),
+        ("val.max_corrupt", val.max_corrupt),
         ("train.node_check", train.node_check),
     ):
         if not 0 <= value <= 1:
             raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
+    if list(data.text_lengths) != sorted(set(data.text_lengths)) or min(data.text_lengths, default=1) < 1:
+        raise ClipTrainError(f"data.text_lengths = {list(data.text_lengths)} must be rising numbers, at least 1")
+    config.log.check()
+    config.profile.check(train.device)
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")
@@ -230,6 +256,8 @@ def total_steps(config: FitConfig, samples: int) -> int:
     steps = train.steps or int(seen // train.batch_size)
     if steps < 1:
         raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
+    if config.profile.start > steps:
+        raise ClipTrainError(f"profile.start = {config.profile.start} is after the last of the {steps} steps: lower it")
     plan_of(config, steps, samples)
     return steps
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from clip_core.config import fingerprint
+from clip_core import ClipError
+from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
+from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
@@ -21,10 +20,14 @@ from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
-from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
+from clip_train.heldout import COLUMNS, chunk_of
+from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.matmul import computed_precision, multiplier
 from clip_train.model import make_model
+from clip_train.monitor.flops import Utilisation, utilisation
+from clip_train.monitor.log import ShownLog
+from clip_train.monitor.trackers import open_trackers
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -41,7 +44,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
-        _arithmetic(config, world),
+        arithmetic(config.train, world),
         ExitStack() as stack,
     ):
         _check_batch(config, world)
@@ -50,6 +53,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         model = make_model(config.model, seed=config.train.seed)
         how = replace(config.train, precision=computed_precision(config.train.precision, world))
         task = config.task.build(model, precision=how.precision, world=world)
+        task.text_lengths = config.data.text_lengths
         gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         optim = Optimization(model, config.optim, world.device)
@@ -78,7 +82,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
-            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
+            log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
@@ -111,33 +115,84 @@ def _hooks(
     **shared: Any,
 ) -> list[Hook]:
     """Returns the hooks in order; `shared` are the fields that all of them have."""
-    log_every, limit, val = config.train.log_every, config.data.max_corrupt, config.val
+    log_every = config.train.log_every
     hooks: list[Hook] = [
         *([Averaging(ema=optim.ema)] if optim.ema else []),
-        Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
-        CorruptLimit(every=log_every, limit=limit, samples=manifest.samples, **shared),
+        *([_profiling(config, shared["world"])] if config.profile.start else []),
+        Logging(
+            every=log_every,
+            batch_size=config.train.batch_size,
+            samples=manifest.samples,
+            utilisation=_utilisation(config, task, shared["world"]),
+            **shared,
+        ),
+        CorruptLimit(
+            every=log_every,
+            limit=config.data.max_corrupt,
+            samples=manifest.samples,
+            batch_size=config.train.batch_size,
+            warns=config.data.long_captions == "error",
+            **shared,
+        ),
     ]
     if val_manifest:
-        reader = read_once(
-            val_manifest,
-            preprocess=_preprocess(task, None),
-            tokenizer=_tokenizer(task),
-            batch_size=val.batch_size,
-            workers=config.data.workers,
-            columns=task.columns,
-            timeout=config.data.timeout,
-        )
-        hooks.append(
-            Validation(
-                every=val.every,
-                batches=reader,
-                batch_size=val.batch_size,
-                max_corrupt=limit,
-                weights=optim.weights,
-                **shared,
-            )
-        )
+        hooks.append(_validation(config, task, val_manifest, optim, **shared))
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _profiling(config: FitConfig, world: World) -> Profiling:
+    return Profiling(config=config.profile, folder=Path(config.run) / "profile", world=world)
+
+
+def _utilisation(config: FitConfig, task: Task, world: World) -> Utilisation | None:
+    """Returns what the log compares the rate with, on rank 0; None for a model that cannot be counted."""
+    if not world.leads:
+        return None
+    try:
+        return utilisation(
+            task.model,
+            world.device,
+            precision=config.train.precision,
+            devices=world.size,
+            peak_tflops=config.log.peak_tflops,
+        )
+    except (ClipError, NotImplementedError) as error:  # a tower of the user may do what the meta device cannot
+        warn(f"the log has no mfu: the operations of {config.model.name} cannot be counted: {error}")
+        return None
+
+
+def _validation(
+    config: FitConfig, task: Task, manifest: Manifest, optim: Optimization, *, world: World, **shared: Any
+) -> Validation:
+    val, data = config.val, config.data
+    batch_size = val.batch_size or min(config.train.batch_size, manifest.samples)
+    chunk = chunk_of(batch_size, batch_size // config.train.micro_batches)
+    reader = read_once(
+        manifest,
+        preprocess=_preprocess(task, None),
+        tokenizer=_tokenizer(task),
+        batch_size=chunk,
+        workers=data.workers,
+        columns=tuple(dict.fromkeys([*task.columns, *(COLUMNS if val.retrieval else ())])),
+        rank=world.rank,
+        world_size=world.size,
+        keep_workers=True,
+        timeout=data.timeout,
+    )
+    return Validation(
+        every=val.every,
+        batches=reader,
+        batch_size=batch_size,
+        chunk=chunk,
+        samples=manifest.samples,
+        max_corrupt=val.max_corrupt,
+        retrieval=val.retrieval,
+        chance=partial(config.task.chance, task.model.spec),
+        wait_s=data.timeout + (MARGIN_S if data.workers else 0),
+        weights=optim.weights,
+        world=world,
+        **shared,
+    )
 
 
 def _check_batch(config: FitConfig, world: World) -> None:
@@ -167,6 +222,10 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     if config.val.overlap == "error":
         world.lead(partial(refuse_overlap, manifest, held_out, name="val.sources", option="val.overlap = 'allow'"))
     return manifest, held_out
+
+
+def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int) -> RunLog:
+    return ShownLog(folder.path, resumed.step, steps=steps, trackers=open_trackers(config, folder.path))
 
 
 def _log_start(
@@ -243,25 +302,3 @@ def _export(
 def _made_by(config: FitConfig) -> dict[str, str]:
     """Returns metadata that marks weights as those of a training run."""
     return {"clip_train.config": config.fingerprint()}
-
-
-@contextmanager
-def _arithmetic(config: FitConfig, world: World) -> Iterator[None]:
-    """Sets threads, generators and kernels so that equal runs give equal bits, and restores the caller's at the end."""
-    threads = torch.get_num_threads()
-    deterministic, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        torch.manual_seed(int(fingerprint(["train", config.train.seed, world.rank])[:15], 16))
-        if world.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)

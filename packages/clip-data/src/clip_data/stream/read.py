@@ -40,9 +40,16 @@ class Sample:
 class Window:
     """The rows of some thousand samples, in columns: what a stream needs while it passes through them."""
 
-    def __init__(self, shards: Sequence[str], units: np.ndarray, ordinals: np.ndarray, table: pa.Table) -> None:
+    def __init__(
+        self,
+        shards: Sequence[str],
+        units: np.ndarray,
+        ordinals: np.ndarray,
+        table: pa.Table,
+        columns: Sequence[str],
+    ) -> None:
         self.shards, self.units, self.ordinals, self.table = shards, units, ordinals, table
-        self.names = table.column_names[2:]
+        self.names = ["uid", "caption", *columns]
         self.offsets = _integers(table["image_offset"])
         self.lengths = _integers(table["image_length"])
 
@@ -72,7 +79,8 @@ class SourceReader:
         self.starts = first + np.cumsum(part.counts) - part.counts
         self.store = part.selection.store
         self.shards = [unit.shard_name for unit in part.units]
-        self.columns = [*SIDECAR, *columns]
+        self.requested = columns
+        self.columns = [*SIDECAR, *(name for name in columns if name not in SIDECAR)]
         self.bytes_read = 0
         self._table = lru_cache(maxsize=MAX_TABLES)(self._load)
         self._files: OrderedDict[str, int] = OrderedDict()
@@ -95,7 +103,7 @@ class SourceReader:
                 tables = [table.take(mine) for table, mine in zip(whole, groups, strict=True)]
         back = np.argsort(by_unit, kind="stable")
         table = pa.concat_tables(tables, promote_options="permissive").take(back)
-        return Window(self.shards, units, self.starts[units] + rows, table.combine_chunks())
+        return Window(self.shards, units, self.starts[units] + rows, table.combine_chunks(), self.requested)
 
     def payloads(self, samples: Sequence[Sample]) -> list[bytes]:
         """Returns the bytes of the images; shorter than recorded, or empty, if the tar ends too early.

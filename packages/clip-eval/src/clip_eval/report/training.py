@@ -38,6 +38,8 @@ def _run(run: Run) -> list[Html]:
     loss = [_curve(run.steps, "loss", "training")]
     if run.validation:
         loss.append(_curve(run.validation, "val_loss", "held out", tone="warm", dots=len(run.validation) <= 60))
+    if any("chance" in row for row in run.validation):
+        loss.append(_curve(run.validation, "chance", "chance, held out", tone="bad"))
     charts = [figure(f"Contrastive loss{means}", lines("Contrastive loss", loss, width=690, height=400), kind="span")]
     for name, title, tone in (
         ("lr", "Learning rate", "accent"),
@@ -48,6 +50,12 @@ def _run(run: Run) -> list[Html]:
     ):
         if sum(name in row for row in run.steps) > 1:
             charts.append(figure(title + means, lines(title, [_curve(run.steps, name, title, tone=tone)])))
+    for name, title in (
+        ("image_to_text_recall@1", "Held out: recall at 1, captions for an image"),
+        ("text_to_image_recall@1", "Held out: recall at 1, images for a caption"),
+    ):
+        if sum(name in row for row in run.validation) > 1:
+            charts.append(figure(title, lines(title, [_curve(run.validation, name, title, tone="good")])))
     model = (run.config.get("model") or {}).get("name", "")
     said = [f"{model}: " if model else "", f"{count(last['step'])} steps"]
     if "samples" in last:

@@ -1,8 +1,9 @@
-"""The limit of corrupt samples."""
+"""The limit of corrupt samples, and the captions that were cut though they are an error."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from clip_core.console import warn
 from clip_train.errors import ClipTrainError
 from clip_train.hooks.base import RunHook
 from clip_train.loop import Loop, Step
@@ -10,35 +11,67 @@ from clip_train.loop import Loop, Step
 JUDGED_FROM = 1000  # samples that are read before their corrupt share is judged; fewer if an epoch has fewer
 
 
-def check_corrupt_share(found: Iterable[tuple[float, float, list[str]]], limit: float, what: str, least: int) -> None:
+def check_corrupt_share(
+    found: Iterable[tuple[float, float, list[str]]], limit: float, what: str, key: str, least: int = 0
+) -> None:
     """Raises ClipTrainError if more than `limit` of the samples are corrupt, given (read, corrupt, uids) of each rank.
 
-    Fewer than `least` samples are not judged.
+    Fewer than `least` samples are not judged. `key` is that of the limit.
     """
     ranks = list(found)
     read, corrupt = int(sum(read for read, _, _ in ranks)), int(sum(corrupt for _, corrupt, _ in ranks))
     if read >= max(least, 1) and corrupt > limit * read:
         uids = ", ".join([uid for _, _, some in ranks for uid in some][:3])
         raise ClipTrainError(
-            f"{corrupt:,} of the {read:,} {what} read so far are corrupt ({corrupt / read:.1%}; data.max_corrupt = "
-            f"{limit:g}), among them {uids}: run 'clip-data verify --deep' on the dataset, or raise data.max_corrupt"
+            f"{corrupt:,} of the {read:,} {what} read so far are corrupt ({corrupt / read:.1%}; {key} = {limit:g})"
+            f"{', among them ' + uids if uids else ''}: run 'clip-data verify --deep' on the dataset, or raise {key}"
         )
 
 
 @dataclass(kw_only=True)
 class CorruptLimit(RunHook):
-    """Ends the run if the share of corrupt samples is too large."""
+    """Ends the run if too many of the samples since step 0 are corrupt, and logs how many captions were cut."""
 
     limit: float
     samples: int
     """samples of one epoch"""
+    batch_size: int
+    """samples of a step, of all ranks"""
+    warns: bool = False
+    """whether to warn of captions that were cut, because a sample of them had none"""
+    _before: float = 0
+    _cut: float = 0
+    _cut_before: float = 0
+    _warned: bool = False
+
+    def on_start(self, loop: Loop) -> None:
+        self._before = loop.metrics.get("corrupt", 0)
+        self._cut = self._cut_before = loop.metrics.get("truncated", 0)
 
     def exact(self, loop: Loop, step: int) -> bool:
         return False
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        if self.due(loop, step):
-            counts = step.counts
-            found = self.world.gather((counts["samples"], counts["corrupt"], self.stream.corrupt_uids[:3]))
-            least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
-            check_corrupt_share(found, self.limit, "samples", least)
+        if not self.due(loop, step):
+            return
+        ranks = self.world.gather((step.counts["corrupt"], step.counts["truncated"], self.stream.corrupt_uids[:3]))
+        corrupt = self._before + sum(count for count, _, _ in ranks)
+        uids = [uid for _, _, some in ranks for uid in some]
+        least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
+        check_corrupt_share(
+            [(step.step * self.batch_size, corrupt, uids)], self.limit, "samples", "data.max_corrupt", least
+        )
+        truncated = int(self._cut_before + sum(count for _, count, _ in ranks))
+        if truncated > self._cut:
+            self._cut = loop.metrics["truncated"] = truncated
+            if self.log:
+                self.log.write({"step": step.step, "event": "truncated", "captions": truncated})
+            self._warn(step.step)
+
+    def _warn(self, step: int) -> None:
+        if self.warns and not self._warned and self.world.leads:
+            self._warned = True
+            warn(
+                f"{self._cut:,.0f} captions until step {step} had more tokens than the model's context and were cut, "
+                "though the sample before the first step had none; the log counts them as truncated"
+            )

@@ -37,6 +37,10 @@ class TaskConfig(Variant):
         Requires neither torch nor the data.
         """
 
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns the loss of a model that cannot tell the `samples` of a batch apart; None if it is not known."""
+        return None
+
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         """Returns the task for a model that `check` accepts. `precision`: fp32, or bf16 for autocast."""
         raise NotImplementedError

@@ -159,16 +159,27 @@ class Task:
         return self._forward
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Returns the loss within a prepared batch of this rank alone, in evaluation mode.
+    def held_out(self, batch: Batch) -> Outputs:
+        """Returns the outputs for a prepared batch of this rank in evaluation mode.
 
-        The ranks of a sharded model call this together, equally often.
+        Their `losses` are means over this batch; see `weighed`. The ranks of a sharded model call this together,
+        equally often.
         """
         self.model.eval()
         out = self._forward(batch)
         if isinstance(self._forward, FSDPModule):
             self._forward.reshard()  # no backward pass does it, and the weights may change before the next call
         self.model.train()
+        return out
+
+    def weighed(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns how many values each of the `losses` of `held_out` is the mean of, by its name; scalars."""
+        return {}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Returns the loss within a prepared batch of this rank alone, in evaluation mode."""
+        out = self.held_out(batch)
         return sum_of(out.losses | self.losses_of(out.features, out.shared, {**batch, **self.targets(batch)}, ranks=1))
 
     @torch.no_grad()

@@ -30,10 +30,17 @@ class CaptioningTask(DualEncoderTask):
 
         They are those of the batches of all ranks, or of this rank if the loss is the mean of the ranks' means.
         """
-        count = (batch["text"][:, 1:] != self._pad).sum()
+        count = self._predicted(batch)
         if self._config.caption_mean == "all":
             count = self.world.sum(count)
         return {**batch, "tokens": count.expand(len(batch["text"]))}
+
+    def _predicted(self, batch: Batch) -> Tensor:
+        """Returns the number of tokens that the captioning loss predicts."""
+        return (batch["text"][:, 1:] != self._pad).sum()
+
+    def weighed(self, batch: Batch) -> dict[str, Tensor]:
+        return {"caption_loss": self._predicted(batch)}
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         text = batch["text"]

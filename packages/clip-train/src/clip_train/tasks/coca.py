@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +38,12 @@ class CoCaConfig(ContrastiveConfig):
                 f"model.name = {spec.name!r} does not fit task.kind = 'coca': it has no decoder; choose an "
                 "architecture with one, such as coca_ViT-B-32, or another task"
             )
+
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns the weighted sum of ln N for the pairs and of ln V for a guess among all tokens of the vocabulary."""
+        pairs = super().chance(spec, samples)
+        tokens = math.log(spec.text.vocab_size)
+        return None if pairs is None else self.contrastive_weight * pairs + self.caption_weight * tokens
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.captioning import CaptioningTask

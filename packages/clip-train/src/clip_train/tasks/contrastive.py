@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -102,6 +103,10 @@ class ContrastiveConfig(PairConfig):
         # A user-defined loss knows none of these options; it gets those that the config changes.
         given = {"label_smoothing": self.label_smoothing, "logits": self.logits}
         return self.pair_loss(**{name: value for name, value in given.items() if value not in (0, "fp32")})
+
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns ln N, the cross entropy of equal similarities, whatever the targets and their smoothing are."""
+        return math.log(samples) if self.loss == "contrastive" else None
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask

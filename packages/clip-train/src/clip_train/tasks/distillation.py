@@ -44,6 +44,12 @@ class DistillationConfig(ContrastiveConfig):
             if value < 0:
                 raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
 
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns ln N for each part, times its weight. The teacher's own entropy is the least that one can reach."""
+        pairs = super().chance(spec, samples)
+        weight = self.contrastive_weight + self.distillation_weight * self.temperature**2
+        return None if pairs is None else weight * pairs
+
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_models import create_model
         from clip_train.tasks.teacher import TeacherTask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,12 @@ class SigLIPConfig(PairConfig):
 
     def make_loss(self) -> Callable[..., Any]:
         return self.pair_loss(**({"exchange": "gather"} if self.exchange == "gather" else {}))
+
+    def chance(self, spec: ModelSpec, samples: int) -> float | None:
+        """Returns the loss of equal logits at their best value, which says that one pair in N is a positive."""
+        if self.loss != "sigmoid" or self.positives != "pair":
+            return None
+        return math.log(samples) + (samples - 1) * math.log(samples / (samples - 1))
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_train.tasks.dual_encoder import DualEncoderTask
