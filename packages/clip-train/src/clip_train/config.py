@@ -88,15 +88,12 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
-<<<<<<< HEAD
     matmul: Literal["auto", "torch", "onednn"] = "auto"
     """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
     run, and a resumed run keeps the choice (bits differ between them)"""
-=======
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
->>>>>>> main
     log_every: int = 10
     """steps between two lines of the log"""
     timeout: float = 600.0
@@ -125,11 +122,7 @@ _NOT_DECIDING = {
     "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
-<<<<<<< HEAD
-        *("log_every", "device", "matmul", "timeout", "join_timeout", "node_check"),
-=======
-        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
->>>>>>> main
+        *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
