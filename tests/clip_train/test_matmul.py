@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,20 +122,23 @@ def test_nothing_is_measured_where_it_has_no_effect(model, monkeypatch, options)
     assert metrics == {}
 
 
-def test_the_faster_library_is_taken_and_the_measurement_moves_no_generator(model, monkeypatch):
-    def slow(*args):
-        for _ in range(4):
-            product(*args)
-        return product(*args)
+@pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.95, False), (1.2, False)])
+def test_onednn_has_to_be_clearly_faster_and_the_measurement_moves_no_generator(model, monkeypatch, seconds, faster):
+    clock = [0.0]
 
-    product = module._product
-    torch.manual_seed(3)
+    def taking(duration, function):
+        def call(*args):
+            clock[0] += duration
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(module, "_linear", taking(seconds, module._linear))
+    monkeypatch.setattr(module, "F", SimpleNamespace(linear=taking(1.0, F.linear)))
     before = torch.get_rng_state()
-    monkeypatch.setattr(module, "_product", slow)
-    assert not module._onednn_is_faster(model)
+    assert module._onednn_is_faster(model) == faster
     assert torch.equal(torch.get_rng_state(), before)
-    monkeypatch.setattr(module, "_product", lambda x, weight, bias=None: x.new_zeros(*x.shape[:-1], len(weight)))
-    assert module._onednn_is_faster(model)
 
 
 @pytest.mark.parametrize("native", [True, False])
