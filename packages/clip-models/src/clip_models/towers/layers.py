@@ -100,7 +100,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, packed: Packed | None = None) -> Tensor:
         """[B, L, D] → [B, L, D]; if packed [N, D] → [N, D]. `mask`: bool, true where a query attends to a key,
         [B or 1, 1, L, L]; instead of the causal one."""
-        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = self.qkv(x)
         qkv = qkv if packed is None else packed.pad(qkv)
         B, L, D = *qkv.shape[:2], x.shape[-1]
         q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -108,6 +108,10 @@ class Attention(nn.Module):
         y_BHLC = attend(q, k, v, mask, causal=causal)
         y_BLD = y_BHLC.transpose(1, 2).reshape(B, L, D)
         return self.out_proj(y_BLD if packed is None else packed.pack(y_BLD))
+
+    def qkv(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., 3·D]: the queries, keys and values of all heads."""
+        return linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns what `forward` gives at one token of each sample, [B, D], at the cost of about one token.
@@ -187,7 +191,7 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the matrix products and of the residual stream."""
         attention: Any = self.resblocks[0].attn
-        return attention.in_proj_weight.dtype
+        return attention.out_proj.weight.dtype
 
     def forward(
         self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None, packed: Packed | None = None
