@@ -88,6 +88,9 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
+    matmul: Literal["auto", "torch", "onednn"] = "auto"
+    """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
+    run, and a resumed run keeps the choice (bits differ between them)"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
@@ -121,7 +124,7 @@ _NOT_DECIDING = {
     "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
-        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
+        *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
@@ -182,6 +185,11 @@ def resolve(config: FitConfig) -> FitConfig:
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
+    if train.matmul == "onednn" and (train.device == "cuda" or train.compile != "off"):
+        against = "device = 'cuda'" if train.device == "cuda" else f"compile = {train.compile!r}"
+        raise ClipTrainError(
+            f"train.matmul = 'onednn' has no effect with train.{against}: it is for eager training on a CPU; omit it"
+        )
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
     if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):

@@ -8,8 +8,9 @@ whole batch. The second pass repeats the random draws of the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,8 @@ class Gradients:
         self._losses = compiled_step(self._losses_of_batch, config)
         self.scale = LossScale(world.device) if config.precision == "fp16" else None
         """the factor on the loss; None in all precisions but fp16"""
+        self.multiplier: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """the context of the products of matrices, forward and backward; see `clip_train.matmul`"""
 
     def backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Adds the gradients of a prepared batch. Returns the loss of all ranks and, if there are several, its parts.
@@ -62,7 +65,7 @@ class Gradients:
         batch = self._task.with_counts(batch)
         targets = [self._task.targets(part) for part in _split(batch, self._micro_batches)]
         batch = {**batch, **{name: torch.cat([each[name] for each in targets]) for name in targets[0]}}
-        with limited(self._config):
+        with self.multiplier(), limited(self._config):
             losses = compute(batch, step)
         self._placement.finish()
         if self.scale is not None:

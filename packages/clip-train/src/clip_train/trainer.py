@@ -30,6 +30,7 @@ from clip_train.heldout import COLUMNS, chunk_of
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
+from clip_train.matmul import computed_precision, multiplier
 from clip_train.model import make_model
 from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.monitor.log import ShownLog
@@ -56,12 +57,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
-        task = config.task.build(model, precision=config.train.precision, world=world)
+        how = replace(config.train, precision=computed_precision(config.train.precision, world))
+        task = config.task.build(model, precision=how.precision, world=world)
         task.text_lengths = config.data.text_lengths
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
-        gradients = Gradients(
-            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
-        )
+        gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
         optim = Optimization(model, config.optim, world.device, gradients.scale)
         plan = plan_of(config, steps, manifest.samples)
         rate = learning_rate(config.optim, plan, config.train.batch_size)
@@ -91,6 +91,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
+        gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
             log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, model, log, world)

@@ -4,7 +4,6 @@ Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, P
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
@@ -14,6 +13,7 @@ from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
 from clip_models.towers.layers import LayerNorm, Transformer
 from clip_models.towers.positions import sin_cos_2d
+from clip_models.towers.products import linear
 
 
 class PatchDropout(nn.Module):
@@ -105,7 +105,7 @@ class VisionTransformer(ImageTower):
             kept = self.patch_dropout(patches)
             patches = patches[torch.arange(len(patches), device=patches.device)[:, None], kept]
             position = position[kept]
-        x = F.linear(patches, self.conv1.weight.flatten(1))
+        x = linear(patches, self.conv1.weight.flatten(1))
         token = (self.class_embedding.to(x.dtype) + self.positional_embedding[0].to(x.dtype)).expand(x.shape[0], 1, -1)
         return self.ln_pre(torch.cat([token, x + position.to(x.dtype)], dim=1))
 
