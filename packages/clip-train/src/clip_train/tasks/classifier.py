@@ -24,6 +24,7 @@ from clip_train.tasks.labels import ClassLabels
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
+    from clip_train.synthetic import SyntheticConfig
     from clip_train.tasks.classification import ClassificationConfig
 
 
@@ -44,8 +45,8 @@ class ClassifierTask(Task):
     def text_specs(self) -> list[ModelSpec]:
         return []
 
-    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
-        self._labels.read(manifest, *([held_out] if held_out else []))
+    def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
+        self._labels.read(manifest, held_out)
         self._classifier = add_classifier(self.model, len(self._labels.names))
         with torch.no_grad():
             self._classifier.weight.copy_(self._first_weights())

@@ -10,6 +10,7 @@ from clip_core import ClipError
 from clip_train.captions import Captions
 from clip_train.errors import ClipTrainError
 from clip_train.extras import require_eval
+from clip_train.synthetic import SyntheticConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,9 +61,14 @@ class ClassLabels:
         self.prompts: list[list[str]] = []
         self._index: dict[Any, int] = {}
 
-    def read(self, *manifests: Manifest) -> None:
+    def read(self, *manifests: Manifest | SyntheticConfig | None) -> None:
         """Reads the labels of all samples. Raises ClipTrainError, with counts, if a sample is of no class."""
-        for manifest in manifests:
+        for manifest in filter(None, manifests):
+            if isinstance(manifest, SyntheticConfig):
+                raise ClipTrainError(
+                    f"the task reads the column {self._config.column!r}, which data.synthetic does not have: "
+                    "name a dataset in data.sources"
+                )
             for part in manifest.parts:
                 self._read(type(manifest)(parts=[part]), part.source.dataset)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,10 @@ class NormalisedTask(TowersTask):
         An evaluation has the normalisers of its batch alone, and the temperature of the model.
         """
         inputs = features["image"], features["text"], shared["scale"]
-        options = {"eps": self._config.eps, "rho": 0.0 if self._temperature == "fixed" else self._config.rho}
+        options: dict[str, Any] = {
+            "eps": self._config.eps,
+            "rho": 0.0 if self._temperature == "fixed" else self._config.rho,
+        }
         if step is None:
             never = torch.full((2, ranks * len(inputs[0])), NEVER, device=inputs[0].device)
             return {"contrastive_loss": global_contrastive_loss(*inputs, never, gamma=1, ranks=ranks, **options).loss}

@@ -16,6 +16,7 @@ from clip_train.tasks.labels import ClassLabels
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
+    from clip_train.synthetic import SyntheticConfig
     from clip_train.tasks.flyp import FLYPConfig
 
 
@@ -35,9 +36,9 @@ class PromptTask(DualEncoderTask):
     def text_specs(self) -> list[ModelSpec]:
         return []  # the captions of the dataset are not used
 
-    def start(self, manifest: Manifest, held_out: Manifest | None, *, batch_size: int) -> None:
+    def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
         super().start(manifest, held_out, batch_size=batch_size)
-        self._labels.read(manifest, *([held_out] if held_out else []))
+        self._labels.read(manifest, held_out)
         self._bounds = np.cumsum([0, *map(len, self._labels.prompts)])
         self._tokens = self._labels.tokens(get_tokenizer(self.model.spec))
 
