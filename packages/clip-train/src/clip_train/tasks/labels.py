@@ -63,7 +63,9 @@ class ClassLabels:
 
     def read(self, *manifests: Manifest | SyntheticConfig | None) -> None:
         """Reads the labels of all samples. Raises ClipTrainError, with counts, if a sample is of no class."""
-        for manifest in filter(None, manifests):
+        for manifest in manifests:
+            if manifest is None:
+                continue
             if isinstance(manifest, SyntheticConfig):
                 raise ClipTrainError(
                     f"the task reads the column {self._config.column!r}, which data.synthetic does not have: "
