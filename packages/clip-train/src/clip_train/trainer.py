@@ -93,7 +93,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
-            _log_start(config, folder, resumed, captions, log, world)
+            _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
@@ -242,6 +242,7 @@ def _log_start(
     folder: RunFolder,
     resumed: Resumed,
     captions: list[dict[str, Any]],
+    model: CLIP,
     log: RunLog | None,
     world: World,
 ) -> None:
@@ -249,6 +250,10 @@ def _log_start(
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if not resumed.step:
         events += captions
+    if config.model.lora.rank:
+        from clip_train.adapters import summary
+
+        events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, Path(config.run), config.train.node_check)})
     if log:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clip_core.store import Store
 from clip_models import CLIP, ModelSpec, save_model
+from clip_models.weights.convert.prefixes import strip_marks
 from clip_models.weights.fit import build_empty
 from clip_train.checkpoints.layout import Damaged, Folder, Pieces
 from clip_train.checkpoints.saver import load_state, read_description
@@ -33,16 +34,15 @@ def export(config: FitConfig, steps: list[int], output: str, *, ema: bool = Fals
     are computed in float64. Raises ClipError, also for a damaged checkpoint.
     """
     folder = Folder(config.run)
-    model, total = None, dict[str, Tensor]()
+    total = dict[str, Tensor]()
     for step in steps:
         state, table = _described(folder, step)
-        if model is None:
-            model = build_empty(ModelSpec.from_dict(state["model"]))
-        weights = _weights_of(config, model, folder, state, table, ema)
+        spec = ModelSpec.from_dict(state["model"])
+        weights = _weights_of(config, spec, folder, state, table, ema)
         for name, tensor in weights.items():
             exact = tensor.double() if tensor.is_floating_point() and len(steps) > 1 else tensor
             total[name] = total[name] + exact if name in total and tensor.is_floating_point() else exact
-    assert model is not None
+    model = build_empty(spec)
     mean = {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
     own = model.state_dict()
     with torch.no_grad():
@@ -64,11 +64,12 @@ def _described(folder: Folder, step: int) -> tuple[dict[str, Any], dict[str, Pie
 
 
 def _weights_of(
-    config: FitConfig, model: CLIP, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
+    config: FitConfig, spec: ModelSpec, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
 ) -> dict[str, Tensor]:
     """Returns copies of the weights of one checkpoint."""
     if ema and not any(key.startswith("ema/") for key in table):
         raise ClipTrainError(f"{folder.where(state['step'])} has no averaged weights: optim.ema.decay was 0")
+    model = _live(config, spec, table)
     optimizer = make_optimizer(model, config.optim)
     parts = {"ema": Ema(model, config.optim.ema)} if ema else {}
     read = {"model", *parts, *(["optimizer"] if hasattr(optimizer, "eval") and not ema else [])}
@@ -81,7 +82,30 @@ def _weights_of(
         ) from error
     context: AbstractContextManager[None] = parts["ema"].swapped() if ema else evaluation_weights(optimizer)
     with context:
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {name: tensor.clone() for name, tensor in _plain(config, model).state_dict().items()}
+
+
+def _live(config: FitConfig, spec: ModelSpec, table: Mapping[str, Pieces]) -> CLIP:
+    """Returns the model as it was trained, with adapters, and with arbitrary weights."""
+    model = build_empty(spec)
+    if config.model.lora.rank:
+        from clip_train.adapters import add_adapters
+
+        add_adapters(model, config.model.lora, seed=0)
+    states = (key.removeprefix("optimizer/").rsplit("|", 1)[0] for key in table if key.startswith("optimizer/"))
+    if trained := {name for name in states if not name.startswith("group ")}:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(strip_marks(name) in trained)
+    return model
+
+
+def _plain(config: FitConfig, model: CLIP) -> CLIP:
+    """Returns the model without adapters."""
+    if not config.model.lora.rank:
+        return model
+    from clip_train.adapters import plain_model
+
+    return plain_model(model, config.model.lora)
 
 
 def chosen_steps(folder: Folder, at: str, average: str) -> list[int]:
