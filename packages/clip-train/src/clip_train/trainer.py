@@ -12,7 +12,7 @@ from typing import Any
 from clip_core import ClipError
 from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import get_tokenizer
+from clip_models import CLIP, get_tokenizer
 from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
 from clip_train.checkpoints.export import export
