@@ -88,6 +88,9 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
+    matmul: Literal["auto", "torch", "onednn"] = "auto"
+    """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
+    run, and a resumed run keeps the choice (bits differ between them)"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
@@ -117,11 +120,11 @@ class CheckpointConfig:
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint", "log", "profile", "extend"),
+    "": ("run", "checkpoint", "extend", "log", "profile"),
     "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
-        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
+        *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
@@ -134,7 +137,7 @@ class FitConfig:
     """One training run: the same config in the same folder continues it."""
 
     run: str
-    """output folder, on a local or shared file system"""
+    """output folder: a path on a local or shared file system, or an fsspec URL such as s3://bucket/run"""
     model: ModelConfig
     task: TaskConfig = field(default_factory=ContrastiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -182,12 +185,15 @@ def resolve(config: FitConfig) -> FitConfig:
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
+    if train.matmul == "onednn" and (train.device == "cuda" or train.compile != "off"):
+        against = "device = 'cuda'" if train.device == "cuda" else f"compile = {train.compile!r}"
+        raise ClipTrainError(
+            f"train.matmul = 'onednn' has no effect with train.{against}: it is for eager training on a CPU; omit it"
+        )
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
     if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
         raise ClipTrainError(f"parent = {config.parent!r} is in the run folder itself: name another run folder")
-    if "://" in config.run:
-        raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
     data.synthetic.check(config.model.context_length or spec.text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"
@@ -246,7 +252,7 @@ def resolve(config: FitConfig) -> FitConfig:
     if list(data.text_lengths) != sorted(set(data.text_lengths)) or min(data.text_lengths, default=1) < 1:
         raise ClipTrainError(f"data.text_lengths = {list(data.text_lengths)} must be rising numbers, at least 1")
     config.log.check()
-    config.profile.check(train.device)
+    config.profile.check(train.device, config.run)
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")

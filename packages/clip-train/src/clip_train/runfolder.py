@@ -88,6 +88,11 @@ class RunFolder:
     def url(self) -> str:
         return self._store.url
 
+    @property
+    def local(self) -> Path | None:
+        """The path, if the folder is not in an object store."""
+        return Path(self._store.path) if self._store.local else None
+
     def locked(self) -> AbstractContextManager[None]:
         """Keeps a second process from training in the folder."""
         return locked(self._store)

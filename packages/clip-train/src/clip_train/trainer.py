@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from clip_core import ClipError
@@ -29,10 +30,10 @@ from clip_train.heldout import COLUMNS, chunk_of
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
+from clip_train.matmul import computed_precision, multiplier
 from clip_train.model import make_model
 from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.monitor.log import ShownLog
-from clip_train.monitor.trackers import open_trackers
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -52,20 +53,19 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         arithmetic(config.train, world),
         ExitStack() as stack,
     ):
-        _check_batch(config, world)
-        manifest, val_manifest = _manifests(config, world)
+        check_batch(config, world)
+        manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
-        task = config.task.build(model, precision=config.train.precision, world=world)
+        how = replace(config.train, precision=computed_precision(config.train.precision, world))
+        task = config.task.build(model, precision=how.precision, world=world)
         task.text_lengths = config.data.text_lengths
-        gradients = Gradients(
-            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
-        )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
-        optim = Optimization(model, config.optim, world.device)
+        gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
+        optim = Optimization(model, config.optim, world.device, gradients.scale)
         plan = plan_of(config, steps, manifest.samples)
         rate = learning_rate(config.optim, plan, config.train.batch_size)
-        stream = _stream(config, manifest, task, world)
+        stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
@@ -77,7 +77,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
             fingerprint=config.lineage(),
-            about={"model": model.spec.to_dict(), "steps": steps},
+            about={"model": model.spec.to_dict(), "steps": steps, "task": task.about},
         )
         world.lead(lambda: go_on(config, steps, manifest.samples))
         resumed = checkpoints.resume()
@@ -91,8 +91,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
+        gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
-            log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
+            log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
@@ -204,7 +205,8 @@ def _validation(
     )
 
 
-def _check_batch(config: FitConfig, world: World) -> None:
+def check_batch(config: FitConfig, world: World) -> None:
+    """Raises ClipTrainError if the batch cannot be split into equal parts for the ranks and their micro-batches."""
     size, parts = config.train.batch_size, config.train.micro_batches
     if size % world.size:
         raise ClipTrainError(f"train.batch_size = {size} is not divisible by {world.size} ranks")
@@ -215,7 +217,7 @@ def _check_batch(config: FitConfig, world: World) -> None:
         )
 
 
-def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
+def find_samples(config: FitConfig, world: World) -> tuple[Manifest | SyntheticConfig, Manifest | None]:
     """Returns the training and the held-out samples, which do not overlap unless the config allows it."""
     if config.data.synthetic:
         return config.data.synthetic, None
@@ -231,10 +233,6 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     if config.val.overlap == "error":
         world.lead(partial(refuse_overlap, manifest, held_out, name="val.sources", option="val.overlap = 'allow'"))
     return manifest, held_out
-
-
-def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int) -> RunLog:
-    return ShownLog(Path(config.run), resumed.step, steps=steps, trackers=open_trackers(config, Path(config.run)))
 
 
 def _log_start(
@@ -255,15 +253,18 @@ def _log_start(
 
         events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
-        events.append({"event": "node_check", **check_nodes(world, Path(config.run), config.train.node_check)})
+        events.append(
+            {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
+        )
     if log:
         for event in events:
             log.write({"step": resumed.step, **event})
 
 
-def _stream(
+def make_stream(
     config: FitConfig, manifest: Manifest | SyntheticConfig, task: Task, world: World
 ) -> SampleStream | SyntheticStream:
+    """Returns the stream of this rank's batches."""
     if isinstance(manifest, SyntheticConfig):
         if task.columns:
             raise ClipTrainError(f"the task reads the column {task.columns[0]!r}, which data.synthetic does not have")
@@ -291,8 +292,9 @@ def _stream(
     )
 
 
-def _tokenizer(task: Task) -> Captions:
-    return Captions(tuple(map(get_tokenizer, task.text_specs)))
+def _tokenizer(task: Task) -> Captions | None:
+    """Returns the tokenizer of the task; None for a task that does not use the captions."""
+    return Captions(tuple(map(get_tokenizer, task.text_specs))) if task.text_specs else None
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from clip_core.store import Store
 from clip_models import CLIP, ModelSpec, save_model
 from clip_models.weights.convert.prefixes import strip_marks
 from clip_models.weights.fit import build_empty
+from clip_models.weights.tensorfiles import write_safetensors
+from clip_train.adapters import add_adapters, merged
 from clip_train.checkpoints.layout import Damaged, Folder, Pieces
 from clip_train.checkpoints.saver import load_state, read_description
 from clip_train.checkpoints.state import RunState
@@ -37,21 +39,27 @@ def export(config: FitConfig, steps: list[int], output: str, *, ema: bool = Fals
     total = dict[str, Tensor]()
     for step in steps:
         state, table = _described(folder, step)
-        spec = ModelSpec.from_dict(state["model"])
-        weights = _weights_of(config, spec, folder, state, table, ema)
+        weights = _weights_of(config, folder, state, table, ema)
         for name, tensor in weights.items():
             exact = tensor.double() if tensor.is_floating_point() and len(steps) > 1 else tensor
             total[name] = total[name] + exact if name in total and tensor.is_floating_point() else exact
-    model = build_empty(spec)
-    mean = {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
-    own = model.state_dict()
+    if len(steps) > 1:
+        total = {name: tensor / len(steps) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
+    extra = config.task.separate(total, state["task"])
+    model = build_empty(ModelSpec.from_dict(state["model"]))
     with torch.no_grad():
-        for name, tensor in (mean if len(steps) > 1 else total).items():
-            own[name].copy_(tensor)
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(total[name])
     made_by = {"clip_train.config": config.fingerprint(), "clip_train.steps": ",".join(map(str, steps))}
     name = output.replace("\\", "/").rsplit("/", 1)[-1]
     store = Store(output[: -len(name)] or ".")
     with store.staging() as place:
+        for kind, file in extra.items():
+            own = name.replace("model", kind) if "model" in name else f"{kind}-{name}"
+            write_safetensors(
+                place / own, {key: t.float().contiguous() for key, t in file.tensors.items()}, file.metadata
+            )
+            store.publish(place / own, own)
         save_model(place / name, model, model.spec, made_by)
         store.publish(place / name, name)
 
@@ -64,12 +72,16 @@ def _described(folder: Folder, step: int) -> tuple[dict[str, Any], dict[str, Pie
 
 
 def _weights_of(
-    config: FitConfig, spec: ModelSpec, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
+    config: FitConfig, folder: Folder, state: Mapping[str, Any], table: Mapping[str, Pieces], ema: bool
 ) -> dict[str, Tensor]:
-    """Returns copies of the weights of one checkpoint."""
+    """Returns the weights of one checkpoint, with adapters merged."""
+    model = build_empty(ModelSpec.from_dict(state["model"]))
+    if config.model.lora.rank:
+        add_adapters(model, config.model.lora, seed=0)
+    config.task.complete(model, state["task"])
     if ema and not any(key.startswith("ema/") for key in table):
         raise ClipTrainError(f"{folder.where(state['step'])} has no averaged weights: optim.ema.decay was 0")
-    model = _live(config, spec, table)
+    _freeze(model, table)
     optimizer = make_optimizer(model, config.optim)
     parts = {"ema": Ema(model, config.optim.ema)} if ema else {}
     read = {"model", *parts, *(["optimizer"] if hasattr(optimizer, "eval") and not ema else [])}
@@ -82,30 +94,16 @@ def _weights_of(
         ) from error
     context: AbstractContextManager[None] = parts["ema"].swapped() if ema else evaluation_weights(optimizer)
     with context:
-        return {name: tensor.clone() for name, tensor in _plain(config, model).state_dict().items()}
+        return merged({name: tensor.clone() for name, tensor in model.state_dict().items()}, config.model.lora)
 
 
-def _live(config: FitConfig, spec: ModelSpec, table: Mapping[str, Pieces]) -> CLIP:
-    """Returns the model as it was trained, with adapters, and with arbitrary weights."""
-    model = build_empty(spec)
-    if config.model.lora.rank:
-        from clip_train.adapters import add_adapters
-
-        add_adapters(model, config.model.lora, seed=0)
-    states = (key.removeprefix("optimizer/").rsplit("|", 1)[0] for key in table if key.startswith("optimizer/"))
-    if trained := {name for name in states if not name.startswith("group ")}:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(strip_marks(name) in trained)
-    return model
-
-
-def _plain(config: FitConfig, model: CLIP) -> CLIP:
-    """Returns the model without adapters."""
-    if not config.model.lora.rank:
-        return model
-    from clip_train.adapters import plain_model
-
-    return plain_model(model, config.model.lora)
+def _freeze(model: CLIP, table: Mapping[str, Pieces]) -> None:
+    """Freezes what the run did not train: parameters without a state of the optimizer, if others have one."""
+    states = {key.removeprefix("optimizer/").rsplit("|", 1)[0] for key in table if key.startswith("optimizer/")}
+    named = {strip_marks(name): parameter for name, parameter in model.named_parameters()}
+    if states & named.keys():
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in states)
 
 
 def chosen_steps(folder: Folder, at: str, average: str) -> list[int]:

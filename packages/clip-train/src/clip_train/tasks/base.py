@@ -103,6 +103,11 @@ class Task:
         """State of the task besides the model, which checkpoints save under these names."""
         return {}
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """JSON values that checkpoints hold, for `TaskConfig.complete` and `TaskConfig.separate`."""
+        return {}
+
     def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
         """Called once on every rank, before a checkpoint is loaded, with the samples and the size of a global batch.
 
