@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from clip_train.errors import ClipTrainError
 from clip_train.hooks import CorruptLimit, Logging, Saving
@@ -12,16 +13,18 @@ from clip_train.runfolder import RunLog
 class World:
     """Two ranks of which this is the first; the other one waits `more` seconds longer in each window."""
 
-    size = 2
+    size, device = 2, torch.device("cpu")
 
     def __init__(self, more: float) -> None:
         self.more = more
 
     def gather(self, value):
-        return [value, (*value[:2], value[2] + self.more, value[3] + self.more)]
+        counts, uids, times, memory = value
+        other = {name: seconds + self.more if name != "tokens" else seconds for name, seconds in times.items()}
+        return [value, (counts, uids, other, memory)]
 
 
-UNHARMED = {"samples": 4, "corrupt": 0}
+UNHARMED = {"samples": 4, "corrupt": 0, "truncated": 1}
 
 
 def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
@@ -36,7 +39,9 @@ def run(folder, waits, *, metrics=None, start=0, stop=None, more=0.0):
         for step in range(start + 1, (stop or len(waits)) + 1):
             wait = waits[step - 1]
             times = {"wait_s": wait, "seconds": wait + 0.5}
-            hook.on_step(loop, Step(step=step, losses={"loss": 1.0}, lr=0.1, grad_norm=1.0, counts=UNHARMED, **times))
+            hook.on_step(
+                loop, Step(step=step, losses={"loss": 1.0}, lr=0.1, grad_norm=1.0, counts=UNHARMED, tokens=20, **times)
+            )
         hook.on_end(loop)
     return loop.metrics
 
@@ -57,6 +62,9 @@ def test_the_log_sums_what_was_waited_whatever_its_lines_cover(tmp_path):
         assert row["wait_s"] == pytest.approx(sum(WAITS[:high]))
         assert row["loader_wait_s"] == pytest.approx(sum(WAITS[low:high]) / (high - low))
         assert row["samples_per_s"] == pytest.approx(4 * (high - low) / (sum(WAITS[low:high]) + 0.5 * (high - low)))
+        assert row["text_tokens_per_s"] == pytest.approx(2 * 5 * row["samples_per_s"])  # of both ranks
+        assert row["host_memory_mib"] > 10
+        assert row["truncated"] == 2  # one of each rank
     assert metrics["wait_s"] == pytest.approx(sum(WAITS))
 
 
@@ -82,7 +90,7 @@ def test_the_slowest_rank_is_the_one_that_all_wait_for(tmp_path):
 class Pair:
     """Two ranks that have met the same."""
 
-    size, rank, leads = 2, 0, True
+    size, rank, leads, device = 2, 0, True, torch.device("cpu")
     watch = SimpleNamespace(wanted=False, saved=None)
 
     def gather(self, value):
@@ -106,7 +114,7 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
         for step, corrupt in ((5, 1), (6, 1), (7, 1), (8, 2), (9, 2)):
             values = {"losses": {"loss": 1.0}, "lr": 1, "grad_norm": 1, "wait_s": 0, "seconds": 1}
             for hook in hooks:
-                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt}, **values))
+                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt, "truncated": 0}, **values))
     assert [row["corrupt"] for row in lines(tmp_path)] == [7, 7]
     assert [metrics["corrupt"] for metrics in saved] == [5, 7]  # after steps 5 and 9
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
-from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
+from clip_train.monitor.config import LogConfig, ProfileConfig
 from clip_train.optim.config import OptimConfig, check_optim
 from clip_train.optim.plan import Plan, make_plan
 from clip_train.parallelize.config import ParallelConfig
@@ -39,6 +39,9 @@ class DataConfig:
     long_captions: Literal["error", "truncate"] = "error"
     """captions with more tokens than the model's context are truncated; error ends the run before its first step if a
     sample of some thousand captions has any"""
+    text_lengths: tuple[int, ...] = ()
+    """numbers of tokens, beside the whole context, that the captions of a batch are padded to, rising; features do not
+    depend on them; empty for two to an octave: 8, 12, 16, 24, 32, 48, 64, …"""
     timeout: float = 600.0
     """largest number of seconds that one wait for the next batch may take"""
     max_corrupt: float = 0.05
@@ -84,6 +87,9 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
+    deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
+    """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
+    off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
     log_every: int = 10
     """steps between two lines of the log"""
     timeout: float = 600.0
@@ -108,11 +114,11 @@ class CheckpointConfig:
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint"),
-    "data": ("workers", "long_captions", "max_corrupt", "timeout"),
+    "": ("run", "checkpoint", "log", "profile"),
+    "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
-        *("log_every", "device", "timeout", "join_timeout", "node_check"),
+        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
@@ -132,6 +138,8 @@ class FitConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
@@ -148,8 +156,9 @@ class FitConfig:
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
-    config.task.check(get_model_spec(config.model.name))
-    config.model.lock.check()
+    spec = config.model.spec()
+    config.task.check(spec)
+    config.model.check(config.train.precision)
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     train.check(micro_batches=train.micro_batches)
@@ -162,7 +171,7 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
-    data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
+    data.synthetic.check(config.model.context_length or spec.text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"
         raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")
@@ -210,6 +219,10 @@ def resolve(config: FitConfig) -> FitConfig:
     ):
         if not 0 <= value <= 1:
             raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
+    if list(data.text_lengths) != sorted(set(data.text_lengths)) or min(data.text_lengths, default=1) < 1:
+        raise ClipTrainError(f"data.text_lengths = {list(data.text_lengths)} must be rising numbers, at least 1")
+    config.log.check()
+    config.profile.check(train.device)
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")
@@ -228,6 +241,8 @@ def total_steps(config: FitConfig, samples: int) -> int:
     steps = train.steps or int(seen // train.batch_size)
     if steps < 1:
         raise ClipTrainError(f"the run is shorter than one step of train.batch_size = {train.batch_size} samples")
+    if config.profile.start > steps:
+        raise ClipTrainError(f"profile.start = {config.profile.start} is after the last of the {steps} steps: lower it")
     plan_of(config, steps, samples)
     return steps
 

@@ -24,6 +24,8 @@ class Fed:
     """whether a rank has been told to stop; the same on all ranks"""
     tokens: int
     """tokens of this rank's captions, without padding"""
+    columns: int
+    """tokens that each caption is padded to, on all ranks"""
     counts: dict[str, float]
     """counts of the stream, up to this batch"""
     state: dict[str, Any]
@@ -115,6 +117,7 @@ class Feed:
             batch=cut(ahead.tensors, dict(zip(self._task.texts, votes[1:], strict=True))),
             stopping=stopping,
             tokens=ahead.tokens,
+            columns=max(votes[1:], default=0),
             counts=ahead.counts,
             state=ahead.state,
         )

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_train.draws import KeyedDraws
 from clip_train.errors import ClipTrainError
+from clip_train.monitor.similarity import pair_sums
 from clip_train.parallel import World
 from clip_train.parallelize.compilation import compiled_step, limited
 from clip_train.parallelize.config import ParallelConfig
@@ -39,6 +40,8 @@ class Gradients:
         seed: int = 0,
     ) -> None:
         self._task, self._world, self._micro_batches = task, world, micro_batches
+        self.sums: Tensor | None = None
+        """of the latest step; see `pair_sums`"""
         if micro_batches > 1:
             _refuse_batch_norms(task.model)
         self._draws = KeyedDraws(task.model, seed)
@@ -64,14 +67,14 @@ class Gradients:
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with self._draws.over(batch.get("uid"), step):
-            losses = self._losses(batch, step)
+            losses, self.sums = self._losses(batch, step)
             sum_of(losses).backward()
         return _detached(losses)
 
-    def _losses_of_batch(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def _losses_of_batch(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
         out = self._module(batch)
         joint = self._task.losses_of(out.features, out.shared, batch, ranks=self._world.size, step=step)
-        return joint | out.losses
+        return joint | out.losses, pair_sums(out.features)
 
     def _in_parts(self, batch: Batch, step: int) -> dict[str, Tensor]:
         parts = _split(batch, self._micro_batches)
@@ -83,6 +86,7 @@ class Gradients:
         features = {
             name: torch.cat([out.features[name] for out in outputs]).requires_grad_() for name in outputs[0].features
         }
+        self.sums = pair_sums(features)
         shared = {name: value.detach().requires_grad_() for name, value in outputs[0].shared.items()}
         joint = self._task.losses_of(features, shared, batch, ranks=self._world.size, step=step)
         sum_of(joint).backward()

@@ -50,6 +50,8 @@ class Step:
     """whether the update was left out, as `optim.spike` says"""
     tokens: int = 0
     """tokens of this rank's captions, without padding"""
+    columns: int = 0
+    """tokens that each caption was padded to"""
     counts: Mapping[str, float] = field(default_factory=dict)
     """counts of this rank's stream, up to the batch of the step"""
 
@@ -91,6 +93,7 @@ class _Launched:
     norms: list[str]
     values: Readback
     tokens: int
+    columns: int
     counts: Mapping[str, float]
     wait_s: float
     seconds: float = 0.0
@@ -166,6 +169,7 @@ class Loop:
             norms=[*norms],
             values=Readback(scalars),
             tokens=fed.tokens,
+            columns=fed.columns,
             counts=fed.counts,
             wait_s=self.feed.wait_s,
         )
@@ -199,6 +203,7 @@ class Loop:
             wait_s=launched.wait_s,
             seconds=launched.seconds,
             tokens=launched.tokens,
+            columns=launched.columns,
             counts=launched.counts,
         )
         self.metrics["loss"] = losses["loss"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from clip_core.config import fingerprint
+from clip_core import ClipError
+from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
+from clip_models.weights.tensorfiles import write_safetensors
+from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
@@ -22,9 +22,12 @@ from clip_train.feed import Feed
 from clip_train.forecast import foresee
 from clip_train.gradients import Gradients
 from clip_train.heldout import COLUMNS, chunk_of
-from clip_train.hooks import Averaging, CorruptLimit, Logging, Saving, Validation
+from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
 from clip_train.loop import Hook, Loop
 from clip_train.model import make_model
+from clip_train.monitor.flops import Utilisation, utilisation
+from clip_train.monitor.log import ShownLog
+from clip_train.monitor.trackers import open_trackers
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -41,7 +44,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
-        _arithmetic(config, world),
+        arithmetic(config.train, world),
         ExitStack() as stack,
     ):
         _check_batch(config, world)
@@ -49,6 +52,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
+        task.text_lengths = config.data.text_lengths
         gradients = Gradients(
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
@@ -65,7 +69,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             world,
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
+            save_weights=lambda path: _save_weights(path, config, model),
             parts={**optim.parts, **task.parts},
         )
         resumed = checkpoints.resume(model, optim.optimizer)
@@ -78,8 +82,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
-            log = stack.enter_context(RunLog(folder.path, resumed.step)) if world.leads else None
-            _log_start(config, folder, resumed, captions, log, world)
+            log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
+            _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
@@ -114,7 +118,14 @@ def _hooks(
     log_every = config.train.log_every
     hooks: list[Hook] = [
         *([Averaging(ema=optim.ema)] if optim.ema else []),
-        Logging(every=log_every, batch_size=config.train.batch_size, samples=manifest.samples, **shared),
+        *([_profiling(config, shared["world"])] if config.profile.start else []),
+        Logging(
+            every=log_every,
+            batch_size=config.train.batch_size,
+            samples=manifest.samples,
+            utilisation=_utilisation(config, task, shared["world"]),
+            **shared,
+        ),
         CorruptLimit(
             every=log_every,
             limit=config.data.max_corrupt,
@@ -127,6 +138,27 @@ def _hooks(
     if val_manifest:
         hooks.append(_validation(config, task, val_manifest, optim, **shared))
     return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+
+
+def _profiling(config: FitConfig, world: World) -> Profiling:
+    return Profiling(config=config.profile, folder=Path(config.run) / "profile", world=world)
+
+
+def _utilisation(config: FitConfig, task: Task, world: World) -> Utilisation | None:
+    """Returns what the log compares the rate with, on rank 0; None for a model that cannot be counted."""
+    if not world.leads:
+        return None
+    try:
+        return utilisation(
+            task.model,
+            world.device,
+            precision=config.train.precision,
+            devices=world.size,
+            peak_tflops=config.log.peak_tflops,
+        )
+    except (ClipError, NotImplementedError) as error:  # a tower of the user may do what the meta device cannot
+        warn(f"the log has no mfu: the operations of {config.model.name} cannot be counted: {error}")
+        return None
 
 
 def _validation(
@@ -192,11 +224,16 @@ def _manifests(config: FitConfig, world: World) -> tuple[Manifest | SyntheticCon
     return manifest, held_out
 
 
+def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int) -> RunLog:
+    return ShownLog(folder.path, resumed.step, steps=steps, trackers=open_trackers(config, folder.path))
+
+
 def _log_start(
     config: FitConfig,
     folder: RunFolder,
     resumed: Resumed,
     captions: list[dict[str, Any]],
+    model: CLIP,
     log: RunLog | None,
     world: World,
 ) -> None:
@@ -204,6 +241,10 @@ def _log_start(
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if not resumed.step:
         events += captions
+    if config.model.lora.rank:
+        from clip_train.adapters import summary
+
+        events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
     if log:
@@ -259,32 +300,27 @@ def _export(
     for name, context in optim.weights.items():
         with context():
             path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, model, model.spec, _made_by(config))
+            save_model(path, _plain(config, model), model.spec, _made_by(config))
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
+
+
+def _plain(config: FitConfig, model: CLIP) -> CLIP:
+    """Returns the model without adapters."""
+    if not config.model.lora.rank:
+        return model
+    from clip_train.adapters import plain_model
+
+    return plain_model(model, config.model.lora)
+
+
+def _save_weights(path: Path, config: FitConfig, model: CLIP) -> None:
+    """Writes the weights of a checkpoint: with adapters, if there are some, under the names of the live model."""
+    if config.model.lora.rank:
+        write_safetensors(path, {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, {})
+    else:
+        save_model(path, model, model.spec, _made_by(config))
 
 
 def _made_by(config: FitConfig) -> dict[str, str]:
     """Returns metadata that marks weights as those of a training run."""
     return {"clip_train.config": config.fingerprint()}
-
-
-@contextmanager
-def _arithmetic(config: FitConfig, world: World) -> Iterator[None]:
-    """Sets threads, generators and kernels so that equal runs give equal bits, and restores the caller's at the end."""
-    threads = torch.get_num_threads()
-    deterministic, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        torch.manual_seed(int(fingerprint(["train", config.train.seed, world.rank])[:15], 16))
-        if world.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)

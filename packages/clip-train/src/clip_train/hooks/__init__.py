@@ -1,10 +1,11 @@
-"""Hooks of the training loop, one file each: log, corrupt limit, moving average, validation, checkpoints."""
+"""Hooks of the training loop, one file each: log, corrupt limit, moving average, profiler, validation, checkpoints."""
 
 from clip_train.hooks.averaging import Averaging
 from clip_train.hooks.base import RunHook
 from clip_train.hooks.corrupt import CorruptLimit
 from clip_train.hooks.logging import Logging
+from clip_train.hooks.profiling import Profiling
 from clip_train.hooks.saving import Saving
 from clip_train.hooks.validation import Validation
 
-__all__ = ["Averaging", "CorruptLimit", "Logging", "RunHook", "Saving", "Validation"]
+__all__ = ["Averaging", "CorruptLimit", "Logging", "Profiling", "RunHook", "Saving", "Validation"]

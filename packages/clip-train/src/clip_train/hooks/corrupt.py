@@ -48,6 +48,9 @@ class CorruptLimit(RunHook):
         self._before = loop.metrics.get("corrupt", 0)
         self._cut = self._cut_before = loop.metrics.get("truncated", 0)
 
+    def exact(self, loop: Loop, step: int) -> bool:
+        return False
+
     def on_step(self, loop: Loop, step: Step) -> None:
         if not self.due(loop, step):
             return
