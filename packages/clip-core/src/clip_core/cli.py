@@ -46,7 +46,7 @@ def run_commands(
 
             hint = did_you_mean(name, commands, f"the commands are {', '.join(commands)}")
             raise ClipError(f"{prog} has no command {name!r}; {hint}")
-        command: Any = import_module(f"{package}.commands.{name}")
+        command: Any = import_module(f"{package}.commands.{name.replace('-', '_')}")
         config = parse(command.Config, rest, prog=f"{prog} {name}", description=commands[name])
         adjust(config)
         return command.run(config)

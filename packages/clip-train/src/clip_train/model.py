@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clip_train.errors import ClipTrainError
 from clip_train.lora import LoraConfig
@@ -111,6 +114,26 @@ class ModelConfig:
         )
 
 
+_SHAPES_ONLY = ContextVar("shapes_only", default=False)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it models are built without their weights, for estimates: no file is read."""
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
+
+
+def weights_of(pretrained: str, **paths: str) -> dict[str, Any]:
+    """Returns the arguments of `create_model` that name weights: `pretrained`, and files of towers in `paths`."""
+    if _SHAPES_ONLY.get():
+        return {}
+    return {"pretrained": pretrained or None, **{name: path or None for name, path in paths.items()}}
+
+
 def make_model(config: ModelConfig, *, seed: int) -> CLIP:
     """Returns the model on the CPU, in training mode. Raises ClipError.
 
@@ -121,15 +144,17 @@ def make_model(config: ModelConfig, *, seed: int) -> CLIP:
     preprocess = {"mean": config.mean, "std": config.std, "interpolation": config.interpolation}
     model = create_model(
         config.name,
-        config.pretrained or None,
         seed=seed,
         force_quick_gelu=config.quick_gelu,
         force_patch_dropout=config.patch_dropout,
         force_image_size=config.image_size,
         force_context_length=config.context_length,
         force_preprocess_cfg={key: value for key, value in preprocess.items() if value is not None} or None,
-        pretrained_image_path=config.pretrained_image or None,
-        pretrained_text_path=config.pretrained_text or None,
+        **weights_of(
+            config.pretrained,
+            pretrained_image_path=config.pretrained_image,
+            pretrained_text_path=config.pretrained_text,
+        ),
     )
     lock = config.lock
     if lock.image:

@@ -62,11 +62,13 @@ class DistillationConfig(ContrastiveConfig):
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_models import create_model
+        from clip_train.model import weights_of
         from clip_train.tasks.stored import StoredEmbeddings
         from clip_train.tasks.teacher import StoredTeacherTask, TeacherTask
 
         if self.teacher_embeddings:
             stored = StoredEmbeddings(self.teacher_embeddings)
             return StoredTeacherTask(model, stored, self, precision=precision, world=world)
-        teacher = create_model(self.teacher, self.teacher_pretrained or None, require_pretrained=True)
+        weights = weights_of(self.teacher_pretrained)
+        teacher = create_model(self.teacher, require_pretrained=bool(weights), **weights)
         return TeacherTask(model, teacher, self, precision=precision, world=world)

@@ -65,10 +65,10 @@ class DualEncoderTask(TowersTask):
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Adds "group", int64 [B], where other samples than the own one are positives."""
         tensors = super().tensors(batch)
-        if self.columns:
-            tensors["group"] = value_groups(batch[self._positives])
-        elif self._positives == "captions":
+        if self._positives == "captions":
             tensors["group"] = caption_groups(torch.from_numpy(batch["text"]))
+        elif self._positives != "pair":
+            tensors["group"] = value_groups(batch[self._positives])
         return tensors
 
     def losses_of(
