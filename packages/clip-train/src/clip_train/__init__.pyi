@@ -8,6 +8,7 @@ from .config import ValConfig as ValConfig
 from .entrypoint import fit as fit
 from .errors import ClipTrainError as ClipTrainError
 from .errors import Requeue as Requeue
+from .lora import LoraConfig as LoraConfig
 from .losses.caption import caption_loss as caption_loss
 from .losses.contrastive import contrastive_loss as contrastive_loss
 from .losses.distillation import distillation_loss as distillation_loss

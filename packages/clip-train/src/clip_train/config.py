@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
-from clip_models.specs import get_model_spec
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
 from clip_train.monitor.config import LogConfig, ProfileConfig
@@ -157,8 +156,9 @@ class FitConfig:
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
-    config.task.check(get_model_spec(config.model.name))
-    config.model.lock.check()
+    spec = config.model.spec()
+    config.task.check(spec)
+    config.model.check(config.train.precision)
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     train.check(micro_batches=train.micro_batches)
@@ -171,7 +171,7 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError("run is empty: name the output folder")
     if "://" in config.run:
         raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
-    data.synthetic.check(config.model.context_length or get_model_spec(config.model.name).text.context_length)
+    data.synthetic.check(config.model.context_length or spec.text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"
         raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")

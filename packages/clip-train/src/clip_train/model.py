@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from clip_train.errors import ClipTrainError
+from clip_train.lora import LoraConfig
 
 if TYPE_CHECKING:
     from clip_models import CLIP
+    from clip_models.specs import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +52,11 @@ class ModelConfig:
     """The model and its initial weights."""
 
     name: str
-    """an architecture of clip-models, e.g. ViT-B-32"""
+    """an architecture of clip-models, e.g. ViT-B-32; or a whole model with its weights: hf-hub:org/name,
+    local-dir:folder, or a file that describes itself"""
     pretrained: str = ""
-    """a tag of the architecture or a weights file to start from; empty draws random weights from the seed"""
+    """weights of the architecture to start from: a tag, hf-hub:org/name, local-dir:folder, or a file; empty draws
+    random weights from the seed"""
     pretrained_image: str = ""
     """a weights file of the image tower alone"""
     pretrained_text: str = ""
@@ -73,6 +77,41 @@ class ModelConfig:
     """how images are resized"""
     lock: LockConfig = field(default_factory=LockConfig)
     """weights that are not trained"""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """low-rank adapters, which are trained in place of the weights"""
+
+    def spec(self) -> ModelSpec:
+        """Returns the architecture that `name` names, without the other keys. Raises ClipError.
+
+        For a whole model its description is read, which may need the network.
+        """
+        from clip_models.specs import get_model_spec
+
+        if not self.is_whole:
+            return get_model_spec(self.name)
+        from clip_models.weights.locate import locate, settle
+
+        return settle(None, locate(self.name, load_weights="://" in self.name))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `name` names a model with its weights, not an architecture."""
+        from clip_models.specs import list_models
+
+        if self.name.replace("/", "-") in list_models():
+            return False
+        from clip_models.weights.locate import is_model_source
+
+        return is_model_source(self.name)
+
+    def check(self, precision: str) -> None:
+        """Raises ClipTrainError for locks and adapters that have no effect or cannot work. `precision`: of training."""
+        self.lock.check()
+        self.lora.check(
+            pretrained=bool(self.pretrained or (self.pretrained_image and self.pretrained_text)) or self.is_whole,
+            locked=self.lock != LockConfig(),
+            precision=precision,
+        )
 
 
 _SHAPES_ONLY = ContextVar("shapes_only", default=False)
@@ -122,6 +161,10 @@ def make_model(config: ModelConfig, *, seed: int) -> CLIP:
         model.lock_image_tower(lock.image_unlocked_groups, lock.image_freeze_batch_norms)
     if lock.text:
         model.lock_text_tower(lock.text_unlocked_groups, lock.text_freeze_norms)
+    if config.lora.rank:
+        from clip_train.adapters import add_adapters
+
+        add_adapters(model, config.lora, seed=seed)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained <= {"logit_scale", "logit_bias"}:
         raise ClipTrainError("model.lock locks every weight of both towers: unlock one of them, or some groups")

@@ -12,6 +12,7 @@ from clip_core import ClipError
 from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
 from clip_models import CLIP, get_tokenizer, save_model
+from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
 from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
@@ -68,7 +69,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             world,
             keep=config.checkpoint.keep,
             fingerprint=config.fingerprint(),
-            save_weights=lambda path: save_model(path, model, model.spec, _made_by(config)),
+            save_weights=lambda path: _save_weights(path, config, model),
             parts={**optim.parts, **task.parts},
         )
         resumed = checkpoints.resume(model, optim.optimizer)
@@ -82,7 +83,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         metrics = dict(resumed.metrics)
         if resumed.step < steps:
             log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
-            _log_start(config, folder, resumed, captions, log, world)
+            _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
             Loop(
@@ -233,6 +234,7 @@ def _log_start(
     folder: RunFolder,
     resumed: Resumed,
     captions: list[dict[str, Any]],
+    model: CLIP,
     log: RunLog | None,
     world: World,
 ) -> None:
@@ -240,6 +242,10 @@ def _log_start(
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if not resumed.step:
         events += captions
+    if config.model.lora.rank:
+        from clip_train.adapters import summary
+
+        events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
         events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
     if log:
@@ -296,8 +302,25 @@ def _export(
     for name, context in optim.weights.items():
         with context():
             path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, model, model.spec, _made_by(config))
+            save_model(path, _plain(config, model), model.spec, _made_by(config))
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
+
+
+def _plain(config: FitConfig, model: CLIP) -> CLIP:
+    """Returns the model without adapters."""
+    if not config.model.lora.rank:
+        return model
+    from clip_train.adapters import plain_model
+
+    return plain_model(model, config.model.lora)
+
+
+def _save_weights(path: Path, config: FitConfig, model: CLIP) -> None:
+    """Writes the weights of a checkpoint: with adapters, if there are some, under the names of the live model."""
+    if config.model.lora.rank:
+        write_safetensors(path, {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, {})
+    else:
+        save_model(path, model, model.spec, _made_by(config))
 
 
 def _made_by(config: FitConfig) -> dict[str, str]:

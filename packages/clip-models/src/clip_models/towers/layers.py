@@ -82,11 +82,15 @@ class Attention(nn.Module):
         """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; instead
         of the causal one."""
         B, L, D = x_BLD.shape
-        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias).view(B, L, 3, self.heads, D // self.heads)
+        qkv = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         causal = self.causal and mask is None
         y_BHLC = attend(q, k, v, mask, causal=causal)
         return self.out_proj(y_BHLC.transpose(1, 2).reshape(B, L, D))
+
+    def qkv(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., 3·D]: the queries, keys and values of all heads."""
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns what `forward` gives at one token of each sample, [B, D], at the cost of about one token.
@@ -164,7 +168,7 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the matrix products and of the residual stream."""
         attention: Any = self.resblocks[0].attn
-        return attention.in_proj_weight.dtype
+        return attention.out_proj.weight.dtype
 
     def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
         """[B, L, D] → [B, L, D], or → [B, D] at the tokens `pool_B` (int64 [B])."""

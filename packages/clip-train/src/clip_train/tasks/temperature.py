@@ -45,7 +45,7 @@ class LogitScaleConfig:
 
     def clamp(self, model: CLIP) -> None:
         """Brings a trained value back into [1, max]."""
-        if self.learnable:
+        if self.learnable and model.logit_scale.requires_grad:
             model.logit_scale.data.clamp_(0, math.log(self.max))
 
 
