@@ -1,11 +1,10 @@
-"""Time, memory and exactness of the losses beside OpenCLIP's.
+"""Time and memory of the losses beside OpenCLIP's.
 
-    uv run tests/benchmarks/losses.py [shape | ranks | errors] [--json FILE]
+    uv run tests/benchmarks/losses.py [shape | ranks] [--json FILE]
 
 shape: one rank's part of a large run, 2,048 pairs of 32,768, width 512, by the formula of OpenCLIP's local loss with
 gathered gradients and by ours; the other 15 ranks are simulated by their features. ranks: forward and backward on 1 to
-4 gloo processes of one thread, the same samples per rank. errors: relative error of the features' gradients (averaged
-over the ranks, as of DistributedDataParallel) against float64 on the whole batch. Memory, of
+4 gloo processes of one thread, the same samples per rank. Memory, of
 shape alone, is what the resident set of a fresh process grows above its size before the call.
 """
 
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
@@ -159,43 +157,6 @@ def time_on_this_rank(local: int, rounds: int) -> dict[str, tuple[float, float]]
         return {name: wall for name, (wall, _) in by_turns(calls, rounds).items()}
 
 
-def errors(rounds: int, samples: int = 48) -> list[dict]:
-    print(f"\nrelative error of the gradient of {samples} pairs, towers and scale")
-    rows = []
-    for size in (1, 2, 3, 4):
-        for name, (towers, scale) in run_ranks(size, errors_on_this_rank, samples)[0].items():
-            rows.append({"what": name, "ranks": size, "towers": towers, "scale": scale})
-            print("{ranks} {what:<58}{towers:>10.1e}{scale:>10.1e}".format(**rows[-1]), flush=True)
-    return rows
-
-
-def errors_on_this_rank(samples: int) -> dict[str, tuple[float, float]]:
-    """Errors of the gradients that DistributedDataParallel gives towers of one matrix each."""
-    whole = dense.features(samples, 32)
-    scalars = torch.tensor(20.0), torch.tensor(-10.0)
-    towers = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(1))
-
-    def gradients(loss: Callable[..., Tensor], part: slice, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [t.to(dtype).clone().requires_grad_() for t in (*towers, *scalars)]
-        pair = (F.normalize(w[part].to(dtype) @ tower, dim=-1) for w, tower in zip(whole, leaves[:2], strict=True))
-        return list(torch.autograd.grad(loss(*pair, *leaves[2:]), leaves, allow_unused=True, materialize_grads=True))
-
-    results = {}
-    with join_world("cpu") as world:
-        share = slice(world.rank * samples // world.size, (world.rank + 1) * samples // world.size)
-        for name, loss in (OURS | OPEN_CLIP).items():
-            formula = dense.sigmoid if "sigmoid" in name else lambda x, y, s, b: dense.contrastive(x, y, s)
-            wanted = gradients(formula, slice(None), torch.float64)
-            found = gradients(lambda *inputs, loss=loss: loss(*inputs, world), share, torch.float32)
-            if world.size > 1:
-                for gradient in found:
-                    dist.all_reduce(gradient, op=dist.ReduceOp.SUM)
-            found = [gradient / world.size for gradient in found]
-            both = [torch.cat([tower.flatten() for tower in grads[:2]]) for grads in (found, wanted)]
-            results[name] = dense.relative_error(*both), dense.relative_error(found[2], wanted[2])
-    return results
-
-
 def by_turns(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, tuple[float, float]]:
     """Least seconds, and least seconds of the CPU, of each call; they run by turns, after a run that does not count."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
@@ -220,7 +181,7 @@ def peak_mb(call: Callable[[], None]) -> float:
     return (resident("VmHWM") - before) * 1024 / 1e6
 
 
-PARTS = {"shape": shape, "ranks": ranks, "errors": errors}
+PARTS = {"shape": shape, "ranks": ranks}
 
 if __name__ == "__main__":
     main()

@@ -216,7 +216,7 @@ def test_a_folder_belongs_to_one_model(place, tmp_path):
 def test_rows_of_another_program_are_an_error_with_the_file(place, tmp_path):
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval/results.jsonl").write_text('{"task": "objects", "accuracy": 0.5}\n')
-    with pytest.raises(ClipEvalError, match=r"eval/results\.jsonl .*line 1 has no 'benchmark'.* choose another folder"):
+    with pytest.raises(ClipEvalError, match=r"eval/results\.jsonl .*row 1 has no 'benchmark'.* choose another folder"):
         evaluate(config(place, tmp_path / "eval"))
 
 

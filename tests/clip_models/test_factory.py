@@ -29,6 +29,19 @@ def test_without_a_seed_the_global_generator_decides():
     assert not torch.equal(first.visual.proj, second.visual.proj)
 
 
+def test_a_model_without_memory_draws_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.nn.init, "xavier_uniform_", lambda tensor: asked.append(tensor.device.type) or tensor)
+    before = torch.get_rng_state()
+    model = create_model(NAME, device="meta")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(asked) == {"meta"}  # not built on the CPU first
+    wanted = create_model(NAME, seed=0).state_dict()
+    found = model.state_dict()
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: t.shape for name, t in wanted.items()}
+    assert all(tensor.is_meta for tensor in found.values())
+
+
 def test_a_spec_of_ones_own_is_a_model():
     spec = clip_models.get_model_spec(NAME)
     spec = replace(spec, name="mine", vision=replace(spec.vision, layers=1))

@@ -123,7 +123,7 @@ def test_without_an_intact_checkpoint_the_run_ends_in_one_line_and_stays_as_it_i
 ):
     assert call(monkeypatch, capsys, "fit", recipe)[0] == 0
     (tmp_path / "run" / "done.json").unlink()  # as if killed before the end: the checkpoint is needed again
-    weights = tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors"
+    (weights,) = (tmp_path / "run" / "checkpoints" / "step-00000002").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1000])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
     line = refused(monkeypatch, capsys, "fit", recipe)

@@ -48,9 +48,11 @@ def test_values_that_do_not_fit_are_named(tables, named):
     assert named in str(error.value)
 
 
-def test_a_url_as_run_folder_is_refused():
-    with pytest.raises(ClipTrainError, match="s3://bucket/run"):
-        resolve(dataclasses.replace(changed(), run="s3://bucket/run"))
+def test_steps_that_are_not_saved_and_a_fork_of_itself_are_named():
+    with pytest.raises(ClipTrainError, match=r"checkpoint.keep_every = 15 must be a multiple of checkpoint.every = 10"):
+        resolve(changed(checkpoint={"every": 10, "keep_every": 15}))
+    with pytest.raises(ClipTrainError, match="parent = 'run@3' is in the run folder itself"):
+        resolve(dataclasses.replace(changed(), run="run/", parent="run@3"))
 
 
 @pytest.mark.parametrize(

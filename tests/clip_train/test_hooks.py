@@ -103,7 +103,9 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
     loop = SimpleNamespace(
         steps=9, start=4, metrics={"corrupt": 3}, task=SimpleNamespace(model=None), optimizer=None, stream_state={}
     )
-    checkpoints = SimpleNamespace(save=lambda *state: saved.append(dict(state[-1])))
+    checkpoints = SimpleNamespace(
+        save=lambda step, stream, metrics, **_: saved.append(dict(metrics)), wait=int, finished=list
+    )
     with RunLog(tmp_path, 4) as log:
         hooks = [
             Logging(log=log, world=Pair(), every=8, batch_size=4, samples=40, stream=stream),

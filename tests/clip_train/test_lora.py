@@ -26,7 +26,7 @@ from clip_train import (
     TrainConfig,
     fit,
 )
-from clip_train.adapters import adapted, add_adapters, choose_layers, plain_model
+from clip_train.adapters import adapted, add_adapters, choose_layers, merged
 from clip_train.config import resolve
 from clip_train.gradients import Gradients
 from clip_train.optim.config import EmaConfig
@@ -46,6 +46,13 @@ BERT = {"model_type": "bert", "vocab_size": 49408, "hidden_size": 16, "num_hidde
 T5 = {"model_type": "mt5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 49408,
       "dropout_rate": 0.0, "pad_token_id": 0}  # fmt: skip
 MODERN = ModernTextConfig(eos_id=49407, pad_id=0, context_length=20, width=16, heads=2, layers=2)
+
+
+def plain_model(model, config: LoraConfig):
+    """Builds the model without adapters that an export writes."""
+    plain = build_model(model.spec)
+    plain.load_state_dict(merged(model.state_dict(), config))
+    return plain
 
 
 def hf(config: dict) -> ModelSpec:

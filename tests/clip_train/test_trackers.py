@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from clip_core.store import Store
 from clip_train import DataConfig, FitConfig, ModelConfig, Source, TrainConfig
 from clip_train.config import resolve
 from clip_train.errors import ClipTrainError
@@ -24,7 +25,7 @@ def logged(tmp_path, steps, **log):
     """Sends the steps as one process does; returns the identifiers of the runs."""
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
-    for tracker in open_trackers(config(tmp_path, **log), folder):
+    for tracker in open_trackers(config(tmp_path, **log), Store(folder), folder):
         for step in steps:
             tracker.scalars({"train/loss": 1.0 / step}, step)
         tracker.close()

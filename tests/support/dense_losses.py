@@ -57,3 +57,19 @@ def caption(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
 def matryoshka(image: Tensor, text: Tensor, scale: Tensor, dims: tuple[int, ...], weights: tuple[float, ...]) -> Tensor:
     cut = ([F.normalize(features[:, :d], dim=-1) for features in (image, text)] for d in dims)
     return sum(w * contrastive(*pair, scale) for w, pair in zip(weights, cut, strict=True)) / sum(weights)
+
+
+def global_contrastive(
+    image: Tensor, text: Tensor, tau: Tensor, u: Tensor, *, gamma: float, eps: float, rho: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The estimate of FastCLIP from u, [2, N], 0 for a sample that was never seen, and temperatures [2, N].
+
+    Returns (a scalar whose gradient is the estimate of the gradient, the estimate of the loss, the new u).
+    """
+    cosines, others = image @ text.T, ~torch.eye(len(image), dtype=torch.bool)
+    own = cosines.diagonal()
+    exponents = (cosines - own[:, None]) / tau[0, :, None], (cosines - own).T / tau[1, :, None]
+    g = torch.stack([(each.exp() * others).sum(1) / (len(image) - 1) for each in exponents])
+    new = torch.where(u == 0, g, (1 - gamma) * u + gamma * g).detach()
+    level = (eps + new).log() + rho
+    return (tau.detach() * g / (eps + new) + tau * level).mean(), (tau * level).mean(), new

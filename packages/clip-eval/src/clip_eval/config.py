@@ -32,6 +32,8 @@ class ReportConfig:
     """Folders of training runs."""
     evaluation: str = ""
     """Folder of an evaluation."""
+    interpolation: str = ""
+    """Folder of `clip-train interpolate`."""
     timings: str = ""
     """JSON file (or its fsspec URL) with the seconds of each stage."""
     sections: tuple[str, ...] = tuple(SECTIONS)

@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Labels:
     """In the order of their ids."""
     of_key: dict[str, int]
     """Key of each selected sample → index in `classes`, UNLABELLED or OTHER."""
+    index: dict[Any, int] = field(default_factory=dict)
+    """Label, as `plain` or as an integer → index in `classes`."""
 
 
 def read_labels(config: ZeroShotConfig, manifest: Manifest) -> Labels:
@@ -69,7 +71,7 @@ def read_labels(config: ZeroShotConfig, manifest: Manifest) -> Labels:
             raise ClipEvalError(_no_match(classes, found))
     except ClipEvalError as error:
         raise ClipEvalError(f"benchmark {config.name!r}: {error}") from error
-    return Labels(classes=classes, of_key=of_key)
+    return Labels(classes=classes, of_key=of_key, index=index)
 
 
 def read_classes(config: ZeroShotConfig) -> list[ClassRow]:

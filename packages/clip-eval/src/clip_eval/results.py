@@ -47,14 +47,18 @@ def read_results(store: Store) -> list[Row]:
     if not store.exists(FILE):
         return []
     try:
-        rows = [json.loads(line) for line in store.read_bytes(FILE).splitlines()]
-        for number, row in enumerate(rows, start=1):
-            if missing := KEYS.difference(row if isinstance(row, dict) else ()):
-                raise ValueError(f"line {number} has no {min(missing)!r}")
-        return rows
+        return check_rows([json.loads(line) for line in store.read_bytes(FILE).splitlines()])
     except ValueError as error:
         way_out = "remove it and evaluate again, or choose another folder"
         raise ClipEvalError(f"{store.url}/{FILE} does not hold results of clip-eval ({error}): {way_out}") from error
+
+
+def check_rows(rows: list[Row]) -> list[Row]:
+    """Returns the rows. Raises ValueError if one of them lacks a key."""
+    for number, row in enumerate(rows, start=1):
+        if missing := KEYS.difference(row if isinstance(row, dict) else ()):
+            raise ValueError(f"row {number} has no {min(missing)!r}")
+    return rows
 
 
 def details_file(benchmark: str) -> str:

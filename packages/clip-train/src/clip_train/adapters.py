@@ -19,7 +19,6 @@ from clip_core.config import fingerprint
 from clip_core.suggest import did_you_mean
 from clip_models import CLIP
 from clip_models.towers.layers import Attention
-from clip_models.weights.fit import build_empty
 from clip_train.errors import ClipTrainError
 from clip_train.lora import LoraConfig
 
@@ -208,14 +207,4 @@ def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tenso
             product = tensors[layer + _B].float() @ tensors[layer + _A].float()
             tensor = (tensor.float() + config.alpha / config.rank * product).to(tensor.dtype)
         plain[f"{layer}_{kind}" if layer.endswith(f".{_FUSED}") else f"{layer}.{kind}"] = tensor
-    return plain
-
-
-def plain_model(model: CLIP, config: LoraConfig) -> CLIP:
-    """Returns a model without adapters that computes the same, on the CPU; the model itself if it has none."""
-    if not config.rank:
-        return model
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    plain = build_empty(model.spec)
-    plain.load_state_dict(merged(tensors, config), assign=True)
     return plain

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
+from clip_train.checkpoints.names import split_run
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
 from clip_train.monitor.config import LogConfig, ProfileConfig
@@ -87,6 +88,9 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
+    matmul: Literal["auto", "torch", "onednn"] = "auto"
+    """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
+    run, and a resumed run keeps the choice (bits differ between them)"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
@@ -109,20 +113,23 @@ class CheckpointConfig:
     """steps between two checkpoints"""
     keep: int = 2
     """number of the newest checkpoints that are kept"""
+    keep_every: int = 0
+    """checkpoints at multiples of this step are kept for good; 0 keeps none of them"""
     timeout: float = 1800.0
-    """largest number of seconds that one task of rank 0 in the run folder, such as a save, may take"""
+    """largest number of seconds that a save, or another task in the run folder, may take"""
 
 
 _NOT_DECIDING = {
-    "": ("run", "checkpoint", "log", "profile"),
+    "": ("run", "checkpoint", "extend", "log", "profile"),
     "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
-        *("log_every", "device", "deterministic", "timeout", "join_timeout", "node_check"),
+        *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
     ),
 }
 """Keys, by table, that may change when a run is continued."""
+LENGTHS = ("steps", "samples", "epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +137,7 @@ class FitConfig:
     """One training run: the same config in the same folder continues it."""
 
     run: str
-    """output folder, on a local or shared file system"""
+    """output folder: a path on a local or shared file system, or an fsspec URL such as s3://bucket/run"""
     model: ModelConfig
     task: TaskConfig = field(default_factory=ContrastiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -140,6 +147,10 @@ class FitConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    parent: str = ""
+    """a checkpoint of another run to start from, RUN@STEP, with this config; also --from"""
+    extend: bool = False
+    """let the run in the folder go on to a greater length, from the last step at which both have the same rates"""
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
@@ -153,6 +164,13 @@ class FitConfig:
         """Returns 32 hex digits that name the identity."""
         return fingerprint(self.identity())
 
+    def lineage(self) -> str:
+        """Returns 32 hex digits that name the identity without the length, which may grow."""
+        whole = self.identity()
+        for name in LENGTHS:
+            del whole["train"][name]
+        return fingerprint(whole)
+
 
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
@@ -162,15 +180,20 @@ def resolve(config: FitConfig) -> FitConfig:
     check_optim(config.optim)
     train, data, val = config.train, config.data, config.val
     train.check(micro_batches=train.micro_batches)
-    lengths = {"steps": train.steps, "samples": train.samples, "epochs": train.epochs}
+    lengths = {name: getattr(train, name) for name in LENGTHS}
     given = {name: value for name, value in lengths.items() if value}
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
+    if train.matmul == "onednn" and (train.device == "cuda" or train.compile != "off"):
+        against = "device = 'cuda'" if train.device == "cuda" else f"compile = {train.compile!r}"
+        raise ClipTrainError(
+            f"train.matmul = 'onednn' has no effect with train.{against}: it is for eager training on a CPU; omit it"
+        )
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
-    if "://" in config.run:
-        raise ClipTrainError(f"run = {config.run!r} must be a folder on a local or shared file system, not a URL")
+    if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
+        raise ClipTrainError(f"parent = {config.parent!r} is in the run folder itself: name another run folder")
     data.synthetic.check(config.model.context_length or spec.text.context_length)
     if data.synthetic and (data.sources or val.sources):
         named = "data.sources" if data.sources else "val.sources"
@@ -188,6 +211,7 @@ def resolve(config: FitConfig) -> FitConfig:
         ("train.log_every", train.log_every, 1),
         ("checkpoint.every", config.checkpoint.every, 1),
         ("checkpoint.keep", config.checkpoint.keep, 1),
+        ("checkpoint.keep_every", config.checkpoint.keep_every, 0),
         ("val.batch_size", val.batch_size, 2 if val.batch_size else 0),
         ("val.every", val.every, 0),
         ("data.workers", data.workers, 0),
@@ -196,6 +220,12 @@ def resolve(config: FitConfig) -> FitConfig:
     for name, value, least in at_least:
         if value < least:
             raise ClipTrainError(f"{name} = {value} must be at least {least}")
+    every, keep_every = config.checkpoint.every, config.checkpoint.keep_every
+    if keep_every % every:
+        raise ClipTrainError(
+            f"checkpoint.keep_every = {keep_every} must be a multiple of checkpoint.every = {every}: other steps are "
+            "not saved"
+        )
     for name, value, ceiling in (("train.seed", train.seed, 2**63 - 1), ("train.threads", train.threads, 1024)):
         if value > ceiling:
             raise ClipTrainError(f"{name} = {value} must be at most {ceiling}")
@@ -222,7 +252,7 @@ def resolve(config: FitConfig) -> FitConfig:
     if list(data.text_lengths) != sorted(set(data.text_lengths)) or min(data.text_lengths, default=1) < 1:
         raise ClipTrainError(f"data.text_lengths = {list(data.text_lengths)} must be rising numbers, at least 1")
     config.log.check()
-    config.profile.check(train.device)
+    config.profile.check(train.device, config.run)
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ClipTrainError(f"data.{name} = {(low, high)} must be (low, high) with 0 < low <= high <= {most}")

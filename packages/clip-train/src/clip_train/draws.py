@@ -14,23 +14,28 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clip_models import CLIP
-
-_DRAWING = ("DropPath",)  # timm's stochastic depth, also inside blocks whose activations are computed again
+_PATCHES = ("PatchDropout", "PatchDropoutWithIndices")
+"""Classes of layers that draw which patches are kept, ours and timm's."""
 
 
 class KeyedDraws:
-    """Makes the draws of a model's image tower and of its drop paths keyed within `over`, and torch's outside of it."""
+    """Makes the draws of a model's patch dropouts and drop paths keyed within `over`, and torch's outside of it.
 
-    def __init__(self, model: CLIP, seed: int) -> None:
+    Drop paths are plain arithmetic on the keys, so that blocks can be compiled, recomputed and sharded.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
         self._seed = seed
         self._keys_B: Tensor | None = None
         for name, module in model.named_modules():
-            if module is model.visual or type(module).__name__ in _DRAWING:
+            kind = type(module).__name__
+            if kind in _PATCHES:
                 module.forward = self._keyed(module.forward, name)
+            elif kind == "DropPath":  # timm's stochastic depth
+                module.forward = self._keyed_path(module, module.forward, name)
 
     @contextmanager
     def over(self, uid_B: Tensor | None, step: int) -> Iterator[None]:
@@ -50,9 +55,23 @@ class KeyedDraws:
 
         return call
 
+    def _keyed_path(self, module: Any, forward: Any, name: str) -> Any:
+        number = _number(name, 1)
+
+        def call(x: Tensor) -> Tensor:
+            keys_B = self._keys_B
+            if keys_B is None or not module.training or not module.drop_prob or len(x) != len(keys_B):
+                return forward(x)
+            share = 1 - module.drop_prob
+            kept_B = (_uniform(_mixed(keys_B ^ number)) < share).to(x.dtype)
+            scale_B = kept_B / share if share and module.scale_by_keep else kept_B
+            return x * scale_B.view(-1, *[1] * (x.ndim - 1))
+
+        return call
+
 
 class _Keyed(TorchFunctionMode):
-    """Answers torch.rand, torch.randn and Tensor.bernoulli_ whose first dimension is the batch."""
+    """Answers torch.rand and torch.randn whose first dimension is the batch."""
 
     def __init__(self, keys_B: Tensor, name: str) -> None:
         self._keys_B, self._name, self._calls = keys_B, name, 0
@@ -65,9 +84,6 @@ class _Keyed(TorchFunctionMode):
                 drawn = self._uniform(tuple(sizes))
                 values = drawn if func is torch.rand else torch.special.ndtri(drawn.clamp(1e-7, 1 - 1e-7))
                 return values.to(kwargs.get("dtype") or torch.get_default_dtype())
-        elif func is torch.Tensor.bernoulli_ and args[0].ndim and args[0].shape[0] == len(self._keys_B):
-            share = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-            return args[0].copy_(self._uniform(tuple(args[0].shape)) < share)
         return func(*args, **kwargs)
 
     def _uniform(self, shape: tuple[int, ...]) -> Tensor:
@@ -75,8 +91,12 @@ class _Keyed(TorchFunctionMode):
         self._calls += 1
         keys_B = _mixed(self._keys_B ^ _number(self._name, self._calls))
         places = torch.arange(math.prod(shape[1:]), device=keys_B.device) * _number("place")
-        bits = _mixed(keys_B[:, None] + places)
-        return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).view(shape)
+        return _uniform(_mixed(keys_B[:, None] + places)).view(shape)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Returns float32 in [0, 1) of mixed int64 values."""
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
 def _number(*parts: object) -> int:

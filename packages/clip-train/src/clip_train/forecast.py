@@ -69,7 +69,7 @@ class _Drawn:
 
 def foresee(
     config: FitConfig,
-    tokenizer: Captions,
+    tokenizer: Captions | None,
     manifest: Manifest | SyntheticConfig,
     held_out: Manifest | None,
     steps: int,
@@ -77,9 +77,9 @@ def foresee(
 ) -> list[dict[str, Any]]:
     """Returns events for the log with what is predicted of a run. Raises ClipTrainError if long captions are an error.
 
-    Synthetic captions fit.
+    Synthetic captions fit. Without a tokenizer the captions are not used.
     """
-    if isinstance(manifest, SyntheticConfig):
+    if isinstance(manifest, SyntheticConfig) or tokenizer is None:
         return []
     seen = {"data.sources": (manifest, steps * config.train.batch_size)}
     if held_out:

@@ -8,8 +8,9 @@ whole batch. The second pass repeats the random draws of the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from clip_train.parallel import World
 from clip_train.parallelize.compilation import compiled_step, limited
 from clip_train.parallelize.config import ParallelConfig
 from clip_train.parallelize.placement import place
+from clip_train.parallelize.precision import LossScale
 from clip_train.tasks.base import Batch, Task, sum_of
 
 _DEFAULT = ParallelConfig()
@@ -49,6 +51,10 @@ class Gradients:
         self._placement = place(task.module(), task.model.blocks(), world, config)
         self._module = self._placement.module
         self._losses = compiled_step(self._losses_of_batch, config)
+        self.scale = LossScale(world.device) if config.precision == "fp16" else None
+        """the factor on the loss; None in all precisions but fp16"""
+        self.multiplier: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """the context of the products of matrices, forward and backward; see `clip_train.matmul`"""
 
     def backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Adds the gradients of a prepared batch. Returns the loss of all ranks and, if there are several, its parts.
@@ -59,17 +65,22 @@ class Gradients:
         batch = self._task.with_counts(batch)
         targets = [self._task.targets(part) for part in _split(batch, self._micro_batches)]
         batch = {**batch, **{name: torch.cat([each[name] for each in targets]) for name in targets[0]}}
-        with limited(self._config):
+        with self.multiplier(), limited(self._config):
             losses = compute(batch, step)
         self._placement.finish()
+        if self.scale is not None:
+            self.scale.unscale([*self._task.model.parameters()])
         total = {"loss": sum_of(losses)}
         return total if len(losses) == 1 else {**total, **losses}
 
     def _whole(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with self._draws.over(batch.get("uid"), step):
             losses, self.sums = self._losses(batch, step)
-            sum_of(losses).backward()
+            self._scaled(sum_of(losses)).backward()
         return _detached(losses)
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scale is None else loss * self.scale.value
 
     def _losses_of_batch(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
         out = self._module(batch)
@@ -89,7 +100,8 @@ class Gradients:
         self.sums = pair_sums(features)
         shared = {name: value.detach().requires_grad_() for name, value in outputs[0].shared.items()}
         joint = self._task.losses_of(features, shared, batch, ranks=self._world.size, step=step)
-        sum_of(joint).backward()
+        if joint:
+            self._scaled(sum_of(joint)).backward()
         grads = {name: value.grad.chunk(len(parts)) for name, value in features.items() if value.grad is not None}
         shared_grads = {name: value.grad for name, value in shared.items() if value.grad is not None}
         own = dict.fromkeys(outputs[0].losses, torch.zeros((), device=self._world.device))
@@ -102,7 +114,8 @@ class Gradients:
                     pieces = [(out.features[name] * grad[number]).sum() for name, grad in grads.items()]
                     if last:  # the loss has used them once
                         pieces += [(out.shared[name] * grad).sum() for name, grad in shared_grads.items()]
-                    torch.stack([*pieces, *out.losses.values()]).sum().backward()
+                    own_losses = [self._scaled(loss) for loss in out.losses.values()]
+                    torch.stack([*pieces, *own_losses]).sum().backward()
                 for name, loss in out.losses.items():
                     own[name] = own[name] + loss.detach()
         return _detached(joint | own)

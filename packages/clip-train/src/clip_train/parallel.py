@@ -32,6 +32,8 @@ class World:
     size: int
     device: torch.device
     watch: Watch = field(default_factory=lambda: Watch(TIMEOUT_S))
+    peers: Peers | None = None
+    """None for a single process"""
 
     def collective(self) -> AbstractContextManager[None]:
         """Returns a context for work of all ranks together, which the watch limits to its timeout."""
@@ -116,7 +118,7 @@ def join_world(device: str = "auto", watch: Watch | None = None) -> Iterator[Wor
             world_size=launch.size,
             timeout=timedelta(seconds=max(watch.timeout, watch.storage) + MARGIN_S),
         )
-        yield World(launch.rank, launch.size, place, watch)
+        yield World(launch.rank, launch.size, place, watch, peers)
     except BaseException as error:
         how = "it was told to stop" if isinstance(error, SystemExit) else str(error) or type(error).__name__
         if isinstance(error, RuntimeError) and (lost := peers.lost()):

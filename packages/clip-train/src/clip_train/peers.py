@@ -51,6 +51,10 @@ class Peers:
         lost, well = self._look()
         return _shown(lost or well)
 
+    def connect(self) -> dist.Store:
+        """Returns a connection of its own to the store, for another thread. Raises RankLost."""
+        return self._connect(False)
+
     def end(self, how: str) -> None:
         """Tells the other ranks how this rank has ended; `how` is empty for success."""
         self._over.set()

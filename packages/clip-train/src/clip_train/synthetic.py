@@ -85,7 +85,7 @@ class SyntheticStream:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        """Returns {"image": uint8 [B, 3, H, W], "text": int64 [B, sum of the contexts], "uid": list of str}."""
+        """Returns {"image": uint8 [B, 3, H, W], "text": int64 [B, sum of the contexts], "uid", "ordinal"}."""
         import numpy as np
 
         started = time.perf_counter()
@@ -100,7 +100,7 @@ class SyntheticStream:
         self._step += 1
         self._batches += 1
         self._wait_s += time.perf_counter() - started
-        return {"image": images, "text": text, "uid": uids}
+        return {"image": images, "text": text, "uid": uids, "ordinal": np.array(indices, np.int64)}
 
     def _index(self, position: int) -> int:
         """Returns the sample at a position of the endless sequence."""

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from clip_core import ClipError
 from clip_core.console import warn
 from clip_data.stream import Manifest, SampleStream, build_manifest, read_once, refuse_overlap
-from clip_models import CLIP, get_tokenizer, save_model
-from clip_models.weights.tensorfiles import write_safetensors
+from clip_models import CLIP, get_tokenizer
 from clip_train.arithmetic import arithmetic
 from clip_train.captions import Captions
-from clip_train.checkpoint import Checkpoints, Resumed, saved_steps
+from clip_train.checkpoints.export import export
+from clip_train.checkpoints.layout import Folder
+from clip_train.checkpoints.saver import Checkpoints, Resumed
+from clip_train.checkpoints.state import RunState
 from clip_train.config import DataConfig, FitConfig, plan_of, total_steps
 from clip_train.errors import ClipTrainError
 from clip_train.feed import Feed
 from clip_train.forecast import foresee
+from clip_train.forks import fork
 from clip_train.gradients import Gradients
 from clip_train.heldout import COLUMNS, chunk_of
 from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
+from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
+from clip_train.matmul import computed_precision, multiplier
 from clip_train.model import make_model
 from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.monitor.log import ShownLog
-from clip_train.monitor.trackers import open_trackers
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
@@ -40,7 +46,7 @@ from clip_train.watch import Watch
 def train(config: FitConfig, folder: RunFolder) -> FitResult:
     """Runs a resolved config whose folder has been checked and is not finished; see `clip_train.fit`."""
     watch = Watch(config.train.timeout, join=config.train.join_timeout, storage=config.checkpoint.timeout)
-    watch.saved = max(saved_steps(folder.path), default=None)
+    watch.saved = max(Folder(config.run).steps(), default=None)
     with (
         watch.running(),
         join_world(config.train.device, watch) as world,
@@ -51,41 +57,47 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
         model = make_model(config.model, seed=config.train.seed)
-        task = config.task.build(model, precision=config.train.precision, world=world)
+        how = replace(config.train, precision=computed_precision(config.train.precision, world))
+        task = config.task.build(model, precision=how.precision, world=world)
         task.text_lengths = config.data.text_lengths
-        gradients = Gradients(
-            task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
-        )
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
-        optim = Optimization(model, config.optim, world.device)
-        rate = learning_rate(config.optim, plan_of(config, steps, manifest.samples), config.train.batch_size)
+        gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
+        optim = Optimization(model, config.optim, world.device, gradients.scale)
+        plan = plan_of(config, steps, manifest.samples)
+        rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
         checkpoints = Checkpoints(
-            folder.path,
+            config.run,
             world,
+            RunState(model=model, optimizer=optim.optimizer, parts={**optim.parts, **task.parts}),
             keep=config.checkpoint.keep,
-            fingerprint=config.fingerprint(),
-            save_weights=lambda path: _save_weights(path, config, model),
-            parts={**optim.parts, **task.parts},
+            keep_every=config.checkpoint.keep_every,
+            fingerprint=config.lineage(),
+            about={"model": model.spec.to_dict(), "steps": steps, "task": task.about},
         )
-        resumed = checkpoints.resume(model, optim.optimizer)
+        world.lead(lambda: go_on(config, steps, manifest.samples))
+        resumed = checkpoints.resume()
         if resumed is None:
             world.lead(folder.check_new)
-            resumed = Resumed(0, {}, {}, ())
+            resumed = Resumed(0, {}, {})
+            if config.parent:
+                resumed = fork(config, checkpoints, stream, steps, world, manifest.samples)
         else:
             stream.load_state_dict(resumed.stream)
         watch.saved = resumed.step or None
         world.lead(folder.write_config)
         metrics = dict(resumed.metrics)
+        gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
-            log = stack.enter_context(_open_log(config, folder, resumed, steps)) if world.leads else None
+            log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
+            saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
                 task=task,
                 gradients=gradients,
@@ -96,13 +108,11 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 start=resumed.step,
                 clip=optim.clip,
                 guard=optim.guard,
-                hooks=_hooks(
-                    config, task, manifest, val_manifest, checkpoints, optim, stream=stream, log=log, world=world
-                ),
+                hooks=_hooks(config, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
-        return world.lead(partial(_export, config, folder, model, steps, metrics, optim))
+        return world.lead(partial(_export, config, folder, steps, metrics))
 
 
 def _hooks(
@@ -110,7 +120,7 @@ def _hooks(
     task: Task,
     manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
-    checkpoints: Checkpoints,
+    saving: Callable[..., Saving],
     optim: Optimization,
     **shared: Any,
 ) -> list[Hook]:
@@ -137,7 +147,7 @@ def _hooks(
     ]
     if val_manifest:
         hooks.append(_validation(config, task, val_manifest, optim, **shared))
-    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=checkpoints, **shared)]
+    return [*hooks, saving(every=config.checkpoint.every, **shared)]
 
 
 def _profiling(config: FitConfig, world: World) -> Profiling:
@@ -225,10 +235,6 @@ def find_samples(config: FitConfig, world: World) -> tuple[Manifest | SyntheticC
     return manifest, held_out
 
 
-def _open_log(config: FitConfig, folder: RunFolder, resumed: Resumed, steps: int) -> RunLog:
-    return ShownLog(folder.path, resumed.step, steps=steps, trackers=open_trackers(config, folder.path))
-
-
 def _log_start(
     config: FitConfig,
     folder: RunFolder,
@@ -247,7 +253,9 @@ def _log_start(
 
         events.append({"event": "lora", **summary(model)})
     if config.train.node_check:
-        events.append({"event": "node_check", **check_nodes(world, folder.path, config.train.node_check)})
+        events.append(
+            {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
+        )
     if log:
         for event in events:
             log.write({"step": resumed.step, **event})
@@ -284,8 +292,9 @@ def make_stream(
     )
 
 
-def _tokenizer(task: Task) -> Captions:
-    return Captions(tuple(map(get_tokenizer, task.text_specs)))
+def _tokenizer(task: Task) -> Captions | None:
+    """Returns the tokenizer of the task; None for a task that does not use the captions."""
+    return Captions(tuple(map(get_tokenizer, task.text_specs))) if task.text_specs else None
 
 
 def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
@@ -295,34 +304,8 @@ def _preprocess(task: Task, data: DataConfig | None) -> dict[str, Any]:
     return {**own.to_dict(), "augment": augment}
 
 
-def _export(
-    config: FitConfig, folder: RunFolder, model: CLIP, steps: int, metrics: dict[str, float], optim: Optimization
-) -> FitResult:
+def _export(config: FitConfig, folder: RunFolder, steps: int, metrics: dict[str, float]) -> FitResult:
     """Writes the weights that validation measures: model.safetensors, and model-ema.safetensors of an average."""
-    for name, context in optim.weights.items():
-        with context():
-            path = folder.model.with_stem(folder.model.stem + name.removeprefix("val_loss").replace("_", "-"))
-            save_model(path, _plain(config, model), model.spec, _made_by(config))
+    for ema in (False, True) if config.optim.ema.decay else (False,):
+        export(config, [steps], folder.model(ema=ema), ema=ema)
     return folder.finish(steps=steps, loss=metrics["loss"], val_loss=metrics.get("val_loss"))
-
-
-def _plain(config: FitConfig, model: CLIP) -> CLIP:
-    """Returns the model without adapters."""
-    if not config.model.lora.rank:
-        return model
-    from clip_train.adapters import plain_model
-
-    return plain_model(model, config.model.lora)
-
-
-def _save_weights(path: Path, config: FitConfig, model: CLIP) -> None:
-    """Writes the weights of a checkpoint: with adapters, if there are some, under the names of the live model."""
-    if config.model.lora.rank:
-        write_safetensors(path, {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}, {})
-    else:
-        save_model(path, model, model.spec, _made_by(config))
-
-
-def _made_by(config: FitConfig) -> dict[str, str]:
-    """Returns metadata that marks weights as those of a training run."""
-    return {"clip_train.config": config.fingerprint()}

@@ -61,10 +61,11 @@ def trial(config: FitConfig) -> Iterator[Trial]:
         manifest, val_manifest = find_samples(config, world)
         model = make_model(config.model, seed=config.train.seed)
         task = config.task.build(model, precision=config.train.precision, world=world)
+        task.text_lengths = config.data.text_lengths
+        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         gradients = Gradients(
             task, world, config.train, micro_batches=config.train.micro_batches, seed=config.train.seed
         )
-        task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
         model.train()
@@ -72,7 +73,7 @@ def trial(config: FitConfig) -> Iterator[Trial]:
             world=world,
             task=task,
             gradients=gradients,
-            optim=Optimization(model, config.optim, world.device),
+            optim=Optimization(model, config.optim, world.device, gradients.scale),
             stream=stream,
         )
 

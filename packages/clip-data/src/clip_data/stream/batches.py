@@ -55,6 +55,7 @@ class Slice:
 
     uids: list[str] = field(default_factory=list)
     ordinals: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     """only without a tokenizer"""
     columns: list[tuple[Any, ...]] = field(default_factory=list)
@@ -125,6 +126,7 @@ class BatchMaker:
                     captions.append(sample.caption)
                     done.uids.append(sample.uid)
                     done.ordinals.append(sample.ordinal)
+                    done.epochs.append(place[2])
                     done.columns.append(sample.columns)
         if self.plan.tokenizer is None:
             done.captions = captions

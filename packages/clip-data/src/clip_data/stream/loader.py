@@ -72,6 +72,7 @@ class _Reader:
             "text": captions if self._plan.tokenizer is None else texts,
             "uid": uids,
             "ordinal": np.array([ordinal for part in parts for ordinal in part.ordinals], np.int64),
+            "epoch": np.array([epoch for part in parts for epoch in part.epochs], np.int64),
             **{name: [row[index] for row in rows] for index, name in enumerate(self._plan.columns)},
         }
 
@@ -81,7 +82,8 @@ class SampleStream(_Reader):
 
     A batch is {"image": uint8 ndarray [B_local, 3, H, W], "text": int64 ndarray [B_local, context] (without a
     tokenizer the captions, a list of str), "uid": list of 32 hex digits, "ordinal": int64 ndarray [B_local], the
-    number of each sample among those of the manifest}, and a list for each requested column. Together, in rank order,
+    number of each sample among those of the manifest, "epoch": int64 ndarray [B_local], the pass over its source, from
+    0}, and a list for each requested column. Together, in rank order,
     the ranks' batches are a pure function of (manifest, preprocess, tokenizer, seed, step, global batch size,
     canonical streams).
 
@@ -285,7 +287,7 @@ def read_once(
 
 
 def _columns(manifest: Manifest, columns: Sequence[str]) -> tuple[str, ...]:
-    taken = {"image", "text", "uid", "ordinal"} & set(columns)
+    taken = {"image", "text", "uid", "ordinal", "epoch"} & set(columns)
     if taken:
         raise ClipDataError(f"columns: {', '.join(sorted(taken))} is always part of a batch")
     for part in manifest.parts if columns else ():

@@ -19,6 +19,7 @@ SECTIONS: Registry[Callable[[Inputs], Section | None]] = Registry(
         "training": "clip_eval.report.training:training",
         "time": "clip_eval.report.training:time",
         "evaluation": "clip_eval.report.evaluation:evaluation",
+        "interpolation": "clip_eval.report.interpolation:interpolation",
     },
 )
 """functions that return a section, or None if its input does not exist"""

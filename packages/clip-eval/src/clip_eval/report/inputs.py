@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clip_core import ClipError
 from clip_core.store import Store
@@ -14,7 +14,7 @@ from clip_eval.report.html import Html
 from clip_eval.report.images import Images
 from clip_eval.report.runs import Run, read_run
 from clip_eval.report.scan import Scan, scan
-from clip_eval.results import Row, file_in_store, read_results
+from clip_eval.results import Row, check_rows, file_in_store, read_results
 
 T = TypeVar("T")
 
@@ -86,6 +86,19 @@ class Inputs:
     def results(self) -> list[Row]:
         folder = self.config.evaluation
         return self._noted("evaluation", folder, read_results(Store(folder)) if folder else [])
+
+    @cached_property
+    def curve(self) -> list[dict[str, Any]]:
+        """The result rows of the models between two: [{"alpha", "rows"}, …], by ascending alpha."""
+        folder = self.config.interpolation
+        store = Store(folder or ".")
+        if not folder or not self._noted("interpolation", folder, store.exists("curve.json")):
+            return []
+        try:
+            points = store.read_json("curve.json")["points"]
+            return [{"alpha": float(point["alpha"]), "rows": check_rows(point["rows"])} for point in points]
+        except (KeyError, ValueError, TypeError) as error:
+            raise ClipEvalError(f"{folder}/curve.json is not the curve of an interpolation: {error}") from error
 
 
 def _images(dataset: str) -> Images | None:

@@ -5,7 +5,7 @@ Parameter names and shapes are OpenCLIP's. Parallelism and compilation are appli
 Shapes: B batch, L tokens, D width, H heads, C channels of a head.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clip_models.towers.base import Indices, take_indices
 from clip_models.towers.common import call_block
+from clip_models.towers.products import Linear, linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -65,6 +66,24 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
 
 
+class Packed(NamedTuple):
+    """The tokens of a padded batch that are computed; layers that treat tokens one by one get these alone, [N, D]."""
+
+    place_N: Tensor
+    """int64 [N]: places in the batch as [B·L], in ascending order."""
+    batch: int
+    length: int
+
+    def pack(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] → [N, D]."""
+        return x_BLD.flatten(0, 1).index_select(0, self.place_N)
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """[N, D] → [B, L, D], with zeros in the other places."""
+        padded = x_ND.new_zeros(self.batch * self.length, x_ND.shape[-1])
+        return padded.index_copy(0, self.place_N, x_ND).unflatten(0, (self.batch, self.length))
+
+
 class Attention(nn.Module):
     """Self-attention with the parameters of nn.MultiheadAttention and its initialisation."""
 
@@ -74,23 +93,25 @@ class Attention(nn.Module):
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, L, D] → [B, L, D]. `mask`: bool, true where a query attends to a key, [B or 1, 1, L, L]; instead
-        of the causal one."""
-        B, L, D = x_BLD.shape
-        qkv = self.qkv(x_BLD).view(B, L, 3, self.heads, D // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, mask: Tensor | None = None, packed: Packed | None = None) -> Tensor:
+        """[B, L, D] → [B, L, D]; if packed [N, D] → [N, D]. `mask`: bool, true where a query attends to a key,
+        [B or 1, 1, L, L]; instead of the causal one."""
+        qkv = self.qkv(x)
+        qkv = qkv if packed is None else packed.pad(qkv)
+        B, L, D = *qkv.shape[:2], x.shape[-1]
+        q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         causal = self.causal and mask is None
         y_BHLC = attend(q, k, v, mask, causal=causal)
-        return self.out_proj(y_BHLC.transpose(1, 2).reshape(B, L, D))
+        y_BLD = y_BHLC.transpose(1, 2).reshape(B, L, D)
+        return self.out_proj(y_BLD if packed is None else packed.pack(y_BLD))
 
     def qkv(self, x: Tensor) -> Tensor:
         """[..., D] → [..., 3·D]: the queries, keys and values of all heads."""
-        return F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return linear(x, self.in_proj_weight, self.in_proj_bias)
 
     def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns what `forward` gives at one token of each sample, [B, D], at the cost of about one token.
@@ -107,7 +128,7 @@ class Attention(nn.Module):
             mask = mask.expand(B, 1, L, L)[rows, :, token_B].unsqueeze(2)
         elif self.causal:
             mask = (torch.arange(L, device=x_BLD.device) <= token_B[:, None]).view(B, 1, 1, L)
-        q_HBC = F.linear(x_BLD[rows, token_B], W_q, b_q).view(B, H, C).transpose(0, 1)
+        q_HBC = linear(x_BLD[rows, token_B], W_q, b_q).view(B, H, C).transpose(0, 1)
         q_BHD = torch.bmm(q_HBC, W_k.view(H, C, D)).transpose(0, 1)
         x_B1LD = x_BLD.to(q_BHD.dtype).unsqueeze(1)
         y_BHD = attend(q_BHD.unsqueeze(1), x_B1LD, x_B1LD, mask, scale=C**-0.5)
@@ -120,9 +141,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, act: nn.Module) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
+        self.c_fc = Linear(width, hidden)
         self.act = act
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.act(self.c_fc(x)))
@@ -142,14 +163,16 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * config.mlp_ratio), activation(quick_gelu, config.gelu_tanh))
         self.ls_2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None, packed: Packed | None = None
+    ) -> Tensor:
         """[B, L, D] → [B, L, D], or → [B, D] with `pool_B`, the token of each sample that is needed afterwards.
 
         The output of a token does not depend on the other outputs of the same block, so that the last block of a tower
-        can skip nearly all of its work.
+        can skip nearly all of its work. With `packed` and without `pool_B`, [N, D] → [N, D].
         """
         if pool_B is None:
-            x = x_BLD + self.ls_1(self.attn(self.ln_1(x_BLD), mask))
+            x = x_BLD + self.ls_1(self.attn(self.ln_1(x_BLD), mask, packed))
         else:
             rows = torch.arange(x_BLD.shape[0], device=x_BLD.device)
             x = x_BLD[rows, pool_B] + self.ls_1(self.attn.at(self.ln_1(x_BLD), pool_B, mask))
@@ -170,12 +193,16 @@ class Transformer(nn.Module):
         attention: Any = self.resblocks[0].attn
         return attention.out_proj.weight.dtype
 
-    def forward(self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None) -> Tensor:
-        """[B, L, D] → [B, L, D], or → [B, D] at the tokens `pool_B` (int64 [B])."""
+    def forward(
+        self, x_BLD: Tensor, mask: Tensor | None = None, pool_B: Tensor | None = None, packed: Packed | None = None
+    ) -> Tensor:
+        """[B, L, D] → [B, L, D], or → [B, D] at the tokens `pool_B` (int64 [B]); with it, tokens outside `packed` are
+        not computed."""
         *blocks, last = self.resblocks
+        x = x_BLD if packed is None else packed.pack(x_BLD)
         for block in blocks:
-            x_BLD = self._run(block, x_BLD, mask)
-        return self._run(last, x_BLD, mask, pool_B)
+            x = self._run(block, x, mask, packed=packed)
+        return self._run(last, x if packed is None else packed.pad(x), mask, pool_B)
 
     def intermediates(
         self, x_BLD: Tensor, mask: Tensor | None, indices: Indices, stop_early: bool
@@ -189,5 +216,12 @@ class Transformer(nn.Module):
                 outputs.append(x_BLD)
         return x_BLD, outputs
 
-    def _run(self, block: nn.Module, x: Tensor, mask: Tensor | None, pool_B: Tensor | None = None) -> Tensor:
-        return call_block(block, x, mask, pool_B, recompute=self.grad_checkpointing)
+    def _run(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        mask: Tensor | None,
+        pool_B: Tensor | None = None,
+        packed: Packed | None = None,
+    ) -> Tensor:
+        return call_block(block, x, mask, pool_B, packed, recompute=self.grad_checkpointing)

@@ -35,6 +35,8 @@ class Config(FitConfig):
 
 def run(config: Config) -> int:
     fit = resolve(FitConfig(**{f.name: getattr(config, f.name) for f in fields(FitConfig)}))
+    if "://" in fit.run:
+        raise ClipTrainError(f"run = {fit.run!r}: SLURM writes the output of a job to files, so 'submit' needs a path")
     path = Path(fit.run)
     names = ("nodes", "gpus", "cpus", "time", "partition", "account", "options")
     job = slurm.Job(
@@ -53,7 +55,7 @@ def run(config: Config) -> int:
         return 0
     folder = RunFolder(fit)
     if folder.finished():
-        raise ClipTrainError(f"the run in {path} is finished: its weights are {folder.model}")
+        raise ClipTrainError(f"the run in {path} is finished: its weights are {folder.model()}")
     slurm.refuse_private(path)
     slurm.refuse_second(job)
     folder.write_config()

@@ -11,7 +11,6 @@ tiles of columns; sums over columns are combined from the ranks' parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,44 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clip_train.losses.exchange import Exchange
-from clip_train.losses.tiles import ExpSum, Similarities, own_loss, two_softmaxes
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """Sums over rows or columns of exp R, and of exp R times (S − own S), relative to the top of the first."""
-
-    sums: ExpSum
-    product: Tensor
-
-    @classmethod
-    def over(cls, r_Bt: Tensor, s_Bt: Tensor, dim: int) -> _Weighted:
-        top = r_Bt.amax(dim).clamp_(min=torch.finfo(r_Bt.dtype).min)
-        e_Bt = (r_Bt - top.unsqueeze(dim)).exp_()
-        return cls(ExpSum(top, e_Bt.sum(dim)), e_Bt.mul_(s_Bt).sum(dim))
-
-    def __add__(self, other: _Weighted) -> _Weighted:
-        sums = self.sums + other.sums
-        return _Weighted(sums, self._product_from(sums.top) + other._product_from(sums.top))
-
-    @classmethod
-    def cat(cls, parts: Sequence[_Weighted]) -> _Weighted:
-        return cls(ExpSum.cat([part.sums for part in parts]), torch.cat([part.product for part in parts]))
-
-    def __getitem__(self, part: slice) -> _Weighted:
-        return _Weighted(self.sums[part], self.product[part])
-
-    def _product_from(self, top: Tensor) -> Tensor:
-        return self.product * (self.sums.top - top).exp()
-
-    def over_ranks(self, exchange: Exchange) -> _Weighted:
-        sums = self.sums.over_ranks(exchange)
-        return _Weighted(sums, exchange.sum(self._product_from(sums.top)))
-
-    def mean(self, own: Tensor) -> Tensor:
-        """Returns the softmax of R applied to S − own S, in which the own sample counts zero."""
-        whole = self.sums.with_own(own)
-        return self._product_from(whole.top) / whole.total
+from clip_train.losses.tiles import ExpSum, Similarities, WeightedSum, own_loss, two_softmaxes
 
 
 @dataclass(frozen=True)
@@ -88,19 +50,19 @@ def _similarities(x_BD: Tensor, y_BD: Tensor, scale: Tensor, exchange: Exchange,
 
 def _sums(
     student: Similarities, teacher: Similarities, own_B: Tensor, exchange: Exchange
-) -> tuple[ExpSum, ExpSum, _Weighted, _Weighted]:
+) -> tuple[ExpSum, ExpSum, WeightedSum, WeightedSum]:
     """Returns the student's and the teacher's sums over rows, [B], and columns, [N]; `own_B`: of the student."""
     rows, columns = ExpSum.empty(len(own_B), own_B.device), []
-    means, column_means = _Weighted(rows, torch.zeros_like(own_B)), []
+    means, column_means = WeightedSum(rows, torch.zeros_like(own_B)), []
     own_N = exchange.gather(own_B)
     for part in student.parts():
         r_Bt, s_Bt = teacher.tile(part, -torch.inf), student.tile(part, own_B)
-        means += _Weighted.over(r_Bt, s_Bt - own_B[:, None], 1)
-        column_means.append(_Weighted.over(r_Bt, s_Bt - own_N[part], 0))
+        means += WeightedSum.over(r_Bt, s_Bt - own_B[:, None], 1)
+        column_means.append(WeightedSum.over(r_Bt, s_Bt - own_N[part], 0))
         student.set_own(s_Bt, part, -torch.inf)
         rows += ExpSum.over(s_Bt, 1)
         columns.append(ExpSum.over(s_Bt, 0))
-    return rows, ExpSum.cat(columns).over_ranks(exchange), means, _Weighted.cat(column_means).over_ranks(exchange)
+    return rows, ExpSum.cat(columns).over_ranks(exchange), means, WeightedSum.cat(column_means).over_ranks(exchange)
 
 
 class _Distillation(torch.autograd.Function):

@@ -118,6 +118,43 @@ class ExpSum:
         return ExpSum(self.top[part], self.total[part])
 
 
+@dataclass(frozen=True)
+class WeightedSum:
+    """Sums over rows or columns of exp R, and of exp R times other values S, relative to the top of the first."""
+
+    sums: ExpSum
+    product: Tensor
+
+    @classmethod
+    def over(cls, r_Bt: Tensor, s_Bt: Tensor, dim: int) -> WeightedSum:
+        top = r_Bt.amax(dim).clamp_(min=torch.finfo(r_Bt.dtype).min)
+        e_Bt = (r_Bt - top.unsqueeze(dim)).exp_()
+        return cls(ExpSum(top, e_Bt.sum(dim)), e_Bt.mul_(s_Bt).sum(dim))
+
+    def __add__(self, other: WeightedSum) -> WeightedSum:
+        sums = self.sums + other.sums
+        return WeightedSum(sums, self._product_from(sums.top) + other._product_from(sums.top))
+
+    @classmethod
+    def cat(cls, parts: Sequence[WeightedSum]) -> WeightedSum:
+        return cls(ExpSum.cat([part.sums for part in parts]), torch.cat([part.product for part in parts]))
+
+    def __getitem__(self, part: slice) -> WeightedSum:
+        return WeightedSum(self.sums[part], self.product[part])
+
+    def _product_from(self, top: Tensor) -> Tensor:
+        return self.product * (self.sums.top - top).exp()
+
+    def over_ranks(self, exchange: Exchange) -> WeightedSum:
+        sums = self.sums.over_ranks(exchange)
+        return WeightedSum(sums, exchange.sum(self._product_from(sums.top)))
+
+    def mean(self, own: Tensor) -> Tensor:
+        """Returns the softmax of R applied to S, in which the own sample, R = `own`, counts with S = 0."""
+        whole = self.sums.with_own(own)
+        return self._product_from(whole.top) / whole.total
+
+
 def two_softmaxes(s_Bt: Tensor, rows: ExpSum, columns: ExpSum) -> Tensor:
     """Returns the softmax of a tile over rows plus that over columns, both with the sums of the whole matrix."""
     p_Bt = rows.softmax(s_Bt, 1)

@@ -43,10 +43,12 @@ class ProfileConfig:
     memory: bool = False
     """also write the history of CUDA's memory in the window, for https://docs.pytorch.org/memory_viz"""
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, run: str) -> None:
         """Raises ClipTrainError for a value that is not valid or has no effect."""
         if self.start < 0:
             raise ClipTrainError(f"profile.start = {self.start} must be at least 0")
+        if self.start and "://" in run:
+            raise ClipTrainError(f"profile.start writes traces to local files, but run = {run!r} is a URL: omit it")
         if self.steps < 1:
             raise ClipTrainError(f"profile.steps = {self.steps} must be at least 1")
         if self.memory and not self.start:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
+from clip_train.config import FitConfig
 from clip_train.monitor.live import LivePage
-from clip_train.monitor.trackers import Tracker
+from clip_train.monitor.trackers import open_trackers
 from clip_train.runfolder import RunLog
 
 
 class ShownLog(RunLog):
     """A RunLog that also updates live.html and sends its scalars to trackers."""
 
-    def __init__(self, folder: Path, start: int, *, steps: int, trackers: Sequence[Tracker]) -> None:
-        super().__init__(folder, start)
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        self._page = LivePage(folder / "live.html", map(json.loads, lines))
-        self._steps, self._trackers = steps, trackers
+    def __init__(self, config: FitConfig, start: int, *, steps: int) -> None:
+        super().__init__(config.run, start)
+        lines = (self._place / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        self._page = LivePage(self._place / "live.html", map(json.loads, lines))
+        self._steps, self._trackers = steps, open_trackers(config, self._store, self._place)
 
     def write(self, record: Mapping[str, Any]) -> None:
         super().write(record)

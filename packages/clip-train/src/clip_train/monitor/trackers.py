@@ -26,15 +26,17 @@ class Tracker(Protocol):
         """Sends what is left and ends the service's run."""
 
 
-def open_trackers(config: FitConfig, folder: Path) -> list[Tracker]:
-    """Opens the services of `config.log`, and continues their runs of this folder."""
-    store = Store(folder)
+def open_trackers(config: FitConfig, store: Store, place: Path) -> list[Tracker]:
+    """Opens the services of `config.log`, and continues their runs of this run folder.
+
+    `place` is the run folder, or the local copy of one in an object store.
+    """
     known = store.read_json(FILE) if store.exists(FILE) else {}
     trackers: list[Tracker] = []
     for name, kind in KINDS.items():
         if project := getattr(config.log, name):
             try:
-                tracker = kind(project, folder, to_dict(config), known.get(name))
+                tracker = kind(project, place, to_dict(config), known.get(name))
             except Exception as error:  # of a network, an account, a folder: the libraries have no common family
                 raise ClipTrainError(f"log.{name} = {project!r} cannot be opened: {error}") from error
             known = {**known, name: tracker.run}
@@ -52,7 +54,7 @@ class WandbTracker:
 
         self.run = run or uuid.uuid4().hex[:8]
         self._run = wandb.init(
-            project=project, id=self.run, name=folder.name, dir=str(folder), config=config, resume="allow"
+            project=project, id=self.run, name=_name(config), dir=str(folder), config=config, resume="allow"
         )
         # Against the step and not the order: a resumed run sends some steps again, which are then the same points.
         self._run.define_metric("step")
@@ -77,7 +79,7 @@ class MlflowTracker:
         if run is None:
             found = self._client.get_experiment_by_name(experiment)
             number = found.experiment_id if found else self._client.create_experiment(experiment)
-            run = self._client.create_run(number, run_name=folder.name).info.run_id
+            run = self._client.create_run(number, run_name=_name(config)).info.run_id
             params = [Param(key, str(value)[:500]) for key, value in _flat(config).items()]
             for first in range(0, len(params), 100):  # the service's limit
                 self._client.log_batch(run, params=params[first : first + 100])
@@ -90,6 +92,10 @@ class MlflowTracker:
 
     def close(self) -> None:
         self._client.set_terminated(self.run)
+
+
+def _name(config: dict[str, Any]) -> str:
+    return str(config["run"]).rstrip("/").rpartition("/")[2]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

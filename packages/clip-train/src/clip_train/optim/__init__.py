@@ -25,6 +25,8 @@ class Known:
     """fields of the OptimConfig that are passed on; of the others the class has its own form, in `options`"""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """keyword arguments that are always given"""
+    sharded: Mapping[str, Any] | None = field(default_factory=dict)
+    """the keyword arguments that replace them for sharded weights; None if an update needs whole tensors"""
     fallback: bool = False
     """whether it updates matrices in one way and all other parameters with AdamW"""
     schedule_free: bool = False
@@ -35,12 +37,17 @@ KNOWN: dict[str, Known] = {
     # torch; fused passes over the memory once: on the token embedding, a loop over tensors costs as much as a model
     "adamw": Known(path="torch.optim:AdamW", options=("amsgrad",), fixed={"fused": True}),
     "sgd": Known(
-        path="torch.optim:SGD", options=("momentum", "dampening", "nesterov"), takes=(), fixed={"fused": True}
+        path="torch.optim:SGD",
+        options=("momentum", "dampening", "nesterov"),
+        takes=(),
+        fixed={"fused": True},
+        sharded={"fused": False},
     ),
     # timm
     "nadamw": Known(path="timm.optim:NAdamW", options=("caution", "corrected_weight_decay", "clipping_threshold")),
     "lamb": Known(
         path="timm.optim:Lamb",
+        sharded=None,
         options=(
             *("bias_correction", "grad_averaging", "max_grad_norm", "trust_clip", "always_adapt", "caution"),
             *("decoupled_decay", "corrected_weight_decay"),
@@ -48,12 +55,14 @@ KNOWN: dict[str, Known] = {
     ),
     "lars": Known(
         path="timm.optim:Lars",
+        sharded=None,
         options=("momentum", "dampening", "nesterov", "trust_coeff", "trust_clip", "always_adapt"),
         takes=("eps",),
     ),
     "lion": Known(path="timm.optim:Lion", options=("caution", "corrected_weight_decay"), takes=("betas",)),
     "muon": Known(
         path="timm.optim:Muon",
+        sharded=None,
         options=(
             *("momentum", "nesterov", "ns_steps", "ns_coefficients", "safety_factor", "adjust_lr_fn", "conv_mode"),
             *("normalize_spatial", "fallback_lr_scale", "algo", "scale_eps"),
@@ -67,10 +76,12 @@ KNOWN: dict[str, Known] = {
     "laprop": Known(path="timm.optim:LaProp", options=("eps", "caution", "corrected_weight_decay"), takes=("betas",)),
     "mars": Known(
         path="timm.optim:Mars",
+        sharded=None,
         options=("gamma", "mars_type", "optimize_1d", "lr_1d_factor", "betas_1d", "caution"),
     ),
     "adafactor": Known(
         path="timm.optim:AdafactorBigVision",
+        sharded=None,
         options=(
             *("min_dim_size_to_factor", "decay_rate", "decay_offset", "beta2_cap", "momentum", "eps"),
             *("clipping_threshold", "unscaled_wd", "caution", "corrected_weight_decay"),

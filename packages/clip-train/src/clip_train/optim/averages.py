@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_models.weights.convert.prefixes import strip_marks
 from clip_train.optim.config import EmaConfig
 from clip_train.parallelize.shards import local
 
@@ -24,7 +25,9 @@ class Ema:
         named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._config = config
         self._weights = [local(parameter.detach()) for parameter in named.values()]
-        self._state = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named.items()}
+        self._state = {
+            strip_marks(name): parameter.detach().to(torch.float32, copy=True) for name, parameter in named.items()
+        }
         self._averages = [local(average) for average in self._state.values()]
 
     @torch.no_grad()
@@ -47,13 +50,19 @@ class Ema:
             yield
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the averages by parameter name, float32, sharded like the parameters."""
+        """Returns the averages by the plain names of the parameters, float32, sharded like the parameters."""
         return dict(self._state)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores what `state` returned."""
         for name, average in self._state.items():
             average.copy_(tensors[name])
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Starts again at the weights."""
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.copy_(weight)
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from clip_train.errors import ClipTrainError
 from clip_train.optim import KNOWN, OPTIMIZERS, SCHEDULES
@@ -20,18 +21,26 @@ from clip_train.optim.groups import parameter_groups
 from clip_train.optim.guard import Guard
 from clip_train.optim.plan import Plan
 from clip_train.optim.schedules import SHAPES
+from clip_train.parallelize.precision import LossScale, ScaledGuard
 
 
 class Optimization:
-    """What a run does with a gradient: the optimizer, clipping, the guard, and the moving average if there is one."""
+    """What a run does with a gradient: the optimizer, clipping, the guard, and the moving average if there is one.
 
-    def __init__(self, model: nn.Module, config: OptimConfig, device: torch.device) -> None:
+    `scale`: the factor on the loss in fp16, from `Gradients`.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, device: torch.device, scale: LossScale | None = None
+    ) -> None:
         self.optimizer = make_optimizer(model, config)
         self.clip = Clip(model, config)
-        self.guard = Guard(config.spike, device)
+        self.guard = Guard(config.spike, device) if scale is None else ScaledGuard(config.spike, device, scale)
         self.ema = Ema(model, config.ema) if config.ema.decay else None
         self.parts: dict[str, Any] = {"spike": self.guard} if config.spike.action != "off" else {}
         """what checkpoints save beside the optimizer, by name"""
+        if scale is not None:
+            self.parts["loss_scale"] = scale
         self.weights: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "val_loss": partial(evaluation_weights, self.optimizer)
         }
@@ -54,8 +63,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             "pip install 'clip-train[optimizers]'"
         ) from error
     groups = parameter_groups(model, config)
+    replaced = _of_shards(config.name, model)
     if isinstance(target, type):
-        keywords = _keywords(target, config)
+        keywords = {**_keywords(target, config), **replaced}
         try:
             optimizer = target(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
@@ -66,6 +76,19 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if hasattr(optimizer, "train"):
         optimizer.train()  # schedule-free: the weights of training, not the averaged ones
     return optimizer
+
+
+def _of_shards(name: str, model: nn.Module) -> Mapping[str, Any]:
+    """Returns the keyword arguments that an optimizer needs for sharded weights. Raises ClipTrainError if none help."""
+    known = KNOWN.get(name)
+    if known is None or not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return {}
+    if known.sharded is None:
+        raise ClipTrainError(
+            f"optim.name = {name!r} needs whole tensors, and the weights are sharded: choose adamw, or "
+            "train.parallel = 'ddp'"
+        )
+    return known.sharded
 
 
 def _keywords(target: type, config: OptimConfig) -> dict[str, Any]:

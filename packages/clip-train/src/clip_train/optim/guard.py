@@ -12,7 +12,7 @@ from torch import Tensor
 from clip_train.errors import ClipTrainError
 from clip_train.optim.config import SpikeConfig
 
-_VERDICT = "verdict "  # keeps its names apart from those of losses, norms and hooks
+VERDICT = "verdict "  # keeps its names apart from those of losses, norms and hooks
 
 
 class Guard:
@@ -51,14 +51,14 @@ class Guard:
 
     def verdict(self) -> dict[str, Tensor]:
         """Returns scalars on the device that tell of the last step what `settle` has to know."""
-        return {_VERDICT + name: value for name, value in self._verdict.items()}
+        return {VERDICT + name: value for name, value in self._verdict.items()}
 
     def settle(self, step: int, loss: float, norm: float, lr: float, values: dict[str, float]) -> bool:
         """Takes the values of the `verdict` out of `values` and returns whether the step's update was made.
 
         Raises ClipTrainError if the step ends the run.
         """
-        found = {name: values.pop(_VERDICT + name) for name in self._verdict}
+        found = {name: values.pop(VERDICT + name) for name in self._verdict}
         if found["good"]:
             return True
         if not (math.isfinite(loss) and math.isfinite(norm)):

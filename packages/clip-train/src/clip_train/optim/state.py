@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_models.weights.convert.prefixes import strip_marks
 from clip_train.errors import ClipTrainError
 from clip_train.optim.groups import OWN_KEYS
 
@@ -31,12 +32,15 @@ _NUMBERS: dict[str, tuple[Callable[[Any], int], Callable[[int], Any]]] = {
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the state on the CPU. Raises ClipTrainError for a quantity that is neither a tensor nor a number."""
+    """Returns the state on its devices, by the plain names of the parameters.
+
+    Raises ClipTrainError for a quantity that is neither a tensor nor a number.
+    """
     tensors: dict[str, Tensor] = {}
     for owner, quantity, value in _quantities(model, optimizer):
         kind = type(value).__name__
         if isinstance(value, Tensor):
-            tensors[f"{owner}|{quantity}"] = value.detach().cpu().contiguous()
+            tensors[f"{owner}|{quantity}"] = value.detach()
         elif kind in _NUMBERS:
             tensors[f"{owner}|{quantity}:{kind}"] = torch.tensor(_NUMBERS[kind][0](value), dtype=torch.int64)
         else:
@@ -49,7 +53,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restores the state that `optimizer_tensors` returned, to the bit."""
-    parameters = dict(model.named_parameters())
+    parameters = {strip_marks(name): parameter for name, parameter in model.named_parameters()}
     order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     groups = {f"group {index}": group for index, group in enumerate(optimizer.param_groups)}
     counted: list[tuple[str, str, Any]] = []
@@ -58,9 +62,13 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         owner, label = key.rsplit("|", 1)
         quantity, _, kind = label.partition(":")
         value = _NUMBERS[kind][1](int(tensor)) if kind else tensor
-        if owner in groups:
+        if owner.startswith("group "):
+            if owner not in groups:
+                raise ClipTrainError(
+                    f"the saved optimizer has a {owner}, and this one {len(groups)} groups: keep its keys"
+                )
             counted.append((owner, quantity, value))
-        else:
+        elif id(parameters[owner]) in order:  # a fork may lock what its parent has trained
             states.setdefault(order[id(parameters[owner])], {})[quantity] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     for parameter in parameters.values():
@@ -68,7 +76,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         for quantity, value in own.items():
             saved = states[order[id(parameter)]][quantity]
             if isinstance(value, Tensor):  # torch has cast it to the type of the parameter
-                own[quantity] = value.to(saved.dtype)
+                own[quantity] = saved.to(value.device)
     for owner, quantity, value in counted:
         # After the load, which gives the optimizer new groups.
         optimizer.param_groups[int(owner.split()[1])][quantity] = value
@@ -78,7 +86,7 @@ def _quantities(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
     """Yields (owner, quantity, value). What the constructor takes is config, and the rest of a group is state."""
     for name, parameter in model.named_parameters():
         for quantity, value in optimizer.state.get(parameter, {}).items():
-            yield name, quantity, value
+            yield strip_marks(name), quantity, value
     config = {*inspect.signature(type(optimizer)).parameters, *OWN_KEYS}
     for index, group in enumerate(optimizer.param_groups):
         for quantity, value in group.items():

@@ -9,6 +9,7 @@ from clip_train.errors import ClipTrainError
 
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 """dtype of autocast by precision; the others have none."""
+Precision = Literal["fp32", "bf16", "pure_bf16", "fp16", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,15 @@ class ParallelConfig:
     """ranks that hold one copy of the model together, under fsdp; the copies are averaged; 0 is all ranks"""
     offload: bool = False
     """keep the shards of weights, gradients and optimizer state in the memory of the CPU, under fsdp"""
-    precision: Literal["fp32", "bf16", "pure_bf16", "fp16", "fp8"] = "bf16"
+    precision: Precision = "bf16"
     """of the towers: bf16 and fp16 (with a scaled loss) are autocast over fp32 weights, fp8 is bf16 with the products
-    of linear layers in float8, pure_bf16 has weights and optimizer state in bf16; the loss is always fp32"""
+    of linear layers in float8, pure_bf16 has weights and optimizer state in bf16; the loss is always fp32. On a CPU
+    without bf16 instructions, bf16 is computed in fp32, which is faster there and more exact"""
     grad_checkpointing: Literal["off", "full", "ops"] = "off"
     """activations computed again in the backward pass, for less memory: those inside each block, or with ops all but
     the results of products, convolutions and attention"""
     compile: Literal["off", "block", "model", "step"] = "off"
-    """what torch.compile gets: each block, the towers together, or these with the loss and the optimizer"""
+    """what torch.compile gets: each block, the towers together, or these with the loss"""
     compile_limit: int = 32
     """largest number of graphs of one function; a further one, for another shape, ends the run"""
 

@@ -18,6 +18,7 @@ from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
 from clip_train.parallelize.compilation import compile_parts
 from clip_train.parallelize.config import AUTOCAST, ParallelConfig
+from clip_train.parallelize.precision import convert
 from clip_train.parallelize.recompute import recompute_blocks
 
 
@@ -100,11 +101,12 @@ class Shards(Placement):
 
 
 def place(module: nn.Module, blocks: Sequence[nn.Module], world: World, config: ParallelConfig) -> Placement:
-    """Applies the config to the module: recomputation, compilation, and last its share among the ranks.
+    """Applies the config to the module: precision, recomputation, compilation, and last its share among the ranks.
 
     `blocks`: the repeated parts of the module, which are recomputed, compiled and gathered one by one. Raises
     ClipTrainError for what cannot work.
     """
+    convert(module, blocks, config.precision, world.device)
     if config.grad_checkpointing != "off":
         recompute_blocks(blocks, config.grad_checkpointing)
     compile_parts(module, blocks, config)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -30,3 +30,10 @@ def compute_device(parameters: Sequence[Tensor]) -> torch.device:
         if isinstance(parameter, DTensor) and parameter.device_mesh.device_type != "cpu":
             return torch.device(parameter.device_mesh.device_type, torch.accelerator.current_device_index())
     return parameters[0].device
+
+
+def scatter(whole: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor that every rank has, sharded as `like` is; as it is if `like` is not sharded."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.to_local().device), like.device_mesh, like.placements)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clip_core.config import Variant
 from clip_core.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clip_models import CLIP, ModelSpec
     from clip_train.parallel import World
     from clip_train.tasks.base import Task
@@ -18,10 +21,20 @@ TASKS: Registry[type[TaskConfig]] = Registry(
     {
         "contrastive": "clip_train.tasks.contrastive:ContrastiveConfig",
         "siglip": "clip_train.tasks.siglip:SigLIPConfig",
+        "global": "clip_train.tasks.global_contrastive:GlobalContrastiveConfig",
         "coca": "clip_train.tasks.coca:CoCaConfig",
         "distillation": "clip_train.tasks.distillation:DistillationConfig",
+        "flyp": "clip_train.tasks.flyp:FLYPConfig",
+        "classification": "clip_train.tasks.classification:ClassificationConfig",
     },
 )
+
+
+class ExtraFile(NamedTuple):
+    """A safetensors file that is written beside exported weights."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +53,13 @@ class TaskConfig(Variant):
     def chance(self, spec: ModelSpec, samples: int) -> float | None:
         """Returns the loss of a model that cannot tell the `samples` of a batch apart; None if it is not known."""
         return None
+
+    def complete(self, model: CLIP, about: Mapping[str, Any]) -> None:
+        """Adds to a model what the task trains beside it. `about` is `Task.about` of the checkpoint to be loaded."""
+
+    def separate(self, weights: dict[str, Tensor], about: Mapping[str, Any]) -> dict[str, ExtraFile]:
+        """Removes from exported weights what is no part of the architecture; returns it as files by name."""
+        return {}
 
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         """Returns the task for a model that `check` accepts. `precision`: fp32, or bf16 for autocast."""

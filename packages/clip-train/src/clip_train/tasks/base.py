@@ -17,7 +17,7 @@ from clip_train.parallelize.config import AUTOCAST
 
 if TYPE_CHECKING:
     from clip_data.stream import Manifest
-    from clip_train.checkpoint import Part
+    from clip_train.checkpoints.state import Part
     from clip_train.synthetic import SyntheticConfig
 
 MAX_LOGIT_SCALE = 100.0
@@ -101,6 +101,11 @@ class Task:
     @property
     def parts(self) -> Mapping[str, Part]:
         """State of the task besides the model, which checkpoints save under these names."""
+        return {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """JSON values that checkpoints hold, for `TaskConfig.complete` and `TaskConfig.separate`."""
         return {}
 
     def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:

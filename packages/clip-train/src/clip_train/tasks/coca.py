@@ -38,6 +38,10 @@ class CoCaConfig(ContrastiveConfig):
                 f"model.name = {spec.name!r} does not fit task.kind = 'coca': it has no decoder; choose an "
                 "architecture with one, such as coca_ViT-B-32, or another task"
             )
+        if spec.init_logit_bias is not None:
+            raise ClipTrainError(
+                f"model.name = {spec.name!r} does not fit task.kind = 'coca': its logit_bias would not be trained"
+            )
 
     def chance(self, spec: ModelSpec, samples: int) -> float | None:
         """Returns the weighted sum of ln N for the pairs and of ln V for a guess among all tokens of the vocabulary."""

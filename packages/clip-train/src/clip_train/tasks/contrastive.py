@@ -21,7 +21,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig(TaskConfig):
+class TowersConfig(TaskConfig):
+    """What all tasks that train an image and a text tower share."""
+
+    logit_scale: LogitScaleConfig = field(default_factory=LogitScaleConfig)
+    """the factor on the cosines"""
+
+    def check(self, spec: ModelSpec) -> None:
+        self.logit_scale.check()
+        for tower in ("vision", "text"):
+            part = getattr(spec, tower)
+            if getattr(part, "pool_type", "") == "none" and not getattr(part, "attentional_pool", False):
+                raise ClipTrainError(
+                    f"model.name = {spec.name!r} does not fit this task, which needs one vector for each image and "
+                    f"caption: {tower}.pool_type = 'none' returns all tokens"
+                )
+
+    def initialise(self, model: CLIP) -> None:
+        """Sets the scale of the logits, and which of the parameters beside the towers are trained."""
+        self.logit_scale.apply(model)
+
+    def refuse_unused(self, spec: ModelSpec) -> None:
+        """Raises ClipTrainError for a model with a decoder or a bias, which would not be trained."""
+        unused = ""
+        if spec.decoder is not None:
+            unused = "a CoCa, and its decoder would not be trained; choose task.kind = 'coca'"
+        elif spec.init_logit_bias is not None:
+            unused = "made for the sigmoid loss, and its logit_bias would be ignored; choose task.kind = 'siglip'"
+        if unused:
+            raise ClipTrainError(f"model.name = {spec.name!r} does not fit this task: it is {unused}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(TowersConfig):
     """What all tasks with a loss of pairs share."""
 
     loss: str
@@ -31,8 +63,6 @@ class PairConfig(TaskConfig):
     positives: str = "pair"
     """positives of a sample: pair, its own pair alone; captions, also pairs with the same caption; or a column of the
     dataset, such as a cluster of duplicates ("sha256", or "set.column" of a scorer), also those with the same value"""
-    logit_scale: LogitScaleConfig = field(default_factory=LogitScaleConfig)
-    """the factor on the cosines"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -40,17 +70,13 @@ class PairConfig(TaskConfig):
         return () if self.positives in ("pair", "captions") else (self.positives,)
 
     def check(self, spec: ModelSpec) -> None:
+        super().check(spec)
         LOSSES.check(self.loss)
-        self.logit_scale.check()
         if not self.positives:
             raise ClipTrainError("task.positives is empty: choose pair, captions, or a column of the dataset")
         dims, width = self.matryoshka, spec.embed_dim
         if len(set(dims)) != len(dims) or not all(0 < channels <= width for channels in dims):
             raise ClipTrainError(f"task.matryoshka = {list(dims)} must be distinct numbers from 1 to {width}")
-
-    def initialise(self, model: CLIP) -> None:
-        """Sets the scale of the logits, and which of the parameters beside the towers are trained."""
-        self.logit_scale.apply(model)
 
     def make_loss(self) -> Callable[..., Any]:
         """Returns the loss of the pairs with its options. Raises ClipTrainError for one that it does not take."""
@@ -91,13 +117,7 @@ class ContrastiveConfig(PairConfig):
 
     def check_model(self, spec: ModelSpec) -> None:
         """Raises ClipTrainError for a model with parts that this task does not train."""
-        unused = ""
-        if spec.decoder is not None:
-            unused = "a CoCa, and its decoder would not be trained; choose task.kind = 'coca'"
-        elif spec.init_logit_bias is not None:
-            unused = "made for the sigmoid loss, and its logit_bias would be ignored; choose task.kind = 'siglip'"
-        if unused:
-            raise ClipTrainError(f"model.name = {spec.name!r} does not fit this task: it is {unused}")
+        self.refuse_unused(spec)
 
     def make_loss(self) -> Callable[..., Any]:
         # A user-defined loss knows none of these options; it gets those that the config changes.

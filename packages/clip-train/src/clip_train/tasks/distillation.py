@@ -23,6 +23,9 @@ class DistillationConfig(ContrastiveConfig):
     """the teacher: an architecture, or a whole model such as hf-hub:org/repo, local-dir:/folder or a file"""
     teacher_pretrained: str = ""
     """a tag or a weights file of the teacher's architecture"""
+    teacher_embeddings: str = ""
+    """in place of a teacher: a folder of its embeddings of all samples, held-out ones too, that clip-models embed has
+    written with --what both --format npy"""
     contrastive_weight: float = 1.0
     """factor on the loss of the pairs"""
     distillation_weight: float = 1.0
@@ -32,8 +35,15 @@ class DistillationConfig(ContrastiveConfig):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        if not self.teacher:
-            raise ClipTrainError("task.teacher is empty: name the model to learn from")
+        if not self.teacher and not self.teacher_embeddings:
+            raise ClipTrainError(
+                "task.teacher is empty: name the model to learn from, or its embeddings in task.teacher_embeddings"
+            )
+        if self.teacher_embeddings and (self.teacher or self.teacher_pretrained):
+            raise ClipTrainError(
+                f"task.teacher_embeddings = {self.teacher_embeddings!r} takes the place of task.teacher = "
+                f"{self.teacher!r} and its weights: give one of them"
+            )
         if self.teacher in list_models() and not self.teacher_pretrained:
             raise ClipTrainError(
                 f"task.teacher = {self.teacher!r} is an architecture: name its weights in task.teacher_pretrained"
@@ -53,8 +63,12 @@ class DistillationConfig(ContrastiveConfig):
     def build(self, model: CLIP, *, precision: str, world: World) -> Task:
         from clip_models import create_model
         from clip_train.model import weights_of
-        from clip_train.tasks.teacher import TeacherTask
+        from clip_train.tasks.stored import StoredEmbeddings
+        from clip_train.tasks.teacher import StoredTeacherTask, TeacherTask
 
+        if self.teacher_embeddings:
+            stored = StoredEmbeddings(self.teacher_embeddings)
+            return StoredTeacherTask(model, stored, self, precision=precision, world=world)
         weights = weights_of(self.teacher_pretrained)
         teacher = create_model(self.teacher, require_pretrained=bool(weights), **weights)
         return TeacherTask(model, teacher, self, precision=precision, world=world)

@@ -16,29 +16,16 @@ from clip_train.parallel import World
 from clip_train.tasks.base import Batch, Outputs, Task
 
 if TYPE_CHECKING:
-    from clip_train.tasks.contrastive import PairConfig
+    from clip_train.tasks.contrastive import PairConfig, TowersConfig
 
 
-class DualEncoderTask(Task):
-    """Trains both towers of a CLIP on a loss of the pairs of all ranks, which the config makes.
+class TowersTask(Task):
+    """Trains both towers of a CLIP on their features, and the scale of the logits as the config says."""
 
-    The loss also gets the model's `logit_bias` as `bias` if there is one, and `groups` if the config names positives.
-    """
-
-    def __init__(self, model: CLIP, config: PairConfig, *, precision: str, world: World) -> None:
+    def __init__(self, model: CLIP, config: TowersConfig, *, precision: str, world: World) -> None:
         super().__init__(model, precision=precision, world=world)
         config.initialise(model)
-        self._loss, self._scale, self._positives = config.make_loss(), config.logit_scale, config.positives
-        self.columns = config.columns
-
-    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Adds "group", int64 [B], where other samples than the own one are positives."""
-        tensors = super().tensors(batch)
-        if self.columns:
-            tensors["group"] = value_groups(batch[self._positives])
-        elif self._positives == "captions":
-            tensors["group"] = caption_groups(torch.from_numpy(batch["text"]))
-        return tensors
+        self._scale = config.logit_scale
 
     def forward(self, image: Tensor, batch: Batch) -> Outputs:
         features = {"image": self.model.encode_image(image), "text": self.model.encode_text(batch["text"])}
@@ -59,6 +46,31 @@ class DualEncoderTask(Task):
             )
         return {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
 
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self._scale.clamp(self.model)
+
+
+class DualEncoderTask(TowersTask):
+    """Trains both towers on a loss of the pairs of all ranks, which the config makes.
+
+    The loss also gets the model's `logit_bias` as `bias` if there is one, and `groups` if the config names positives.
+    """
+
+    def __init__(self, model: CLIP, config: PairConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, config, precision=precision, world=world)
+        self._loss, self._positives = config.make_loss(), config.positives
+        self.columns = config.columns
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Adds "group", int64 [B], where other samples than the own one are positives."""
+        tensors = super().tensors(batch)
+        if self._positives == "captions":
+            tensors["group"] = caption_groups(torch.from_numpy(batch["text"]))
+        elif self._positives != "pair":
+            tensors["group"] = value_groups(batch[self._positives])
+        return tensors
+
     def losses_of(
         self,
         features: dict[str, Tensor],
@@ -71,7 +83,3 @@ class DualEncoderTask(Task):
         """Returns {"contrastive_loss": the mean over the pairs}."""
         options = {"groups": batch["group"]} if "group" in batch else {}
         return {"contrastive_loss": self._loss(features["image"], features["text"], **shared, ranks=ranks, **options)}
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        self._scale.clamp(self.model)

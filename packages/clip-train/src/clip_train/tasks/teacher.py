@@ -1,4 +1,4 @@
-"""The implementation of tasks with a teacher: its towers see the same images and captions as the student's."""
+"""The implementation of tasks with a teacher."""
 
 from __future__ import annotations
 
@@ -9,17 +9,61 @@ import torch
 from torch import Tensor
 
 from clip_models import CLIP, ModelSpec
+from clip_train.errors import ClipTrainError
 from clip_train.losses.distillation import distillation_loss
 from clip_train.parallel import World
+from clip_train.synthetic import SyntheticConfig
 from clip_train.tasks.base import Batch, Normalise
 from clip_train.tasks.dual_encoder import DualEncoderTask
+from clip_train.tasks.stored import StoredEmbeddings
 
 if TYPE_CHECKING:
+    from clip_data.stream import Manifest
     from clip_train.tasks.distillation import DistillationConfig
 
 
-class TeacherTask(DualEncoderTask):
+class DistillationTask(DualEncoderTask):
     """Trains a student on the pairs and on a teacher's similarities of all pairs, of all ranks.
+
+    A batch has the teacher's features, "teacher_image" and "teacher_text", [B, E] each.
+    """
+
+    teacher_scale: Tensor
+    """the factor on the teacher's cosines"""
+
+    def __init__(self, model: CLIP, config: DistillationConfig, *, precision: str, world: World) -> None:
+        super().__init__(model, config, precision=precision, world=world)
+        self._config = config
+
+    def losses_of(
+        self,
+        features: dict[str, Tensor],
+        shared: dict[str, Tensor],
+        batch: Batch,
+        *,
+        ranks: int,
+        step: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns {"contrastive_loss", "distillation_loss"}, means over the pairs times their weights."""
+        losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
+        distilled = distillation_loss(
+            features["image"],
+            features["text"],
+            shared["scale"],
+            batch["teacher_image"],
+            batch["teacher_text"],
+            self.teacher_scale,
+            ranks=ranks,
+            temperature=self._config.temperature,
+        )
+        return {
+            "contrastive_loss": self._config.contrastive_weight * losses["contrastive_loss"],
+            "distillation_loss": self._config.distillation_weight * distilled,
+        }
+
+
+class TeacherTask(DistillationTask):
+    """The teacher computes its features in every step.
 
     The stream decodes images at the larger of both sizes; each model gets them at its own, by antialiased bicubic
     resizing on the device, so both see the same crop. Captions are tokenised once for each tokenizer. The teacher is in
@@ -30,7 +74,7 @@ class TeacherTask(DualEncoderTask):
         super().__init__(model, config, precision=precision, world=world)
         self._teacher = teacher.to(world.device).eval().requires_grad_(False)
         self._normalise_teacher = Normalise(teacher.spec.preprocess, world.device)
-        self._config = config
+        self.teacher_scale = teacher.logit_scale.detach().exp()
 
     @property
     def text_specs(self) -> list[ModelSpec]:
@@ -63,28 +107,23 @@ class TeacherTask(DualEncoderTask):
             }
         return self.normalised(features)
 
-    def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Returns {"contrastive_loss", "distillation_loss"}, means over the pairs times their weights."""
-        losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
-        distilled = distillation_loss(
-            features["image"],
-            features["text"],
-            shared["scale"],
-            batch["teacher_image"],
-            batch["teacher_text"],
-            self._teacher.logit_scale.exp(),
-            ranks=ranks,
-            temperature=self._config.temperature,
-        )
-        return {
-            "contrastive_loss": self._config.contrastive_weight * losses["contrastive_loss"],
-            "distillation_loss": self._config.distillation_weight * distilled,
-        }
+
+class StoredTeacherTask(DistillationTask):
+    """The features of the teacher are embeddings on disk, of the images without augmentation."""
+
+    def __init__(
+        self, model: CLIP, stored: StoredEmbeddings, config: DistillationConfig, *, precision: str, world: World
+    ) -> None:
+        super().__init__(model, config, precision=precision, world=world)
+        self._stored = stored
+        self.teacher_scale = torch.tensor(stored.logit_scale, device=world.device)
+
+    def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
+        if isinstance(manifest, SyntheticConfig):
+            raise ClipTrainError("task.teacher_embeddings has none of data.synthetic: name a live task.teacher")
+        self._stored.join([manifest, *([held_out] if held_out else [])])
+
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Adds the embeddings, float32."""
+        image, text = (torch.from_numpy(found).float() for found in self._stored.find(batch["uid"]))
+        return {**super().tensors(batch), "teacher_image": image, "teacher_text": text}

@@ -155,7 +155,8 @@ class _Run:
         if self.folder.read_part(totals["parts"]) is not None:
             raise self._changed(totals["parts"])
         self.folder.write_rejects(totals["parts"])
-        self.folder.write_manifest({"complete": True, **counts})
+        scale = float(self.encoder.model.logit_scale.detach().exp())  # what the embeddings' cosines are multiplied by
+        self.folder.write_manifest({"complete": True, "logit_scale": scale, **counts})
         return EmbedSummary(output=str(self.folder.root), **counts)
 
     def _describe(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Pooling by attention of learned queries to the tokens of a tower (CoCa)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.towers.layers import LayerNorm, attend
+from clip_models.towers.products import Linear, linear
 
 
 class QueryAttention(nn.Module):
@@ -23,7 +23,7 @@ class QueryAttention(nn.Module):
             self.k_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, context_width)))
             self.v_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(width, context_width)))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query_QD: Tensor, x_BLK: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ class QueryAttention(nn.Module):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = self.in_proj_bias.chunk(3)
         # The queries are projected once for the whole batch.
-        q = F.linear(query_QD, weights[0], biases[0]).expand(B, -1, -1)
-        k, v = (F.linear(x_BLK, weight, bias) for weight, bias in zip(weights[1:], biases[1:], strict=True))
+        q = linear(query_QD, weights[0], biases[0]).expand(B, -1, -1)
+        k, v = (linear(x_BLK, weight, bias) for weight, bias in zip(weights[1:], biases[1:], strict=True))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, -1, D))
 

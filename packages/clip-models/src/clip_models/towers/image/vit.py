@@ -4,7 +4,6 @@ Parameter names and shapes are OpenCLIP's. Shapes: B batch, L tokens, D width, P
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
@@ -14,6 +13,21 @@ from clip_models.towers.common import check_image
 from clip_models.towers.image.pooling import AttentionalPooler
 from clip_models.towers.layers import LayerNorm, Transformer
 from clip_models.towers.positions import sin_cos_2d
+from clip_models.towers.products import linear
+
+
+class PatchDropout(nn.Module):
+    """Chooses the patches that a training step keeps, other ones for each sample (FLIP, Li et al. 2023)."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, P, …] → int64 [B, kept], positions among the P."""
+        B, P = patches.shape[:2]
+        count = max(1, int(P * (1 - self.share)))
+        return torch.randn(B, P, device=patches.device).topk(count).indices
 
 
 class VisionTransformer(ImageTower):
@@ -38,6 +52,7 @@ class VisionTransformer(ImageTower):
         else:
             patches = self.grid_size[0] * self.grid_size[1]
             self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
+        self.patch_dropout = PatchDropout(config.patch_dropout)
         self.ln_pre = nn.Identity() if config.no_ln_pre else LayerNorm(width, config.norm_eps)
         self.transformer = Transformer(config, quick_gelu)
         pooled_width = width
@@ -87,12 +102,10 @@ class VisionTransformer(ImageTower):
         patches = self.embed_patches(image.to(self.conv1.weight.dtype))
         position = self.positional_embedding[1:]
         if drop and self.training and self.config.patch_dropout:
-            B, P, _ = patches.shape
-            count = max(1, int(P * (1 - self.config.patch_dropout)))
-            kept = torch.randn(B, P, device=patches.device).topk(count).indices
-            patches = patches[torch.arange(B, device=patches.device)[:, None], kept]
+            kept = self.patch_dropout(patches)
+            patches = patches[torch.arange(len(patches), device=patches.device)[:, None], kept]
             position = position[kept]
-        x = F.linear(patches, self.conv1.weight.flatten(1))
+        x = linear(patches, self.conv1.weight.flatten(1))
         token = (self.class_embedding.to(x.dtype) + self.positional_embedding[0].to(x.dtype)).expand(x.shape[0], 1, -1)
         return self.ln_pre(torch.cat([token, x + position.to(x.dtype)], dim=1))
 

@@ -12,7 +12,11 @@ from clip_models.errors import ClipModelsError
 from clip_models.specs import CLIPTextConfig
 from clip_models.towers.base import Found, Indices, TextTower, group_stack
 from clip_models.towers.common import NoRandomInit, check_text, cut_captions, may_look, pooled_at
-from clip_models.towers.layers import Block, LayerNorm, Transformer
+from clip_models.towers.layers import Block, LayerNorm, Packed, Transformer
+from clip_models.towers.products import Linear
+
+PACKED_SHARE = 0.9
+"""Largest share of the tokens of a batch that is worth a copy in front of, and behind, each attention."""
 
 
 class TextLayers(nn.Module):
@@ -46,7 +50,7 @@ class TextLayers(nn.Module):
         if config.proj_type == "none":
             self.text_projection = None
         elif config.proj_bias:
-            self.text_projection = nn.Linear(width, embed_dim)
+            self.text_projection = Linear(width, embed_dim)
             nn.init.normal_(self.text_projection.weight, std=width**-0.5)
             nn.init.zeros_(self.text_projection.bias)
         else:
@@ -67,7 +71,7 @@ class TextLayers(nn.Module):
         pool_B = pooled_at(text, config)
         x, mask = self._embed_ids(text)
         if pool_B is not None and not config.output_tokens:
-            return self._project(self.ln_final(self.transformer(x, mask, pool_B))), None
+            return self._project(self.ln_final(self.transformer(x, mask, pool_B, self._packed(text, pool_B)))), None
         x = self.transformer(x, mask)
         features = self._project(self._pool_text(x, pool_B))
         if not config.output_tokens:
@@ -98,6 +102,19 @@ class TextLayers(nn.Module):
             x = torch.cat([x, self.cls_emb.to(dtype).expand(x.shape[0], 1, -1)], dim=1)
             mask = self._class_mask(text)
         return x + self.positional_embedding[: x.shape[1]].to(dtype), mask
+
+    def _packed(self, text: Tensor, pool_B: Tensor) -> Packed | None:
+        """Returns the tokens up to the pooled one of each caption if they alone decide the features, and are few.
+
+        They are counted on the CPU only. Blocks that are compiled one by one get the whole batch: the number of tokens
+        is another one in each batch.
+        """
+        compiled = vars(self.transformer.resblocks[0]).keys() & {"forward", "_compiled_call_impl"}
+        if self._text.spare_columns != "after_pooled" or compiled or not may_look(text):
+            return None
+        B, L = text.shape
+        place_N = (torch.arange(L) <= pool_B[:, None]).flatten().nonzero().squeeze(1)
+        return Packed(place_N, B, L) if len(place_N) <= PACKED_SHARE * B * L else None
 
     def _class_mask(self, text: Tensor) -> Tensor:
         """Returns bool [B, 1, L + 1, L + 1]: the keys that each token, and last the class token, attends to.

@@ -7,7 +7,6 @@ H heads, C channels of a head, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_models.errors import ClipModelsError
@@ -15,6 +14,7 @@ from clip_models.specs import DecoderConfig
 from clip_models.towers.base import Tower, names_under
 from clip_models.towers.common import NoRandomInit, call_block
 from clip_models.towers.layers import Attention, Block, LayerNorm, attend
+from clip_models.towers.products import linear
 from clip_models.towers.text.clip import init_text_blocks
 
 
@@ -24,14 +24,14 @@ class CrossAttention(Attention):
     def keys_values(self, image_BMD: Tensor) -> Tensor:
         """→ [2, B, H, M, C]."""
         B, M, D = image_BMD.shape
-        kv = F.linear(image_BMD, self.in_proj_weight[D:], self.in_proj_bias[D:])
+        kv = linear(image_BMD, self.in_proj_weight[D:], self.in_proj_bias[D:])
         return kv.view(B, M, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
 
     def look(self, x_NLD: Tensor, keys_values: Tensor) -> Tensor:
         """[N, L, D] → [N, L, D]. The captions of an image are adjacent and share its keys and values."""
         N, L, D = x_NLD.shape
         k, v = keys_values.unbind(0)
-        q = F.linear(x_NLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
+        q = linear(x_NLD, self.in_proj_weight[:D], self.in_proj_bias[:D])
         # No query sees another one, so that the captions of an image are one long sequence here.
         q_BHQC = q.view(k.shape[0], -1, self.heads, D // self.heads).transpose(1, 2)
         return self.out_proj(attend(q_BHQC, k, v).transpose(1, 2).reshape(N, L, D))

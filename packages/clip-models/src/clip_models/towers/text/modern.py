@@ -18,6 +18,7 @@ from clip_models.specs import ModernTextConfig
 from clip_models.towers.base import Found, Indices, TextTower, group_stack, take_indices
 from clip_models.towers.common import call_block, check_text, cut_captions, valid_tokens
 from clip_models.towers.layers import LayerNorm, LayerScale, attend
+from clip_models.towers.products import Linear
 
 
 class RMSNorm(nn.RMSNorm):
@@ -56,15 +57,15 @@ class ModernAttention(nn.Module):
         width, bias = config.width, config.attention_bias
         self.heads = config.heads
         self.causal = config.attention_mode == "causal"
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
         self.q_norm = make_norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_width) if config.qk_norm else nn.Identity()
         gate_bias = bias if config.gate_bias is None else config.gate_bias
-        self.gate = nn.Linear(width, width, bias=gate_bias) if config.attn_gated else None
+        self.gate = Linear(width, width, bias=gate_bias) if config.attn_gated else None
         # The first block has no values before it to mix with, and a parameter that nothing uses breaks DDP.
         self.value_residual = config.value_residual
         self.vr_lambda = nn.Parameter(torch.full((1,), 0.5)) if config.value_residual and not first else None
-        self.proj = nn.Linear(width, width, bias=bias)
+        self.proj = Linear(width, width, bias=bias)
 
     def forward(
         self, x_BLD: Tensor, table: Tensor | None, mask: Tensor | None, values_BHLC: Tensor | None
@@ -93,8 +94,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden, bias=bias)
-        self.w3 = nn.Linear(hidden, width, bias=bias)
+        self.w12 = Linear(width, 2 * hidden, bias=bias)
+        self.w3 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.w12(x).chunk(2, dim=-1)
@@ -111,9 +112,9 @@ def make_mlp(config: ModernTextConfig) -> nn.Module:
     if config.mlp_type == "swiglu":
         return SwiGLU(width, hidden, bias)
     layers = [
-        ("c_fc", nn.Linear(width, hidden, bias=bias)),
+        ("c_fc", Linear(width, hidden, bias=bias)),
         ("act", nn.GELU() if config.mlp_type == "mlp" else SquaredReLU()),
-        ("c_proj", nn.Linear(hidden, width, bias=bias)),
+        ("c_proj", Linear(hidden, width, bias=bias)),
     ]
     return nn.Sequential(OrderedDict(layers))
 
@@ -154,8 +155,8 @@ class ModernPool(nn.Module):
             return
         width, bias = config.width, config.attention_bias
         self.query = nn.Parameter(torch.empty(1, 1, width))
-        self.q = nn.Linear(width, width, bias=bias)
-        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.q = Linear(width, width, bias=bias)
+        self.kv = Linear(width, 2 * width, bias=bias)
         self.q_norm = make_norm(config, config.head_width) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, config.head_width) if config.qk_norm else nn.Identity()
 
@@ -204,7 +205,7 @@ class ModernTextTransformer(TextTower):
         self.ln_final = make_norm(config, width)
         self.pool = ModernPool(config)
         projects = config.proj_type == "linear"
-        self.text_projection = nn.Linear(width, embed_dim, bias=config.proj_bias) if projects else nn.Identity()
+        self.text_projection = Linear(width, embed_dim, bias=config.proj_bias) if projects else nn.Identity()
         self.init_parameters()
 
     @torch.no_grad()

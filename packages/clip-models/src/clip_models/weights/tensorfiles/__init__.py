@@ -8,7 +8,9 @@ from clip_models.errors import ClipModelsError
 from clip_models.weights.content import inspect
 from clip_models.weights.tensorfiles.npz import read_npz
 from clip_models.weights.tensorfiles.safetensors import (
+    DTYPE_NAMES,
     digest,
+    dump_safetensors,
     read_header,
     read_index,
     read_safetensors,
@@ -17,7 +19,15 @@ from clip_models.weights.tensorfiles.safetensors import (
 )
 from clip_models.weights.tensorfiles.torchfiles import SUFFIXES, read_torch_file
 
-__all__ = ["WEIGHTS_SUFFIXES", "digest", "read_names", "read_tensors", "write_safetensors"]
+__all__ = [
+    "DTYPE_NAMES",
+    "WEIGHTS_SUFFIXES",
+    "digest",
+    "dump_safetensors",
+    "read_names",
+    "read_tensors",
+    "write_safetensors",
+]
 
 INDEX_SUFFIX = ".index.json"
 WEIGHTS_SUFFIXES = (".safetensors", INDEX_SUFFIX, ".npz", *SUFFIXES)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_core.store import Store
 from clip_models.errors import ClipModelsError, first_line
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
@@ -24,10 +24,25 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""The types of tensors that are written, in the words of the format."""
+
+
+class SupportsWrite(Protocol):
+    """A file that takes bytes."""
+
+    def write(self, data: Any, /) -> object:
+        """Writes all of the data."""
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes `tensors` (CPU, contiguous) atomically. Equal content gives equal bytes, unlike in the library."""
+    store = Store(path.parent)
+    with store.trying("write", path.name), store.writing(path.name) as file:
+        dump_safetensors(file, tensors, metadata)
+
+
+def dump_safetensors(file: SupportsWrite, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes `tensors` (CPU, contiguous) to an open file. Equal content gives equal bytes."""
     # Widest type first keeps every tensor aligned, as the library does.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
@@ -39,11 +54,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         offset = end
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
-    store = Store(path.parent)
-    with store.trying("write", path.name), store.writing(path.name) as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for name in order:
-            file.write(_bytes_of(tensors[name]))
+    file.write(struct.pack("<Q", len(head)) + head)
+    for name in order:
+        file.write(_bytes_of(tensors[name]))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -112,9 +125,9 @@ def read_shards(
 
 
 def _dtype_name(name: str, tensor: Tensor) -> str:
-    if tensor.dtype not in _DTYPE_NAMES:
+    if tensor.dtype not in DTYPE_NAMES:
         raise ClipModelsError(f"tensor {name} is {tensor.dtype}; weights are float32, float16 or bfloat16")
-    return _DTYPE_NAMES[tensor.dtype]
+    return DTYPE_NAMES[tensor.dtype]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

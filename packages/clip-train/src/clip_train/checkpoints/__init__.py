@@ -1,0 +1,1 @@
+"""Checkpoints of a run: sharded, written in the background, verified when they are read. No pickle."""

@@ -1,0 +1,127 @@
+"""The arithmetic of linear layers on a CPU: which library multiplies float32 matrices, and when bf16 is worth it.
+
+PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as fast on an
+AMD CPU with AVX-512 (Zen 5), and 1.2 times as slow on one with AVX2 (Zen 3). So a run measures both, once: the sums of
+the two are not the same to the last bit, and the choice is kept in the run's metrics for the time it is resumed.
+It applies to the linear layers of the native towers; those of timm and transformers use PyTorch's BLAS.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from clip_core.console import warn
+from clip_models import CLIP
+from clip_models.towers.products import Product, computed_by
+from clip_train.errors import ClipTrainError
+from clip_train.parallel import World
+
+if TYPE_CHECKING:
+    from clip_train.config import TrainConfig
+    from clip_train.parallelize.config import Precision
+
+_TURNS = 4
+_FLOPS = 1e9  # of one turn, of each library
+_GAIN = 1.15  # what oneDNN has to win by, so that noise does not decide
+
+
+def onednn() -> AbstractContextManager[None]:
+    """Within it the native towers compute float32 linear layers on a CPU with oneDNN, forward and backward."""
+    return computed_by(_linear)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+    if plain and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        by_input, by_weight, by_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if by_input else None,
+            _product(grad_NO.t(), x_NI.t()) if by_weight else None,
+            grad_NO.sum(dim=0) if by_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns x·weightᵀ + bias."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def multiplier(
+    config: TrainConfig, model: CLIP, world: World, metrics: MutableMapping[str, float]
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Returns the context of a step's products, the same on all ranks, as `matmul` of the config says.
+
+    auto takes the library that `metrics["onednn"]` names (1 or 0), and measures it if there is no such entry, and adds
+    it. Raises ClipTrainError for a library that this device does not have.
+    """
+    choice, usable = config.matmul, world.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if choice == "onednn" and not usable:
+        raise ClipTrainError(
+            f"train.matmul = 'onednn' is for CPUs, and for a PyTorch with oneDNN; this run uses {world.device}: "
+            "set it to 'auto'"
+        )
+    if choice == "auto" and usable and config.compile == "off" and config.precision == "fp32":
+        if "onednn" not in metrics:
+            metrics["onednn"] = world.lead(lambda: float(_onednn_is_faster(model)))
+        choice = "onednn" if metrics["onednn"] else "torch"
+    return onednn if choice == "onednn" else nullcontext
+
+
+def computed_precision(precision: Precision, world: World) -> Precision:
+    """Returns the precision that a run computes in: fp32 instead of bf16 on a CPU that has to emulate bf16.
+
+    There a product takes 5 to 80 times as long in bf16 as in fp32 (AVX2), and is less exact.
+    """
+    if precision != "bf16" or world.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return precision
+    if world.leads:
+        warn("this CPU has no bf16 instructions: train.precision = 'bf16' is computed in fp32, which is faster here")
+    return "fp32"
+
+
+def _onednn_is_faster(model: CLIP) -> bool:
+    """Measures a step of the linear layer that most weights of the model belong to."""
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for block in model.blocks():
+        for weight in block.parameters():
+            if weight.ndim == 2:
+                shapes[tuple(weight.shape)] += weight.numel()
+    if not shapes:
+        return False
+    outputs, inputs = shapes.most_common(1)[0][0]
+    rows = min(max(int(_FLOPS / (6 * inputs * outputs)), 64), 2048)
+    generator = torch.Generator().manual_seed(0)  # the run's own generator must not move
+    x, matrix = (torch.randn(n, inputs, generator=generator).requires_grad_() for n in (rows, outputs))
+    grad = torch.randn(rows, outputs, generator=generator)
+    seconds: dict[Product, float] = {}
+    for _ in range(_TURNS):
+        for library in (F.linear, _linear):
+            start = time.perf_counter()
+            torch.autograd.grad(library(x, matrix, None), (x, matrix), grad)
+            seconds[library] = min(seconds.get(library, float("inf")), time.perf_counter() - start)
+    return seconds[F.linear] > _GAIN * seconds[_linear]

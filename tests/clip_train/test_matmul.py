@@ -1,0 +1,162 @@
+"""The products of linear layers: their values with oneDNN, which library a run takes, and when bf16 is computed."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clip_models import create_model
+from clip_models.towers.products import Linear, linear
+from clip_train import ClipTrainError, FitConfig, ModelConfig, TrainConfig
+from clip_train import matmul as module
+from clip_train.config import resolve
+from clip_train.matmul import computed_precision, multiplier, onednn
+from clip_train.parallel import World
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
+HERE = World(0, 1, torch.device("cpu"))
+FP32 = TrainConfig(precision="fp32")
+
+
+class Operators(TorchDispatchMode):
+    """Collects the names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def relative_error(found, wanted):
+    return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm())
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_float64(shape, bias):
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape), torch.randn(4, 7), *([torch.randn(4)] if bias else [])]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    wanted = F.linear(*exact)
+    grad = torch.randn(4, dtype=torch.float64).expand_as(wanted)  # strides of 0, as behind a mean
+    with onednn():
+        found = linear(*leaves)
+    gradients = torch.autograd.grad(found, leaves, grad.float().expand_as(found))
+    assert relative_error(found, wanted) < 1e-6
+    for mine, true in zip(gradients, torch.autograd.grad(wanted, exact, grad), strict=True):
+        assert relative_error(mine, true) < 1e-6
+
+
+@pytest.mark.parametrize("library", [nullcontext, onednn])
+def test_a_layer_is_computed_by_onednn_alone_forward_and_backward(library):
+    layer, x = Linear(8, 4), torch.randn(3, 8, requires_grad=True)
+    with library(), Operators() as seen:
+        layer(x).sum().backward()
+    products = {"addmm", "mm", "_linear_pointwise"} & seen.names
+    assert products == ({"_linear_pointwise"} if library is onednn else {"addmm", "mm"})
+
+
+def test_frozen_weights_get_no_gradient():
+    layer, x = Linear(8, 4).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    with onednn():
+        layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(dim=0).expand(3, 8))
+
+
+def test_activations_that_are_computed_again_are_the_same():
+    model = create_model("ViT-Ti-4-24", seed=0)
+    image = torch.randn(2, 3, *model.spec.preprocess.size)
+    gradients = []
+    for again in (False, True):
+        model.set_grad_checkpointing(again)
+        model.zero_grad()
+        with onednn(), Operators() as seen:
+            model.encode_image(image).square().sum().backward()
+        assert "addmm" not in seen.names
+        gradients.append([p.grad for p in model.visual.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("case", ["autocast", "float64", "empty"])
+def test_other_products_are_left_to_torch(case):
+    layer, x = Linear(8, 4), torch.randn(0 if case == "empty" else 3, 8)
+    if case == "float64":
+        layer, x = layer.double(), x.double()
+    with onednn(), torch.autocast("cpu", enabled=case == "autocast"):
+        y = layer(x)
+    assert y.dtype == {"autocast": torch.bfloat16, "float64": torch.float64, "empty": torch.float32}[case]
+    assert y.shape == (len(x), 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("ViT-Ti-4-24")
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_measures_once_and_keeps_the_choice(model, monkeypatch, faster):
+    asked = []
+    monkeypatch.setattr(module, "_onednn_is_faster", lambda model: asked.append(model) or faster)
+    metrics = {}
+    first = multiplier(FP32, model, HERE, metrics)
+    assert (first is onednn) == faster
+    assert metrics == {"onednn": float(faster)}
+    assert multiplier(FP32, model, HERE, metrics) is first  # as after a resume
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("options", [{"matmul": "torch"}, {"precision": "bf16"}, {"compile": "block"}])
+def test_nothing_is_measured_where_it_has_no_effect(model, monkeypatch, options):
+    monkeypatch.setattr(module, "_onednn_is_faster", lambda model: pytest.fail("measured"))
+    metrics = {}
+    assert multiplier(replace(FP32, **options), model, HERE, metrics) is not onednn
+    assert metrics == {}
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.95, False), (1.2, False)])
+def test_onednn_has_to_be_clearly_faster_and_the_measurement_moves_no_generator(model, monkeypatch, seconds, faster):
+    clock = [0.0]
+
+    def taking(duration, function):
+        def call(*args):
+            clock[0] += duration
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(module, "_linear", taking(seconds, module._linear))
+    monkeypatch.setattr(module, "F", SimpleNamespace(linear=taking(1.0, F.linear)))
+    before = torch.get_rng_state()
+    assert module._onednn_is_faster(model) == faster
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_computed_in_fp32_where_the_cpu_has_to_emulate_it(monkeypatch, capsys, native):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    assert computed_precision("bf16", HERE) == ("bf16" if native else "fp32")
+    assert ("no bf16 instructions" in capsys.readouterr().err) != native
+    assert computed_precision("bf16", World(0, 1, torch.device("cuda"))) == "bf16"
+    assert computed_precision("pure_bf16", HERE) == "pure_bf16"
+
+
+def test_onednn_is_refused_where_it_has_no_effect(model, tmp_path):
+    for options, message in (
+        ({"device": "cuda"}, "no effect with train.device = 'cuda'"),
+        ({"compile": "block"}, "no effect with train.compile = 'block'"),
+    ):
+        train = TrainConfig(steps=1, matmul="onednn", **options)
+        with pytest.raises(ClipTrainError, match=message):
+            resolve(FitConfig(run=str(tmp_path), model=ModelConfig(name="ViT-Ti-4-24"), train=train))
+    with pytest.raises(ClipTrainError, match="this run uses cuda"):
+        multiplier(replace(FP32, matmul="onednn"), model, World(0, 1, torch.device("cuda")), {})
