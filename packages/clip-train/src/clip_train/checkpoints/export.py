@@ -56,9 +56,8 @@ def export(config: FitConfig, steps: list[int], output: str, *, ema: bool = Fals
     with store.staging() as place:
         for kind, file in extra.items():
             own = name.replace("model", kind) if "model" in name else f"{kind}-{name}"
-            write_safetensors(
-                place / own, {key: t.float().contiguous() for key, t in file.tensors.items()}, file.metadata
-            )
+            tensors = {key: tensor.float().contiguous() for key, tensor in file.tensors.items()}
+            write_safetensors(place / own, tensors, {**made_by, **file.metadata})
             store.publish(place / own, own)
         save_model(place / name, model, model.spec, made_by)
         store.publish(place / name, name)
