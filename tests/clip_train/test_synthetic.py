@@ -117,21 +117,18 @@ def test_a_run_without_data_trains_and_resumes(recipe, tmp_path, monkeypatch):
 
 
 def _stopping(after: int):
-    from clip_train.loop import Loop
+    from clip_train.loop import Hook, Loop
 
     run = Loop.run
 
     def stopping(self: Loop) -> None:
-        class Stop:
-            def on_start(self, loop):
-                pass
+        class Stop(Hook):
+            def exact(self, loop, step):
+                return True
 
             def on_step(self, loop, step):
                 if step.step == after:
                     raise KeyboardInterrupt
-
-            def on_end(self, loop):
-                pass
 
         self.hooks = [*self.hooks, Stop()]
         run(self)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clip_core.store import Store
-from clip_models import ModelSpec, save_model
+from clip_models import CLIP, ModelSpec, save_model
+from clip_models.weights.convert.prefixes import strip_marks
 from clip_models.weights.fit import build_empty
 from clip_models.weights.tensorfiles import write_safetensors
 from clip_train.adapters import add_adapters, merged
@@ -80,6 +81,7 @@ def _weights_of(
     config.task.complete(model, state["task"])
     if ema and not any(key.startswith("ema/") for key in table):
         raise ClipTrainError(f"{folder.where(state['step'])} has no averaged weights: optim.ema.decay was 0")
+    _freeze(model, table)
     optimizer = make_optimizer(model, config.optim)
     parts = {"ema": Ema(model, config.optim.ema)} if ema else {}
     read = {"model", *parts, *(["optimizer"] if hasattr(optimizer, "eval") and not ema else [])}
@@ -93,6 +95,15 @@ def _weights_of(
     context: AbstractContextManager[None] = parts["ema"].swapped() if ema else evaluation_weights(optimizer)
     with context:
         return merged({name: tensor.clone() for name, tensor in model.state_dict().items()}, config.model.lora)
+
+
+def _freeze(model: CLIP, table: Mapping[str, Pieces]) -> None:
+    """Freezes what the run did not train: parameters without a state of the optimizer, if others have one."""
+    states = {key.removeprefix("optimizer/").rsplit("|", 1)[0] for key in table if key.startswith("optimizer/")}
+    named = {strip_marks(name): parameter for name, parameter in model.named_parameters()}
+    if states & named.keys():
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in states)
 
 
 def chosen_steps(folder: Folder, at: str, average: str) -> list[int]:
