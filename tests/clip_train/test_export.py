@@ -15,6 +15,7 @@ from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, Opt
 from clip_train.checkpoints.layout import Folder
 from clip_train.commands.export import Config, run
 from clip_train.errors import ClipTrainError
+from clip_train.model import LockConfig
 from clip_train.optim.config import EmaConfig
 
 
@@ -102,3 +103,14 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path):
     ):
         with pytest.raises(ClipTrainError, match=message):
             run(Config(**options))
+
+
+@pytest.mark.slow
+def test_the_average_of_a_run_with_a_locked_tower_is_exported(trained, tmp_path):
+    locked = dataclasses.replace(trained.model, lock=LockConfig(image=True))
+    config = dataclasses.replace(trained, run=str(tmp_path / "run"), model=locked)
+    fit(config)
+    average = exported(tmp_path / "a.safetensors", run=config.run, ema=True)
+    moved, last = saved(config, 3, "ema"), saved(config, 3, "model")
+    assert "visual.proj" not in moved
+    assert all(torch.equal(average[name], moved.get(name, tensor)) for name, tensor in last.items())
