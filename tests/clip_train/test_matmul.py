@@ -142,10 +142,9 @@ def test_onednn_has_to_be_clearly_faster_and_the_measurement_moves_no_generator(
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_bf16_is_computed_in_fp32_where_the_cpu_has_to_emulate_it(monkeypatch, capsys, native):
+def test_bf16_is_computed_in_fp32_where_the_cpu_has_to_emulate_it(monkeypatch, native):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
     assert computed_precision("bf16", HERE) == ("bf16" if native else "fp32")
-    assert ("no bf16 instructions" in capsys.readouterr().err) != native
     assert computed_precision("bf16", World(0, 1, torch.device("cuda"))) == "bf16"
     assert computed_precision("pure_bf16", HERE) == "pure_bf16"
 

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from clip_core.console import warn
 from clip_models import CLIP
 from clip_models.towers.products import Product, computed_by
 from clip_train.errors import ClipTrainError
@@ -99,8 +98,6 @@ def computed_precision(precision: Precision, world: World) -> Precision:
     """
     if precision != "bf16" or world.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return precision
-    if world.leads:
-        warn("this CPU has no bf16 instructions: train.precision = 'bf16' is computed in fp32, which is faster here")
     return "fp32"
 
 

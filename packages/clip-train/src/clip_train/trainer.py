@@ -96,6 +96,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
+            if how.precision != config.train.precision and world.leads:
+                warn("this CPU has no bf16 instructions: train.precision = 'bf16' is computed in fp32")
             watch.training = True
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
