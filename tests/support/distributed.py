@@ -37,7 +37,9 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 
     Function, arguments and results are pickled: the function stands at the top of a module, results hold no tensors.
     """
-    context = multiprocessing.get_context("spawn")
+    # Forked from a server that has imported what takes seconds, once for all tests of a process; it has no threads.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clip_train.trainer", "clip_train.tasks.coca", "clip_train.tasks.classifier"])
     port = free_port()
     pipes, processes = [], []
     for rank in range(size):
