@@ -105,6 +105,7 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
         "checkpoints",
         "config.json",
         "done.json",
+        "live.html",
         "log.jsonl",
         "model.safetensors",
         "tensorboard",
@@ -120,7 +121,8 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     assert set(steps[0]) == {
         *("step", "epoch", "samples", "loss", "lr", "grad_norm", "logit_scale", "samples_per_s"),
         *("grad_norm_image", "grad_norm_text", "grad_norm_other"),
-        *("loader_wait_s", "corrupt", "skipped", "wait_s", "time_s"),
+        *("loader_wait_s", "corrupt", "truncated", "skipped", "wait_s", "time_s"),
+        *("positive_similarity", "negative_similarity", "text_tokens_per_s", "mfu", "host_memory_mib"),
     }
     assert (steps[-1]["epoch"], steps[-1]["samples"]) == (2.0, 80)
     assert [line["lr"] for line in steps[:3]] == [5e-4, 1e-3, 1e-3]
