@@ -20,6 +20,7 @@ from clip_train.parallel import World
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
 HERE = World(0, 1, torch.device("cpu"))
 FP32 = TrainConfig(precision="fp32")
+AUTO = replace(FP32, matmul="auto")
 
 
 class Operators(TorchDispatchMode):
@@ -107,10 +108,10 @@ def test_auto_measures_once_and_keeps_the_choice(model, monkeypatch, faster):
     asked = []
     monkeypatch.setattr(module, "_onednn_is_faster", lambda model: asked.append(model) or faster)
     metrics = {}
-    first = multiplier(FP32, model, HERE, metrics)
+    first = multiplier(AUTO, model, HERE, metrics)
     assert (first is onednn) == faster
     assert metrics == {"onednn": float(faster)}
-    assert multiplier(FP32, model, HERE, metrics) is first  # as after a resume
+    assert multiplier(AUTO, model, HERE, metrics) is first  # as after a resume
     assert len(asked) == 1
 
 
@@ -118,7 +119,7 @@ def test_auto_measures_once_and_keeps_the_choice(model, monkeypatch, faster):
 def test_nothing_is_measured_where_it_has_no_effect(model, monkeypatch, options):
     monkeypatch.setattr(module, "_onednn_is_faster", lambda model: pytest.fail("measured"))
     metrics = {}
-    assert multiplier(replace(FP32, **options), model, HERE, metrics) is not onednn
+    assert multiplier(replace(AUTO, **options), model, HERE, metrics) is not onednn
     assert metrics == {}
 
 

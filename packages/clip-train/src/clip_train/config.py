@@ -88,9 +88,9 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
-    matmul: Literal["auto", "torch", "onednn"] = "auto"
+    matmul: Literal["auto", "torch", "onednn"] = "torch"
     """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
-    run, and a resumed run keeps the choice (bits differ between them)"""
+    run, and a resumed run keeps the choice. Bits differ between them, so two runs with auto may differ"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
