@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from clip_train import TaskConfig
+from clip_train.tasks.contrastive import PairConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShiftedConfig(TaskConfig):
+class ShiftedConfig(PairConfig):
     """Trains on images' features that are shifted."""
 
+    loss: str = "tests.clip_train.outside:distance"
     shift: float = 0.0
+
+    def make_loss(self) -> Any:
+        def loss(image: Any, text: Any, scale: Any, *, ranks: int) -> Any:
+            return distance(image + self.shift, text, scale, ranks=ranks)
+
+        return loss
 
     def build(self, model: Any, *, precision: str, world: Any) -> Any:
         from clip_train.tasks.dual_encoder import DualEncoderTask
 
-        def loss(image: Any, text: Any, scale: Any, *, ranks: int) -> Any:
-            return distance(image + self.shift, text, scale, ranks=ranks)
-
-        return DualEncoderTask(model, loss, precision=precision, world=world)
+        return DualEncoderTask(model, self, precision=precision, world=world)
 
 
 def distance(image: Any, text: Any, scale: Any, *, ranks: int) -> Any:

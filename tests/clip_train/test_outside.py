@@ -45,7 +45,7 @@ def test_a_task_from_outside_is_trained_and_belongs_to_the_identity_of_the_run(r
     assert len(rows) == STEPS
     assert rows[-1]["loss"] == result.loss != rows[0]["loss"]
     stored = json.loads((tmp_path / "shifted/config.json").read_text())["task"]
-    assert stored == {"kind": kind, "shift": 0.5}
+    assert (stored["kind"], stored["shift"]) == (kind, 0.5)
     with pytest.raises(ClipError, match=r"task\.shift is 0\.5 there and 0\.0 now"):
         run("shifted", f'task.kind = "{kind}"\noptim.lr = 1e-3')
 
@@ -67,7 +67,8 @@ def test_an_option_that_a_loss_from_outside_does_not_take_is_named_before_the_ru
 def test_an_optimizer_and_a_schedule_from_outside_are_used_and_saved(run, tmp_path):
     _, _, rows = run("sgd", f'optim = {{ name = "{HERE}:sgd", schedule = "{HERE}:linear", lr = 0.1, warmup = 1 }}')
     assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.1, 0.1 * 2 / 3, 0.1 / 3])
-    state = load_file(tmp_path / f"sgd/checkpoints/step-{STEPS:08d}/optimizer.safetensors")
+    (file,) = (tmp_path / f"sgd/checkpoints/step-{STEPS:08d}").glob("*.safetensors")
+    state = [name for name in load_file(file) if name.startswith("optimizer/")]
     assert {name.rpartition("|")[2] for name in state} == {"momentum_buffer"}
     config, result, _ = run(
         "sgd", f'optim = {{ name = "{HERE}:sgd", schedule = "{HERE}:linear", lr = 0.1, warmup = 1 }}'
