@@ -91,9 +91,9 @@ def test_each_rank_holds_its_share_of_every_block():
 
 
 @pytest.mark.parametrize("how", ["full", "ops"])
-def test_recomputation_gives_the_same_bits(how):
+def test_recomputation_changes_no_gradient(how):
     wanted, found = (train("patch dropout", HERE, replace(FP32, grad_checkpointing=each)) for each in ("off", how))
-    assert largest_difference(found, wanted) == 0
+    assert largest_difference(found, wanted) < 1e-6
 
 
 def test_recomputation_keeps_less():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_models.extras import require
+from clip_models.towers.products import Linear
 from clip_train.errors import ClipTrainError
 from clip_train.optim.config import SpikeConfig
 from clip_train.optim.guard import VERDICT, Guard
@@ -60,7 +61,7 @@ def to_float8(blocks: Iterable[nn.Module], *, emulate: bool = False) -> int:
         fitting = {
             name
             for name, layer in block.named_modules()
-            if name and type(layer) is nn.Linear and not (layer.in_features % 16 or layer.out_features % 16)
+            if name and type(layer) in (nn.Linear, Linear) and not (layer.in_features % 16 or layer.out_features % 16)
         }
         converted += len(fitting)
         float8.convert_to_float8_training(
