@@ -19,7 +19,7 @@ from tests.support import openclip_flags
 SINGLE = """python -m open_clip_train.main \\
     --save-frequency 1 --zeroshot-frequency 1 --report-to tensorboard \\
     --train-data="/path/to/train_data.csv" --val-data="/path/to/validation_data.csv" \\
-    --csv-img-key filepath --csv-caption-key title --imagenet-val=/path/to/imagenet/root/val/ \\
+    --csv-img-key filepath --csv-caption-key title --imagenet-val=imagenet/val/ \\
     --warmup 10000 --batch-size=128 --lr=1e-3 --wd=0.1 --epochs=30 --workers=8 --model RN50"""
 TORCHRUN = """torchrun --nproc_per_node 4 -m open_clip_train.main \\
     --train-data '/data/cc12m/cc12m-train-{0000..2175}.tar' --train-num-samples 10968539 --dataset-type webdataset \\

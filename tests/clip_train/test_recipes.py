@@ -41,7 +41,8 @@ def test_every_training_recipe_is_tested():
 def test_a_recipe_dry_runs(name):
     millions, batch, samples = EXPECTED[name]
     config = load(name)
-    found = estimate(config, Machines(devices=64, price=2.0))
+    devices = 512 if name.startswith("coca") else 64  # as its source has them: with 64 a share does not fit into 80 GB
+    found = estimate(config, Machines(devices=devices, price=2.0))
     assert found.parameters["total"] / 1e6 == pytest.approx(millions, abs=0.01)
     assert config.train.batch_size == batch
     assert found.seen == pytest.approx(samples, rel=1e-4)

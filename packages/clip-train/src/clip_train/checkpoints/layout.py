@@ -143,8 +143,13 @@ class Folder:
     def set_aside(self, step: int, why: str = "damaged") -> str:
         """Renames a checkpoint, so that it is none any more. Returns its new path or URL."""
         aside = f"{why}-{name_of(step)}-{uuid.uuid4().hex[:8]}"
+        old, new = self.store.full(name_of(step)), self.store.full(aside)
         with self.store.trying("rename", name_of(step)):
-            self.store.fs.mv(self.store.full(name_of(step)), self.store.full(aside), recursive=True)
+            if self.store.local:
+                os.rename(old, new)
+            else:  # there are only files, and the folder is a checkpoint as long as it has state.json
+                for name in sorted(self._entries(step), key=lambda name: name != STATE):
+                    self.store.fs.mv(f"{old}/{name}", f"{new}/{name}")
         return f"{self.store.url}/{aside}"
 
     def _is_pinned(self, step: int) -> bool:

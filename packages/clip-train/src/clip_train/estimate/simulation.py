@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from clip_models import CLIP
 from clip_models.towers.common import NoRandomInit
 from clip_train.config import FitConfig
+from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
 from clip_train.model import make_model, shapes_only
 from clip_train.optim.build import Optimization
@@ -148,6 +149,11 @@ def simulate(config: FitConfig, samples: int) -> Simulated:
     parts = min(2, config.train.micro_batches)  # the first of two has the memory of the first of many
     shared = replace(config.train, compile="off", parallel="auto", shard=0, offload=False)
     model, task = build(config)
+    if task.needs_samples:
+        raise ClipTrainError(
+            f"--dry-run cannot simulate task.kind = {config.task.kind!r}, whose step depends on the samples; estimate "
+            "the run with task.kind = 'contrastive'"
+        )
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules = [value for value in vars(task).values() if isinstance(value, nn.Module)]
         _with_fake_tensors(modules)
@@ -177,11 +183,11 @@ def simulate(config: FitConfig, samples: int) -> Simulated:
 
 def _batch(task: Task, samples: int) -> dict[str, Tensor]:
     """Returns a prepared batch of captions of full length."""
-    texts = {"text": task.text_specs[0], **({"teacher_text": task.text_specs[1]} if len(task.text_specs) > 1 else {})}
+    lengths = {name: model.spec.text.context_length for name, model in task.texts.items()}
     return {
         "image": torch.empty(samples, 3, *task.image_size, dtype=torch.uint8),
         "uid": torch.empty(samples, dtype=torch.int64),
-        **{name: torch.empty(samples, spec.text.context_length, dtype=torch.int64) for name, spec in texts.items()},
+        **{name: torch.empty(samples, length, dtype=torch.int64) for name, length in lengths.items()},
     }
 
 

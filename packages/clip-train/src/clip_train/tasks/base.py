@@ -51,6 +51,9 @@ class Task:
     columns: tuple[str, ...] = ()
     """columns of the dataset that `tensors` needs in a batch, as the stream names them"""
 
+    needs_samples = False
+    """whether a step needs what `start` reads of the samples, so that it cannot be simulated without them"""
+
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
         self.model: CLIP = model.to(world.device)
         self.world = world

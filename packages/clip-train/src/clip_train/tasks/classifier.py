@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class ClassifierTask(Task):
     """Trains the image tower and `model.classifier`, a linear layer without a bias from features to classes."""
 
+    needs_samples = True
+
     def __init__(self, model: CLIP, config: ClassificationConfig, *, precision: str, world: World) -> None:
         super().__init__(model, precision=precision, world=world)
         self._config = config

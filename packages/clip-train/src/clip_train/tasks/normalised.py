@@ -34,6 +34,8 @@ class NormalisedTask(TowersTask):
     left out (`optim.spike`) leaves the normalisers that its batch has given: they belong to the weights as they are.
     """
 
+    needs_samples = True
+
     def __init__(self, model: CLIP, config: GlobalContrastiveConfig, *, precision: str, world: World) -> None:
         super().__init__(model, config, precision=precision, world=world)
         self._config, self._temperature = config, VERSIONS[config.version].temperature

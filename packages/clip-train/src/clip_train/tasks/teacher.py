@@ -28,8 +28,10 @@ class DistillationTask(DualEncoderTask):
     A batch has the teacher's features, "teacher_image" and "teacher_text", [B, E] each.
     """
 
-    teacher_scale: Tensor
-    """the factor on the teacher's cosines"""
+    @property
+    def teacher_scale(self) -> Tensor:
+        """The factor on the teacher's cosines, a scalar."""
+        raise NotImplementedError
 
     def __init__(self, model: CLIP, config: DistillationConfig, *, precision: str, world: World) -> None:
         super().__init__(model, config, precision=precision, world=world)
@@ -74,7 +76,10 @@ class TeacherTask(DistillationTask):
         super().__init__(model, config, precision=precision, world=world)
         self._teacher = teacher.to(world.device).eval().requires_grad_(False)
         self._normalise_teacher = Normalise(teacher.spec.preprocess, world.device)
-        self.teacher_scale = teacher.logit_scale.detach().exp()
+
+    @property
+    def teacher_scale(self) -> Tensor:
+        return self._teacher.logit_scale.detach().exp()
 
     @property
     def text_specs(self) -> list[ModelSpec]:
@@ -111,12 +116,17 @@ class TeacherTask(DistillationTask):
 class StoredTeacherTask(DistillationTask):
     """The features of the teacher are embeddings on disk, of the images without augmentation."""
 
+    needs_samples = True
+
     def __init__(
         self, model: CLIP, stored: StoredEmbeddings, config: DistillationConfig, *, precision: str, world: World
     ) -> None:
         super().__init__(model, config, precision=precision, world=world)
         self._stored = stored
-        self.teacher_scale = torch.tensor(stored.logit_scale, device=world.device)
+
+    @property
+    def teacher_scale(self) -> Tensor:
+        return torch.tensor(self._stored.logit_scale, device=self.world.device)
 
     def start(self, manifest: Manifest | SyntheticConfig, held_out: Manifest | None, *, batch_size: int) -> None:
         if isinstance(manifest, SyntheticConfig):
