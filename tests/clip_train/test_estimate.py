@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from clip_models import create_model
 from clip_train import ContrastiveConfig, DataConfig, FitConfig, ModelConfig, OptimConfig, TrainConfig, cli
 from clip_train.config import resolve
-from clip_train.estimate.config import Machines, devices
+from clip_train.estimate.config import Machines
 from clip_train.estimate.run import estimate
 from clip_train.estimate.simulation import simulate
 from clip_train.gradients import Gradients
+from clip_train.hardware import devices
 from clip_train.model import make_model
 from clip_train.optim.build import Optimization
 from clip_train.parallel import World

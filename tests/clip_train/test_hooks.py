@@ -101,7 +101,12 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
     saved = []
     stream = SimpleNamespace(corrupt_uids=[])
     loop = SimpleNamespace(
-        steps=9, start=4, metrics={"corrupt": 3}, task=SimpleNamespace(model=None), optimizer=None, stream_state={}
+        steps=9,
+        start=4,
+        metrics={"corrupt": 3, "truncated": 6},
+        task=SimpleNamespace(model=None),
+        optimizer=None,
+        stream_state={},
     )
     checkpoints = SimpleNamespace(
         save=lambda step, stream, metrics, **_: saved.append(dict(metrics)), wait=int, finished=list
@@ -116,9 +121,9 @@ def test_a_resumed_run_goes_on_with_the_corrupt_samples_of_its_checkpoint(tmp_pa
         for step, corrupt in ((5, 1), (6, 1), (7, 1), (8, 2), (9, 2)):
             values = {"losses": {"loss": 1.0}, "lr": 1, "grad_norm": 1, "wait_s": 0, "seconds": 1}
             for hook in hooks:
-                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt, "truncated": 0}, **values))
-    assert [row["corrupt"] for row in lines(tmp_path)] == [7, 7]
-    assert [metrics["corrupt"] for metrics in saved] == [5, 7]  # after steps 5 and 9
+                hook.on_step(loop, Step(step=step, counts={"corrupt": corrupt, "truncated": 10 * corrupt}, **values))
+    assert [(row["corrupt"], row["truncated"]) for row in lines(tmp_path)] == [(7, 46), (7, 46)]
+    assert [(metrics["corrupt"], metrics["truncated"]) for metrics in saved] == [(5, 26), (7, 46)]  # steps 5 and 9
 
 
 def limit_of(loop, **options):
@@ -153,16 +158,3 @@ def test_captions_that_are_cut_though_the_sample_had_none_are_told_once(capsys):
     assert capsys.readouterr().err.count("6 captions until step 20 had more tokens") == 1
     limit_of(SimpleNamespace(steps=1000, metrics={}))(20, 0, truncated=3)
     assert "captions" not in capsys.readouterr().err
-
-
-def test_captions_that_are_cut_are_logged_with_those_before_a_resume(tmp_path):
-    with RunLog(tmp_path, 10) as log:
-        stream = SimpleNamespace(corrupt_uids=[])
-        hook = CorruptLimit(limit=1, samples=50, batch_size=100, every=10, stream=stream, world=Pair(), log=log)
-        loop = SimpleNamespace(steps=1000, metrics={"truncated": 5})
-        hook.on_start(loop)
-        for step, truncated in ((20, 0), (30, 2), (40, 2)):
-            hook.on_step(loop, SimpleNamespace(step=step, counts={"corrupt": 0, "truncated": truncated}))
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows == [{"step": 30, "event": "truncated", "captions": 9}]
-    assert loop.metrics["truncated"] == 9

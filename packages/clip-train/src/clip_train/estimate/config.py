@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from clip_core.suggest import did_you_mean
 from clip_train.errors import ClipTrainError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What a device can do, in FLOP/s and bytes."""
-
-    low: float
-    """peak of dense products in bf16 and fp16"""
-    fp32: float
-    """peak of products in float32, without TF32"""
-    memory: float
-
-
-@cache
-def devices() -> dict[str, Hardware]:
-    """Returns the known devices by name."""
-    table = tomllib.loads(Path(__file__).with_name("devices.toml").read_text(encoding="utf-8"))
-    return {name: Hardware(**values) for name, values in table.items()}
+from clip_train.hardware import devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +14,7 @@ class Machines:
     """The devices that a run is estimated for."""
 
     device: str = "h100"
-    """kind of device: a name of the table in estimate/devices.toml"""
+    """kind of device: a name of the table in clip_train/devices.toml"""
     devices: int = 1
     """number of devices, each with a rank of its own"""
     mfu: float = 0.4

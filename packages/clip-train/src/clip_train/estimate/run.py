@@ -12,8 +12,9 @@ from clip_data.stream import build_manifest
 from clip_models import CLIP
 from clip_models.specs import as_pair, get_model_spec
 from clip_train.config import FitConfig, plan_of, total_steps
-from clip_train.estimate.config import Machines, devices
+from clip_train.estimate.config import Machines
 from clip_train.estimate.simulation import Simulated, build, simulate
+from clip_train.hardware import devices
 from clip_train.losses.tiles import MIN_COLUMNS, TILE_ELEMENTS
 
 _TILES = 3  # float32 tiles that the backward pass of a loss holds at once

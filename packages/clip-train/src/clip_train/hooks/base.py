@@ -1,5 +1,6 @@
 """What the hooks of a run share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clip_data.stream import SampleStream
@@ -24,3 +25,8 @@ class RunHook(Hook):
 
     def due(self, loop: Loop, step: Step) -> bool:
         return RunHook.exact(self, loop, step.step)
+
+
+def totals(counts: Mapping[str, float]) -> dict[str, float]:
+    """Returns the counts of samples that the log adds up over the processes of a run."""
+    return {name: counts.get(name, 0) for name in ("corrupt", "truncated")}

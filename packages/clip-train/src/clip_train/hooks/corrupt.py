@@ -1,11 +1,11 @@
 """The limit of corrupt samples, and the captions that were cut though they are an error."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clip_core.console import warn
 from clip_train.errors import ClipTrainError
-from clip_train.hooks.base import RunHook
+from clip_train.hooks.base import RunHook, totals
 from clip_train.loop import Loop, Step
 
 JUDGED_FROM = 1000  # samples that are read before their corrupt share is judged; fewer if an epoch has fewer
@@ -30,7 +30,7 @@ def check_corrupt_share(
 
 @dataclass(kw_only=True)
 class CorruptLimit(RunHook):
-    """Ends the run if too many of the samples since step 0 are corrupt, and logs how many captions were cut."""
+    """Ends the run if too many of the samples since step 0 are corrupt, and warns of captions that were cut."""
 
     limit: float
     samples: int
@@ -39,14 +39,11 @@ class CorruptLimit(RunHook):
     """samples of a step, of all ranks"""
     warns: bool = False
     """whether to warn of captions that were cut, because a sample of them had none"""
-    _before: float = 0
-    _cut: float = 0
-    _cut_before: float = 0
+    _before: dict[str, float] = field(default_factory=dict)
     _warned: bool = False
 
     def on_start(self, loop: Loop) -> None:
-        self._before = loop.metrics.get("corrupt", 0)
-        self._cut = self._cut_before = loop.metrics.get("truncated", 0)
+        self._before = totals(loop.metrics)
 
     def exact(self, loop: Loop, step: int) -> bool:
         return False
@@ -54,24 +51,15 @@ class CorruptLimit(RunHook):
     def on_step(self, loop: Loop, step: Step) -> None:
         if not self.due(loop, step):
             return
-        ranks = self.world.gather((step.counts["corrupt"], step.counts["truncated"], self.stream.corrupt_uids[:3]))
-        corrupt = self._before + sum(count for count, _, _ in ranks)
-        uids = [uid for _, _, some in ranks for uid in some]
+        ranks = self.world.gather((totals(step.counts), self.stream.corrupt_uids[:3]))
+        counted = {name: value + sum(counts[name] for counts, _ in ranks) for name, value in self._before.items()}
+        uids = [uid for _, some in ranks for uid in some]
         least = 0 if step.step == loop.steps else min(JUDGED_FROM, self.samples)
-        check_corrupt_share(
-            [(step.step * self.batch_size, corrupt, uids)], self.limit, "samples", "data.max_corrupt", least
-        )
-        truncated = int(self._cut_before + sum(count for _, count, _ in ranks))
-        if truncated > self._cut:
-            self._cut = loop.metrics["truncated"] = truncated
-            if self.log:
-                self.log.write({"step": step.step, "event": "truncated", "captions": truncated})
-            self._warn(step.step)
-
-    def _warn(self, step: int) -> None:
-        if self.warns and not self._warned and self.world.leads:
+        found = [(step.step * self.batch_size, counted["corrupt"], uids)]
+        check_corrupt_share(found, self.limit, "samples", "data.max_corrupt", least)
+        if counted["truncated"] and self.warns and not self._warned and self.world.leads:
             self._warned = True
             warn(
-                f"{self._cut:,.0f} captions until step {step} had more tokens than the model's context and were cut, "
-                "though the sample before the first step had none; the log counts them as truncated"
+                f"{counted['truncated']:,.0f} captions until step {step.step} had more tokens than the model's context "
+                "and were cut, though the sample before the first step had none; the log counts them as truncated"
             )

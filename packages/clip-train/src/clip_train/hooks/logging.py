@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from clip_core.console import progress_bar
-from clip_train.hooks.base import RunHook
+from clip_train.hooks.base import RunHook, totals
 from clip_train.loop import Loop, Step
 from clip_train.monitor.flops import Utilisation
 from clip_train.monitor.memory import peak_memory
@@ -48,10 +48,11 @@ class Logging(RunHook):
     _window: _Window = field(default_factory=_Window)
     _waited: float = 0.0
     _corrupt: float = 0
-    _corrupt_before: float = 0
+    _before: dict[str, float] = field(default_factory=dict)
 
     def on_start(self, loop: Loop) -> None:
-        self._corrupt = self._corrupt_before = loop.metrics.get("corrupt", 0)
+        self._before = totals(loop.metrics)
+        self._corrupt = self._before["corrupt"]
         self._began = time.perf_counter() - loop.metrics.get("time_s", 0.0)
         self._waited = loop.metrics.get("wait_s", 0.0)
         if self.log:
@@ -102,7 +103,8 @@ class Logging(RunHook):
         ranks: list[tuple[Any, ...]] = self.world.gather(
             (step.counts, self.stream.corrupt_uids, mine, peak_memory(self.world.device))
         )
-        corrupt = self._corrupt_before + sum(counts["corrupt"] for counts, *_ in ranks)
+        counted = {name: value + sum(counts[name] for counts, *_ in ranks) for name, value in self._before.items()}
+        corrupt = counted["corrupt"]
         times = [times for _, _, times, _ in ranks]
         wait = max(each["wait"] for each in times)  # the others wait for the slowest rank
         self._waited += wait
@@ -120,13 +122,12 @@ class Logging(RunHook):
             }
             seen = step.step * self.batch_size
             place = {"step": step.step, "epoch": seen / self.samples, "samples": seen}
-            truncated = sum(counts["truncated"] for counts, *_ in ranks)
-            totals = {"corrupt": corrupt, "truncated": truncated, "skipped": loop.metrics.get("skipped", 0)}
-            totals |= {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
+            counted |= {"skipped": loop.metrics.get("skipped", 0)}
+            counted |= {"wait_s": self._waited, "time_s": loop.metrics["time_s"]}
             if self.world.size > 1:
                 slowest = max(range(len(times)), key=lambda rank: times[rank]["busy"])
-                totals |= {"slowest_rank": slowest, "slowest_step_s": times[slowest]["busy"] / own.steps}
-            self.log.write({**place, **values, **totals})
+                counted |= {"slowest_rank": slowest, "slowest_step_s": times[slowest]["busy"] / own.steps}
+            self.log.write({**place, **values, **counted})
             self.log.scalars({f"train/{name}": value for name, value in values.items()}, step.step)
             self._bar.set_postfix_str(f"loss {step.losses['loss']:.4f}, {values['samples_per_s']:.0f} samples/s", False)
             if corrupt > self._corrupt:

@@ -1,10 +1,10 @@
 """Checkpoints, at their steps and when a signal asks for the end of the run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clip_train.checkpoints.saver import Checkpoints
-from clip_train.hooks.base import RunHook
+from clip_train.hooks.base import RunHook, totals
 from clip_train.loop import Loop, Step
 
 SETTLE_S = 10.0  # an error ends the run: a save in the background may take so long to finish
@@ -17,17 +17,18 @@ class Saving(RunHook):
     checkpoints: Checkpoints
     pinned: int = -1
     """a step that is saved, and whose checkpoint is never removed"""
-    _corrupt_before: float = 0
-    _corrupt: float = 0
+    _before: dict[str, float] = field(default_factory=dict)
+    _counts: dict[str, float] = field(default_factory=dict)
 
     def on_start(self, loop: Loop) -> None:
-        self._corrupt_before = loop.metrics.get("corrupt", 0)
+        self._before = totals(loop.metrics)
+        self._counts = dict.fromkeys(self._before, 0)
 
     def exact(self, loop: Loop, step: int) -> bool:
         return step == self.pinned or super().exact(loop, step)
 
     def on_step(self, loop: Loop, step: Step) -> None:
-        self._corrupt = step.counts["corrupt"]
+        self._counts = totals(step.counts)
         self._report()
         if self.exact(loop, step.step):
             self._save(loop, step.step)
@@ -45,7 +46,8 @@ class Saving(RunHook):
         self._report()
 
     def _save(self, loop: Loop, step: int) -> None:
-        loop.metrics["corrupt"] = self._corrupt_before + sum(self.world.gather(self._corrupt))
+        ranks = self.world.gather(self._counts)
+        loop.metrics.update({name: value + sum(each[name] for each in ranks) for name, value in self._before.items()})
         options: dict[str, Any] = {"before": self.log.sync} if self.log else {}
         self.checkpoints.save(step, loop.stream_state, loop.metrics, pinned=step == self.pinned, **options)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
 
 from clip_models import CLIP
 from clip_models.inference.profiling import profile
+from clip_train.hardware import devices
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is measured
 REPEATS = 5
@@ -77,11 +76,10 @@ def utilisation(model: CLIP, device: torch.device, *, precision: str, devices: i
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     """Returns the operations that the device can do in a second, and where the number is from: table or measured."""
-    kind = "fp32" if precision == "fp32" else "bf16"
-    table = tomllib.loads(files("clip_train.monitor").joinpath("peaks.toml").read_text(encoding="utf-8"))
+    kind = "fp32" if precision == "fp32" else "low"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    if name in table:
-        return table[name][kind] * 1e12, "table"
+    if known := next((each for each in devices().values() if name in each.names), None):
+        return getattr(known, kind), "table"
     side, dtype = SIDE[device.type], torch.float32 if kind == "fp32" else torch.bfloat16
     left, right = (torch.full((side, side), 0.5, device=device, dtype=dtype) for _ in range(2))
     best = min(_seconds(left, right) for _ in range(REPEATS))
