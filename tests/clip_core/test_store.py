@@ -11,7 +11,6 @@ import sys
 import tempfile
 import textwrap
 import time
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -23,7 +22,7 @@ from clip_core import ClipError
 from clip_core.config import ConfigError
 from clip_core.store import Store, is_claimed
 from clip_data.tables import read_table, table_bytes, write_table
-from tests.support.pipeline import free_port
+from tests.support.s3 import s3_server
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -192,27 +191,8 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path):
 @pytest.fixture(scope="module")
 def s3():
     """Settings of an S3 server with no bucket."""
-    port = free_port()
-    server = subprocess.Popen(
-        [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert time.monotonic() < deadline, "the S3 server does not come up"
-            time.sleep(0.05)
-        yield {
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_MAX_ATTEMPTS": "1",
-        }
-    finally:
-        server.kill()
-        server.wait()
+    with s3_server() as settings:
+        yield {**settings, "AWS_MAX_ATTEMPTS": "1"}
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -28,38 +26,16 @@ from clip_train.checkpoints.layout import Folder
 from clip_train.commands.export import Config as Export
 from clip_train.commands.export import run as export
 from clip_train.errors import ClipTrainError
-from tests.support.distributed import free_port
+from tests.support.s3 import s3_bucket
 
 
 @pytest.fixture
 def bucket(monkeypatch):
-    import s3fs
-
-    port = free_port()
-    server = subprocess.Popen(
-        [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 120
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert time.monotonic() < until, "the S3 server does not come up"
-            time.sleep(0.05)
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }.items():
+    """A bucket of an S3 server of its own process."""
+    with s3_bucket() as settings:
+        for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("bucket")
         yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow

@@ -1,9 +1,5 @@
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +12,8 @@ from clip_eval import ClipEvalError, EvalConfig, ReportConfig, RetrievalConfig, 
 from clip_eval.report.funnel import read_funnel
 from clip_eval.report.runs import read_run
 from tests.support.datasets import make_dataset
-from tests.support.distributed import free_port
 from tests.support.evals import make_image, tiny_model
+from tests.support.s3 import s3_bucket
 
 HOSTILE = "<script>alert('caption')</script>"
 LINKS = ("src", "href", "action", "data", "poster", "srcset", "xlink:href", "background")
@@ -235,41 +231,10 @@ def test_damaged_files_are_named(tmp_path, name, content):
 @pytest.fixture
 def bucket(monkeypatch):
     """A bucket of an S3 server of its own process."""
-    port = free_port()
-    server = subprocess.Popen(
-        [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
-        ("AWS_ACCESS_KEY_ID", "key"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    try:
-        wait_for_port(port, server)
-        s3fs.S3FileSystem().mkdir("bucket")
+    with s3_bucket() as settings:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
         yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-        s3fs.S3FileSystem.clear_instance_cache()
-
-
-def wait_for_port(port: int, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError(f"nothing listens on port {port}")
 
 
 @pytest.mark.slow

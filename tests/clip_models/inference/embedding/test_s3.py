@@ -1,11 +1,5 @@
 """Sources in an object store: what is found, and what is said when it does not answer."""
 
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 
 from clip_models import ClipModelsError
@@ -16,6 +10,7 @@ from clip_models.inference.embedding.samples import Unused
 from tests.support import embeddings
 from tests.support.embeddings import image_bytes
 from tests.support.pipeline import free_port
+from tests.support.s3 import s3_server
 
 s3fs = pytest.importorskip("s3fs")
 
@@ -23,21 +18,8 @@ s3fs = pytest.importorskip("s3fs")
 @pytest.fixture(scope="module")
 def server():
     """The address of a server that holds nothing."""
-    port = free_port()
-    command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    with s3_server() as settings:
+        yield settings["AWS_ENDPOINT_URL"]
 
 
 @pytest.fixture
