@@ -67,8 +67,17 @@ def test_values_follow_openclip():
 def test_flags_without_an_equal_are_comments():
     recipe = convert(SLURM)
     assert "# --local-loss: the loss is always" in recipe.toml
-    assert "# --report-to tensorboard: tensorboard is always written" in recipe.toml
-    assert recipe.warnings == 2  # --save-frequency and --report-to; --local-loss changes nothing
+    assert recipe.warnings == 1  # --save-frequency; --local-loss changes nothing, and TensorBoard is always written
+
+
+def test_the_log_goes_to_wandb_if_it_is_asked_for():
+    asked = convert("--model ViT-B-32 --train-data x.tar --train-num-samples 1000 --report-to wandb,tensorboard")
+    assert asked.config.log.wandb == "open-clip"
+    named = convert(
+        "--model ViT-B-32 --train-data x.tar --train-num-samples 1000 --report-to all --wandb-project-name mine"
+    )
+    assert named.config.log.wandb == "mine"
+    assert convert(SLURM).config.log.wandb == ""
 
 
 def test_every_flag_of_openclips_parser_is_in_the_table(monkeypatch):

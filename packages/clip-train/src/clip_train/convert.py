@@ -66,7 +66,7 @@ def convert(text: str, *, ranks: int = 0) -> Recipe:
             warnings += about.get("effect") != "none"
         elif "through" not in about:
             keys[about["key"]] = _value(about, values, name)
-    for step in (_data, _length, _model, _task, _train, _optim):
+    for step in (_data, _length, _model, _task, _train, _optim, _log):
         warnings += step(given, keys, notes, ranks or launch)
     return _recipe(keys, notes, warnings)
 
@@ -269,4 +269,10 @@ def _optim(given: Flags, keys: Keys, notes: list[str], ranks: int) -> int:
             keys["optim.final"] = end / float(keys["optim.lr"])
     if "skip-scheduler" in given:
         keys |= {"optim.schedule": "constant", "optim.warmup": 0}
+    return 0
+
+
+def _log(given: Flags, keys: Keys, notes: list[str], ranks: int) -> int:
+    if {"wandb", "all"} & {*given.get("report-to", [""])[0].split(",")}:
+        keys["log.wandb"] = given.get("wandb-project-name", ["open-clip"])[0]
     return 0
