@@ -36,6 +36,8 @@ def test_a_minimal_recipe_resolves():
         ({"data": {"sources": [{"dataset": "far", "weight": -1.0}]}}, "far is -1.0"),
         ({"data": {"scale": [0.5, 1.5]}}, "data.scale = (0.5, 1.5)"),
         ({"data": {"hflip": 2.0}}, "data.hflip = 2.0"),
+        ({"data": {"text_lengths": [16, 8]}}, "data.text_lengths = [16, 8] must be rising numbers from 1"),
+        ({"data": {"text_lengths": [8, 4096]}}, "data.text_lengths = [8, 4096] must be rising numbers from 1"),
         ({"val": {"every": 5}}, "val.every = 5"),
         ({"optim": {"lr": 0.0}}, "optim.lr = 0.0"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas = (0.9, 1.0)"),

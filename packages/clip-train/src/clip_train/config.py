@@ -249,8 +249,12 @@ def resolve(config: FitConfig) -> FitConfig:
     ):
         if not 0 <= value <= 1:
             raise ClipTrainError(f"{name} = {value} must be in [0, 1]")
-    if list(data.text_lengths) != sorted(set(data.text_lengths)) or min(data.text_lengths, default=1) < 1:
-        raise ClipTrainError(f"data.text_lengths = {list(data.text_lengths)} must be rising numbers, at least 1")
+    context = config.model.context_length or spec.text.context_length
+    rising = list(data.text_lengths) == sorted(set(data.text_lengths))
+    if data.text_lengths and not (rising and data.text_lengths[0] >= 1 and data.text_lengths[-1] <= context):
+        raise ClipTrainError(
+            f"data.text_lengths = {list(data.text_lengths)} must be rising numbers from 1 to the context of {context}"
+        )
     config.log.check()
     config.profile.check(train.device, config.run)
     for name, (low, high), most in (("scale", data.scale, 1.0), ("ratio", data.ratio, float("inf"))):

@@ -94,10 +94,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         gradients.multiplier = multiplier(how, model, world, metrics)
         if resumed.step < steps:
             log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
-            _log_start(config, folder, resumed, captions, model, log, world)
+            _log_start(config, folder, resumed, captions, how.precision, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
-            if how.precision != config.train.precision and world.leads:
-                warn("this CPU has no bf16 instructions: train.precision = 'bf16' is computed in fp32")
             watch.training = True
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
@@ -242,14 +240,19 @@ def _log_start(
     folder: RunFolder,
     resumed: Resumed,
     captions: list[dict[str, Any]],
+    precision: str,
     model: CLIP,
     log: RunLog | None,
     world: World,
 ) -> None:
-    """Logs the captions to be cut and damaged checkpoints, and measures the nodes if the config says so."""
+    """Logs what is to be known of a run from its start, and measures the nodes if the config says so."""
     events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
     if not resumed.step:
         events += captions
+    if precision != config.train.precision:
+        if world.leads:
+            warn(f"this CPU has no bf16 instructions: train.precision = 'bf16' is computed in {precision}")
+        events.append({"event": "precision", "asked": config.train.precision, "computed": precision})
     if config.model.lora.rank:
         from clip_train.adapters import summary
 
