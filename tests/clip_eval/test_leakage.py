@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import fsspec
 import pytest
 
 from clip_data.errors import ClipDataError
@@ -105,14 +106,43 @@ def test_the_run_is_found_in_a_folder_named_checkpoints_and_through_a_link(place
             evaluate(config(place, "", name))
 
 
-def test_the_samples_of_the_run_before_count_too(place):
+@pytest.mark.parametrize(
+    "begun",
+    [
+        {"model": {"pretrained": "RUN/model.safetensors"}},
+        {"model": {"pretrained_image": "RUN/checkpoints/step-00000004/model.safetensors"}},
+        {"model": {"name": "RUN/model.safetensors"}},
+        {"parent": "RUN@4"},
+        {"parent": "RUN"},
+    ],
+)
+def test_the_samples_of_the_run_before_count_too(place, begun):
     sources = [{"dataset": str(place / "data"), "selection": "second"}]
-    written = {"model": {"pretrained": str(place / "run/model.safetensors")}, "data": {"sources": sources}}
+    written = json.dumps({**begun, "data": {"sources": sources}}).replace("RUN", str(place / "run"))
     (place / "tuned").mkdir()
-    (place / "tuned/config.json").write_text(json.dumps(written))
+    (place / "tuned/config.json").write_text(written)
     shutil.copy(place / "run/model.safetensors", place / "tuned")
     with pytest.raises(ClipDataError, match=r"^11 of the 11 samples of benchmark 'captions'"):
         evaluate(config(place, "first", "tuned/model.safetensors"))
+
+
+def test_a_model_in_an_object_store_is_evaluated_and_its_run_is_found(place, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    store = fsspec.filesystem("memory")
+    store.put(str(place / "run"), "/leakage/run", recursive=True)
+    (local,) = evaluate(config(place, "second"))[:1]
+    for name in ("model.safetensors", "checkpoints/step-00000004/model.safetensors"):
+        there = replace(config(place, "second"), model=f"memory://leakage/run/{name}", out=str(place / "there"))
+        (row,) = evaluate(there)[:1]
+        assert (row["model_sha256"], row["value"]) == (local["model_sha256"], local["value"])
+        with pytest.raises(ClipDataError, match="are training samples too"):
+            evaluate(replace(config(place, ""), model=there.model))
+    written = create_model(SPEC, seed=0)
+    save_model(place / "copy.safetensors", written, SPEC, {"clip_train.config": "0" * 32})
+    store.put(str(place / "copy.safetensors"), "/leakage/copy/model.safetensors")
+    capsys.readouterr()
+    assert evaluate(replace(there, model="memory://leakage/copy/model.safetensors", out=str(place / "third")))
+    assert "warning: cannot check whether" in capsys.readouterr().err
 
 
 def test_weights_of_a_run_that_is_not_around_them_are_a_warning(place, capsys):

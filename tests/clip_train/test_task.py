@@ -178,6 +178,7 @@ def test_duplicates_are_positives_of_each_other(positives, kind, formula, parts)
     spec = SIGLIP if kind is SigLIPConfig else VIT
     config = kind(positives=positives)
     config.check(spec)
+    torch.manual_seed(0)
     task = config.build(build_model(spec), precision="fp32", world=HERE)
     assert task.columns == (() if positives == "captions" else (positives,))
     batch = make_batch()

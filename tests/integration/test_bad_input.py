@@ -71,12 +71,6 @@ def test_an_output_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_an_output_that_the_trainer_cannot_use(tmp_path):
-    done = run("end_to_end.py", "--output", "s3://bucket/run", *SHORT, cwd=tmp_path)
-    assert refused(done, "run = 's3://bucket/run/train'", "not a URL")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_output_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert refused(run("end_to_end.py", "--output", tmp_path, *SHORT), "not empty", "another output folder")

@@ -6,11 +6,13 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 
 from clip_core.cli import parse
 from clip_data.demo import KINDS
 from pipelines.end_to_end import EndToEnd, substitute
 from tests.support.pipeline import SHORT, digests, free_port, run
+from tests.support.s3 import s3_bucket
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,26 @@ def finished(tmp_path_factory):
     done = run("end_to_end.py", *args)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, args, done
+
+
+def test_the_whole_run_may_be_in_an_object_store(finished, tmp_path):
+    """The same numbers, and a second call that finds everything done."""
+    folder, args, _ = finished
+    with s3_bucket() as settings:
+        there = ("--output", "s3://bucket/run", *args[2:])
+        for _ in range(2):
+            done = run("end_to_end.py", *there, env={**settings, "XDG_CACHE_HOME": str(tmp_path)})
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert done.stdout.splitlines()[-1] == "report: s3://bucket/run/report.html"
+        assert "train:" not in done.stderr
+        store = s3fs.S3FileSystem(
+            key=settings["AWS_ACCESS_KEY_ID"],
+            secret=settings["AWS_SECRET_ACCESS_KEY"],
+            endpoint_url=settings["AWS_ENDPOINT_URL"],
+        )
+        values = [json.loads(line)["value"] for line in (folder / "eval/results.jsonl").read_text().splitlines()]
+        assert [json.loads(line)["value"] for line in store.cat("bucket/run/eval/results.jsonl").splitlines()] == values
+        assert store.exists("bucket/run/report.html")
 
 
 def sidecars(folder):

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from clip_models import save_open_clip
-from clip_train.adapters import plain_model
 from clip_train.lora import LoraConfig
-from tests.clip_train.test_lora import VIT, adapted_model, inputs
+from tests.clip_train.test_lora import VIT, adapted_model, inputs, plain_model
 
 open_clip = pytest.importorskip("open_clip")
 pytestmark = pytest.mark.parity

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +35,19 @@ def command(script: str, *args: object) -> list[str]:
     return [sys.executable, str(ROOT / "pipelines" / script), *map(str, args)]
 
 
-def run(script: str, *args: object, cwd: Path | None = None, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """A script's run to its end, whatever its exit code."""
-    return subprocess.run(command(script, *args), capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False)
+def run(
+    script: str, *args: object, cwd: Path | None = None, timeout: float = 200, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A script's run to its end, whatever its exit code; `env` is added to the environment."""
+    return subprocess.run(
+        command(script, *args),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
 
 
 def digests(folder: Path, *patterns: str) -> dict[str, str]:

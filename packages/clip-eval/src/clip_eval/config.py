@@ -11,7 +11,7 @@ class EvalConfig:
     """What is evaluated, on what, and where the results go."""
 
     model: str = ""
-    """The model.safetensors of a training run; it brings its architecture, preprocessing and tokenizer."""
+    """Path or URL of a run's model.safetensors, which brings its architecture, preprocessing and tokenizer."""
     out: str = ""
     """Folder of results.jsonl, details/, features/ and config.json; belongs to one model."""
     benchmarks: tuple[BenchmarkConfig, ...] = ()

@@ -36,7 +36,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
                 f"{config.out} holds results of another model ({row['model']}, SHA-256 {row['model_sha256'][:12]}… "
                 f"and not {embedder.model_sha256[:12]}…): choose another --out, or remove it"
             )
-    refuse_training_samples(config.benchmarks, training_sources(config.model))
+    refuse_training_samples(config.benchmarks, training_sources(config.model, copy=embedder.file))
     manifest_of = cache(lambda dataset, selection: build_manifest([Source(dataset=dataset, selection=selection)]))
     prepared = []
     rows: dict[str, list[Row]] = {}

@@ -86,10 +86,19 @@ class Embedder:
         self.store = store
 
     @cached_property
+    def file(self) -> str:
+        """The model on this machine: of one at a URL, a copy."""
+        if "://" not in self.path:
+            return self.path
+        from clip_models.weights.download import download_pretrained_from_url
+
+        return str(download_pretrained_from_url(self.path))
+
+    @cached_property
     def model_sha256(self) -> str:
         """Identifies the weights, the architecture, the preprocessing and the tokenizer."""
         try:
-            return sha256_of(self.path)
+            return sha256_of(self.file)
         except OSError as error:
             raise ClipEvalError(
                 f"cannot read the model {self.path!r}: {error.strerror}; give --model the model.safetensors of a run"
@@ -102,7 +111,7 @@ class Embedder:
         from clip_models import get_tokenizer, load_model
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, spec = load_model(self.path, device=device)
+        model, spec = load_model(self.file, device=device)
         return model.eval(), spec, get_tokenizer(spec), device
 
     def images(self, manifest: Manifest, *, precision: str, batch_size: int, max_corrupt: float) -> ImageFeatures:
