@@ -147,6 +147,9 @@ class FitConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    weights: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the pretrained weights, by the key that names them, such as "model.pretrained"; filled in when the run
+    starts; one that is given must be right"""
     parent: str = ""
     """a checkpoint of another run to start from, RUN@STEP, with this config; also --from"""
     extend: bool = False

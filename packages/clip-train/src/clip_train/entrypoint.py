@@ -1,6 +1,7 @@
 """The function `fit`, which checks a config before it imports torch."""
 
 from clip_train.config import FitConfig, resolve
+from clip_train.digests import with_digests
 from clip_train.runfolder import FitResult, RunFolder
 
 
@@ -10,7 +11,8 @@ def fit(config: FitConfig) -> FitResult:
     Under torchrun every rank calls it. Raises ClipError; inputs are checked before the first write. SIGTERM and
     SIGUSR1 save a checkpoint and raise Requeue. A script should not catch it: it ends the process with exit code 75.
     """
-    folder = RunFolder(resolve(config))
+    config = with_digests(resolve(config))
+    folder = RunFolder(config)
     if result := folder.finished():
         return result
     from clip_train.trainer import train

@@ -104,6 +104,12 @@ class ModelConfig:
 
         return is_model_source(self.name)
 
+    def weights(self) -> dict[str, tuple[str, str]]:
+        """Returns (source, architecture) of the weights that are loaded, by key."""
+        named = {key: getattr(self, key) for key in ("pretrained", "pretrained_image", "pretrained_text")}
+        found = {key: (source, self.name) for key, source in named.items() if source}
+        return {"name": (self.name, ""), **found} if self.is_whole else found
+
     def check(self, precision: str) -> None:
         """Raises ClipTrainError for locks and adapters that have no effect or cannot work. `precision`: of training."""
         self.lock.check()

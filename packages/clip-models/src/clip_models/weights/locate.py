@@ -22,7 +22,8 @@ from clip_models.weights.download import download_pretrained_from_url
 from clip_models.weights.load import describe_source, find_weights
 from clip_models.weights.registry import QUICK_GELU_SUFFIX, PretrainedTag, find_tag, get_pretrained_tag, identify
 from clip_models.weights.registry import list_pretrained_tags_by_model as tags_of
-from clip_models.weights.tensorfiles import WEIGHTS_SUFFIXES
+from clip_models.weights.tensorfiles import INDEX_SUFFIX, WEIGHTS_SUFFIXES
+from clip_models.weights.tensorfiles.safetensors import read_index
 
 HUB_PREFIX = "hf-hub:"
 FOLDER_PREFIX = "local-dir:"
@@ -84,6 +85,18 @@ def locate(
             get_pretrained_tag(model, text)
         raise ClipModelsError(f"there is no weights file {text}")
     return Source(name=text, weights=path, spec=describe_source(path))
+
+
+def find_files(
+    name: str | os.PathLike[str], model: str = "", cache_dir: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Returns the local files of the weights of that name: one, or an index and its parts. Arguments as in `locate`."""
+    source = locate(name, model, cache_dir)
+    path = source.weights if source.tag is None else hub.download_pretrained(source.tag, cache_dir=cache_dir)
+    assert path is not None
+    if not path.name.endswith(INDEX_SUFFIX):
+        return [path]
+    return [path, *(path.with_name(part) for part in sorted(set(read_index(path).values())))]
 
 
 def settle(asked: ModelSpec | None, source: Source, sure_of: Collection[str] = ()) -> ModelSpec:

@@ -54,6 +54,10 @@ class TaskConfig(Variant):
         """Returns the loss of a model that cannot tell the `samples` of a batch apart; None if it is not known."""
         return None
 
+    def weights(self) -> dict[str, tuple[str, str]]:
+        """Returns (source, architecture) of the weights that the task loads, by key. Their digests identify the run."""
+        return {}
+
     def complete(self, model: CLIP, about: Mapping[str, Any]) -> None:
         """Adds to a model what the task trains beside it. `about` is `Task.about` of the checkpoint to be loaded."""
 

@@ -54,6 +54,11 @@ class DistillationConfig(ContrastiveConfig):
             if value < 0:
                 raise ClipTrainError(f"task.{name}_weight = {value} must be at least 0")
 
+    def weights(self) -> dict[str, tuple[str, str]]:
+        if self.teacher_pretrained:
+            return {"teacher_pretrained": (self.teacher_pretrained, self.teacher)}
+        return {"teacher": (self.teacher, "")} if self.teacher else {}
+
     def chance(self, spec: ModelSpec, samples: int) -> float | None:
         """Returns ln N for each part, times its weight. The teacher's own entropy is the least that one can reach."""
         pairs = super().chance(spec, samples)
