@@ -125,7 +125,7 @@ _NOT_DECIDING = {
     "val": ("overlap", "retrieval", "max_corrupt"),
     "train": (
         *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
-        *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_limit"),
+        *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_backend", "compile_limit"),
     ),
 }
 """Keys, by table, that may change when a run is continued."""

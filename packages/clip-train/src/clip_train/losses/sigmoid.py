@@ -70,9 +70,19 @@ class _Pairs:
 class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, scale: Tensor, bias: Tensor, pairs: _Pairs, ranks: int, ring: bool
+        ctx: Any,
+        x_BD: Tensor,
+        y_BD: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        groups_N: Tensor | None,
+        chunk: int | None,
+        gradients: bool,
+        ranks: int,
+        ring: bool,
     ) -> Tensor:
         exchange, rows = Exchange(ranks), len(x_BD)
+        pairs = _Pairs(x_BD, scale, bias, exchange.rank * rows, groups_N, chunk, gradients)
         if ring:
             grad_y_BD = exchange.pass_round(y_BD, lambda y, origin: pairs.visit(y, origin * rows))
         else:
@@ -88,7 +98,7 @@ class _Sigmoid(torch.autograd.Function):
         scale, grad_x_BD, grad_y_BD, grad_scale, grad_bias = ctx.saved_tensors
         share = grad * ctx.share
         grads = share * scale * grad_x_BD, share * scale * grad_y_BD, share * grad_scale, share * grad_bias.float()
-        return *grads, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def sigmoid_loss(
@@ -118,10 +128,9 @@ def sigmoid_loss(
     gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     with torch.autocast(image.device.type, enabled=False):
         x_BD, y_BD, scale, bias = (tensor.float() for tensor in inputs)
-        first, groups_N = Exchange(ranks).rank * len(x_BD), None
+        groups_N = None
         if groups is not None:
             groups_N = Exchange(ranks).gather(groups)
             alone = -1 - torch.arange(len(groups_N), device=groups.device)
             groups_N = torch.where(groups_N < 0, alone, groups_N)
-        pairs = _Pairs(x_BD.detach(), scale.detach(), bias.detach(), first, groups_N, chunk, gradients)
-        return _Sigmoid.apply(x_BD, y_BD, scale, bias, pairs, ranks, exchange == "ring")
+        return _Sigmoid.apply(x_BD, y_BD, scale, bias, groups_N, chunk, gradients, ranks, exchange == "ring")

@@ -21,17 +21,20 @@ def compile_parts(module: nn.Module, blocks: Iterable[nn.Module], config: Parall
     """Compiles the blocks or the module, as the config says, in place; the step is compiled by `compiled_step`."""
     if config.compile == "off":
         return
+    known = torch.compiler.list_backends(exclude_tags=())
+    if config.compile_backend not in known:
+        raise ClipTrainError(f"train.compile_backend = {config.compile_backend!r} is not one of {', '.join(known)}")
     # One limit for all blocks: they share the code of their class.
     torch._dynamo.config.recompile_limit = config.compile_limit
     torch._dynamo.config.accumulated_recompile_limit = max(256, config.compile_limit)
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for part in blocks if config.compile == "block" else [module] if config.compile == "model" else []:
-        part.forward = torch.compile(part.forward)
+        part.forward = torch.compile(part.forward, backend=config.compile_backend)
 
 
 def compiled_step(step: Callable[..., Any], config: ParallelConfig) -> Callable[..., Any]:
     """Returns a function of the step, compiled if the config compiles steps."""
-    return torch.compile(step) if config.compile == "step" else step
+    return torch.compile(step, backend=config.compile_backend) if config.compile == "step" else step
 
 
 @contextmanager

@@ -32,6 +32,8 @@ class ParallelConfig:
     the results of products, convolutions and attention"""
     compile: Literal["off", "block", "model", "step"] = "off"
     """what torch.compile gets: each block, the towers together, or these with the loss"""
+    compile_backend: str = "inductor"
+    """what torch.compile turns the graphs into: a name that torch.compiler.list_backends knows"""
     compile_limit: int = 32
     """largest number of graphs of one function; a further one, for another shape, ends the run"""
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from clip_models.towers.image.resnet import without_statistics
 
@@ -33,25 +38,25 @@ def recompute_blocks(blocks: Iterable[nn.Module], how: str) -> None:
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], how: str) -> Callable[..., Any]:
-    # The compiler takes no other contexts; it keeps side effects out of what it computes again.
-    compiled: Contexts = _keep_products if how == "ops" else _nothing
+    kept: Contexts = _keep_products if how == "ops" else noop_context_fn
     norms = any(isinstance(module, _BatchNorm) for module in block.modules())
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        first, again = compiled()
+        first, again = kept()
         return first, _once_only(block, again)
 
     def call(*args: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **options)
-        used = compiled if torch.compiler.is_compiling() or not norms else contexts
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=used, **options)
+        # The compiler knows no other contexts than the default and those of selections. It keeps side effects out of
+        # what it computes again, so that batch norms need none.
+        if norms and not torch.compiler.is_compiling():
+            options["context_fn"] = contexts
+        elif how == "ops":
+            options["context_fn"] = kept
+        return checkpoint(forward, *args, use_reentrant=False, **options)
 
     return call
-
-
-def _nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), nullcontext()
 
 
 def _policy(context: Any, operator: Any, *args: Any, **options: Any) -> CheckpointPolicy:
