@@ -1,6 +1,5 @@
 """The command line: fast help, and one line for each mistake."""
 
-import os
 import re
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from clip_train import cli
 from tests.clip_train.conftest import boxes
 from tests.support.datasets import make_dataset
 from tests.support.distributed import free_port, rank_environment
+from tests.support.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,13 +222,7 @@ def test_a_run_folder_of_another_run(monkeypatch, capsys, recipe, tmp_path):
 def test_a_batch_that_the_ranks_cannot_share(recipe, tmp_path):
     port = free_port()
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "clip_train", "fit", recipe, "--train.batch-size", "7"],
-            env={**os.environ, **rank_environment(rank, 2, port)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        Trainer("fit", recipe, "--train.batch-size", "7", env=rank_environment(rank, 2, port)) for rank in range(2)
     ]
     messages = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [2, 2]

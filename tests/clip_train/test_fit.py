@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -40,6 +38,7 @@ from clip_train import (
 from clip_train.runfolder import RunFolder
 from clip_train.trainer import train
 from tests.support.distributed import free_port, rank_environment
+from tests.support.trainer import logged, start, wait_for
 
 STEPS = 10
 
@@ -70,31 +69,6 @@ def lines_of(run: str | Path) -> list[dict]:
 
 def steps_of(run: str | Path) -> list[dict]:
     return [line for line in lines_of(run) if "event" not in line]
-
-
-def start(config: FitConfig, folder: Path, rank_env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    recipe = folder / "recipe.json"
-    recipe.write_text(json.dumps(to_dict(config)))
-    return subprocess.Popen(
-        [sys.executable, "-m", "clip_train", "fit", str(recipe)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(rank_env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.002)
-
-
-def logged(run: Path, step: int):
-    log = run / "log.jsonl"
-    return lambda: log.exists() and f'{{"step": {step}, "epoch"' in log.read_text()
 
 
 @pytest.mark.slow
@@ -255,6 +229,16 @@ def test_two_threads_give_the_same_bits_twice_in_bf16(recipe, tmp_path):
         results.append(fit(config))
     assert repr(results[0].loss) == repr(results[1].loss)
     assert results[0].model_sha256 == results[1].model_sha256
+
+
+@pytest.mark.slow
+def test_the_rate_is_compared_with_that_of_the_precision_that_is_computed_in(recipe, tmp_path, monkeypatch):
+    """Measuring the products of a precision that the CPU emulates takes longer than the run."""
+    measured = []
+    monkeypatch.setattr("clip_train.monitor.flops._seconds", lambda left, _: measured.append(left.dtype) or 1.0)
+    fit(dataclasses.replace(recipe, run=str(tmp_path / "run"), train=dataclasses.replace(recipe.train, steps=3)))
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert set(measured) == {torch.bfloat16 if native else torch.float32}
 
 
 @pytest.mark.slow

@@ -1,11 +1,5 @@
 """Tasks with a normaliser for every sample: the same on any number of ranks, over steps and restarts."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from clip_core.config import to_dict
 from clip_models import load_model
 from clip_models.model import build_model
 from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, OptimConfig, Source, TrainConfig, fit
@@ -24,6 +17,7 @@ from clip_train.tasks.global_contrastive import VERSIONS, GlobalContrastiveConfi
 from clip_train.tasks.temperature import LogitScaleConfig
 from tests.support.distributed import run_ranks
 from tests.support.steps import FP32, HERE, VIT, batch_of, whole
+from tests.support.trainer import logged, start, wait_for
 
 SAMPLES, BATCH, STEPS = 20, 12, 4
 
@@ -143,20 +137,10 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, datasets):
 
     uninterrupted = fit(run("whole"))
     killed = run("killed")
-    recipe = tmp_path / "killed.json"
-    recipe.write_text(json.dumps(to_dict(killed)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clip_train", "fit", str(recipe)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
-    log, until = tmp_path / "killed/log.jsonl", time.monotonic() + 120
-    while not (log.exists() and '{"step": 7,' in log.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = start(killed, tmp_path)
+    wait_for(logged(tmp_path / "killed", 7), process)
+    process.kill()
+    process.wait()
     assert not (tmp_path / "killed/done.json").exists()
     again = fit(killed)
     assert again.model_sha256 == uninterrupted.model_sha256

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -27,6 +23,7 @@ from clip_train.commands.export import Config as Export
 from clip_train.commands.export import run as export
 from clip_train.errors import ClipTrainError
 from tests.support.s3 import s3_bucket
+from tests.support.trainer import start, wait_for
 
 
 @pytest.fixture
@@ -50,23 +47,9 @@ def test_a_run_in_an_object_store_goes_on_after_a_kill_with_the_same_bits(bucket
         checkpoint=CheckpointConfig(every=2),
     )
     folder, store = Folder(config.run), Store(config.run)
-    long = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
-    recipe = tmp_path / "recipe.json"
-    from clip_core.config import to_dict
-
-    recipe.write_text(json.dumps(to_dict(long)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "clip_train", "fit", str(recipe)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until = time.monotonic() + 240
-    while not folder.steps():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process = start(config, tmp_path)
+    wait_for(folder.steps, process, 240)
+    process.kill()
     process.wait()
 
     result = fit(config)

@@ -15,9 +15,9 @@ import pytest
 
 from clip_train import CheckpointConfig, DataConfig, FitConfig, ModelConfig, Source, TrainConfig
 from clip_train.watch import REPEAT_S, Watch
-from tests.clip_train.test_fit import logged, start, wait_for
 from tests.support.distributed import free_port, rank_environment
 from tests.support.streams import alive, children
+from tests.support.trainer import Trainer, logged, start, wait_for
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def within(config: FitConfig, seconds: float) -> FitConfig:
     return dataclasses.replace(config, train=train)
 
 
-def start_ranks(config: FitConfig, folder: Path, ranks: tuple[int, ...] = (0, 1)) -> list[subprocess.Popen[str]]:
+def start_ranks(config: FitConfig, folder: Path, ranks: tuple[int, ...] = (0, 1)) -> list[Trainer]:
     port = free_port()
     return [start(config, folder, rank_environment(rank, 2, port)) for rank in ranks]
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+def ended(process: Trainer, seconds: float = 60) -> tuple[int, str]:
     """(exit code, last line of stderr)."""
     errors = process.communicate(timeout=seconds)[1]
     assert "Traceback" not in errors, errors

@@ -7,9 +7,14 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 TIMEOUT_S = 120
+IMPORTED = [
+    *("clip_train.trainer", "clip_train.commands.fit", "clip_train.tasks.coca", "clip_train.tasks.classifier"),
+    *("torch._dynamo", "torch.distributed.checkpoint.default_planner", "torch.utils.tensorboard"),
+]
 
 
 def free_port() -> int:
@@ -32,14 +37,22 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
+def forking() -> ForkServerContext:
+    """Processes that are forked from a server that has imported what takes seconds, once for all tests of a process.
+
+    The server has no threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
+
+
 def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """What `function(*args)` returns on each of `size` ranks, in rank order.
 
     Function, arguments and results are pickled: the function stands at the top of a module, results hold no tensors.
     """
-    # Forked from a server that has imported what takes seconds, once for all tests of a process; it has no threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clip_train.trainer", "clip_train.tasks.coca", "clip_train.tasks.classifier"])
+    context = forking()
     port = free_port()
     pipes, processes = [], []
     for rank in range(size):

@@ -97,6 +97,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             _log_start(config, folder, resumed, captions, how.precision, model, log, world)
             batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
             watch.training = True
+            computed = replace(config, train=how)  # a rate is compared with that of the precision that is used
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
             Loop(
                 task=task,
@@ -108,7 +109,9 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 start=resumed.step,
                 clip=optim.clip,
                 guard=optim.guard,
-                hooks=_hooks(config, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world),
+                hooks=_hooks(
+                    computed, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world
+                ),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
