@@ -69,10 +69,11 @@ def estimate(config: FitConfig, machines: Machines) -> Estimate:
     local = train.batch_size // machines.devices
     part = local // train.micro_batches
     found = simulate(config, part)
-    once = found
+    once, few = found, part
     if train.micro_batches > 1 or train.grad_checkpointing != "off":
         plain = replace(train, micro_batches=1, grad_checkpointing="off")
-        once = simulate(replace(config, train=plain), part)
+        few = min(part, 2)  # the FLOPs of each are the same
+        once = simulate(replace(config, train=plain), few)
     pair = found.pair_flops * train.batch_size
     computed = found.flops / part + pair
     seen = None if steps is None else steps * train.batch_size
@@ -98,7 +99,7 @@ def estimate(config: FitConfig, machines: Machines) -> Estimate:
         local_batch=local,
         part=part,
         memory={**_memory(config, machines, found, local, part, shares, model), "device": hardware.memory},
-        flops_per_sample=once.flops / part + pair,
+        flops_per_sample=once.flops / few + pair,
         computed_per_sample=computed,
         flops=None if seen is None else seen * computed,
         hours=hours,
