@@ -99,7 +99,8 @@ def test_wheel_installs_alone_and_imports(package, wheels, tmp_path):
     assert str(environment) in run(python, "-c", check, cwd=tmp_path, env=clean)
     installed = {name.lower() for name in run("uv", "pip", "list", "--python", python, "--format", "freeze").split()}
     siblings = {other for other in PACKAGES if any(line.startswith(f"{other}==") for line in installed)}
-    below = {"clip-data", "clip-models"} if package in ("clip-train", "clip-eval") else set()
+    both = {"clip-data", "clip-models"}
+    below = {"clip-train": {*both, "clip-eval"}, "clip-eval": both}.get(package, set())
     assert siblings == {"clip-core", package} | below
     if package == "clip-data":
         assert not any(line.startswith("torch==") for line in installed)

@@ -76,7 +76,7 @@ def test_what_is_written_can_be_read_and_is_the_same_again(place, tmp_path, monk
     def refuse(self, *args, **kwargs):
         raise AssertionError("the model was used")
 
-    monkeypatch.setattr(features.Embedder, "_loaded", property(refuse))
+    monkeypatch.setattr(features.FileEmbedder, "model", property(refuse))
     assert evaluate(config(place, tmp_path / "eval")) == rows
     # A benchmark with other prompts needs its own texts, but not the images again.
     monkeypatch.undo()

@@ -280,13 +280,13 @@ def test_texts_with_the_same_tokens_have_the_same_features(tmp_path):
     model = str(tiny_model(tmp_path / "model.safetensors"))
     texts = ["a dog", *(f"thing {i}" for i in range(20)), "A DOG", "a  dog"]
     for batch_size in (2, 23):
-        embedder = features.Embedder(model, Store(tmp_path / str(batch_size)))
+        embedder = features.FileEmbedder(model, Store(tmp_path / str(batch_size)))
         found = embedder.texts(texts, precision="fp32", batch_size=batch_size).features
         assert len(found) == len(texts)
         assert np.array_equal(found[0], found[-1])
         assert np.array_equal(found[0], found[-2])
         assert len(np.unique(found, axis=0)) == 21
-        alone = features.Embedder(model, Store(tmp_path / f"alone {batch_size}"))
+        alone = features.FileEmbedder(model, Store(tmp_path / f"alone {batch_size}"))
         np.testing.assert_allclose(
             alone.texts([texts[7]], precision="fp32", batch_size=1).features[0], found[7], atol=1e-5
         )

@@ -1,7 +1,6 @@
 """Runs the benchmarks of a recipe on one model. Each dataset is embedded once, and finished benchmarks are kept."""
 
 import sys
-from collections import Counter
 from dataclasses import asdict
 from functools import cache
 from itertools import chain
@@ -11,10 +10,10 @@ from clip_core.config import fingerprint, resolved
 from clip_core.files import sha256_of
 from clip_core.store import Store
 from clip_data.stream import Manifest, Source, build_manifest
-from clip_eval.benchmarks import BenchmarkConfig
+from clip_eval.benchmarks import BenchmarkConfig, check_names
 from clip_eval.config import EvalConfig
 from clip_eval.errors import ClipEvalError
-from clip_eval.features import Embedder, check_corrupt, code_version
+from clip_eval.features import FileEmbedder, check_corrupt, code_version
 from clip_eval.leakage import refuse_training_samples, training_sources
 from clip_eval.results import Row, details_file, read_results, write_results
 
@@ -28,7 +27,7 @@ def evaluate(config: EvalConfig) -> list[Row]:
     """
     _check(config)
     store = Store(config.out)
-    embedder = Embedder(config.model, store)
+    embedder = FileEmbedder(config.model, store)
     known = read_results(store)
     for row in known:
         if row["model_sha256"] != embedder.model_sha256:
@@ -66,12 +65,10 @@ def _check(config: EvalConfig) -> None:
     ):
         if not value:
             raise ClipEvalError(f"no {advice}")
-    for name, n in Counter(benchmark.name for benchmark in config.benchmarks).items():
-        if n > 1:
-            raise ClipEvalError(f"two benchmarks are named {name!r}: choose different names")
+    check_names(config.benchmarks)
 
 
-def _measure(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, name: str, embedder: Embedder) -> list[Row]:
+def _measure(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, name: str, embedder: FileEmbedder) -> list[Row]:
     """Returns the rows of a benchmark whose protocol has this fingerprint, and writes its details."""
     precision, batch_size, limit = benchmark.precision, benchmark.batch_size, benchmark.max_corrupt
     images = embedder.images(manifest, precision=precision, batch_size=batch_size, max_corrupt=limit)
@@ -86,7 +83,7 @@ def _measure(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, name: st
     return [{**about, "dataset": dataset, **asdict(metric), **shared} for metric in outcome.metrics]
 
 
-def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embedder: Embedder) -> str:
+def _fingerprint(benchmark: BenchmarkConfig, manifest: Manifest, data: Any, embedder: FileEmbedder) -> str:
     """Names the protocol of rows: data, model (with preprocessing and tokenizer), prompts, precision, code."""
     about = {"manifest": manifest.fingerprint, "model": embedder.model_sha256, "code": code_version()}
     # The module of a user-defined kind decides its numbers too. A class of a notebook has no file.

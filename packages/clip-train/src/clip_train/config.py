@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from clip_core.config import fingerprint, to_dict
 from clip_data.stream.source import Source
+from clip_eval.benchmarks import BenchmarkConfig, check_names
 from clip_train.checkpoints.names import split_run
 from clip_train.errors import ClipTrainError
 from clip_train.model import ModelConfig
@@ -66,6 +67,9 @@ class ValConfig:
     """rank all captions for each image and all images for each caption; takes N² products for N samples"""
     max_corrupt: float = 0.05
     """largest share of corrupt samples; above it the run stops; 1.0 allows all"""
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    """benchmarks of clip-eval, such as zero-shot classification, that are measured with the weights of the run at the
+    same steps, in train.precision; [[val.benchmarks]] in a recipe"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,7 @@ class CheckpointConfig:
 _NOT_DECIDING = {
     "": ("run", "checkpoint", "extend", "log", "profile"),
     "data": ("workers", "long_captions", "max_corrupt", "text_lengths", "timeout"),
-    "val": ("overlap", "retrieval", "max_corrupt"),
+    "val": ("overlap", "retrieval", "max_corrupt", "benchmarks"),
     "train": (
         *("log_every", "device", "deterministic", "matmul", "timeout", "join_timeout", "node_check"),
         *("parallel", "shard", "offload", "grad_checkpointing", "compile", "compile_backend", "compile_limit"),
@@ -203,8 +207,17 @@ def resolve(config: FitConfig) -> FitConfig:
         raise ClipTrainError(f"data.synthetic makes up all samples, so {named} cannot be read: omit one of them")
     if not (data.sources or data.synthetic):
         raise ClipTrainError("data.sources is empty: name a dataset in [[data.sources]], or --data.sources.0.dataset")
-    if val.every and not val.sources:
-        raise ClipTrainError(f"val.every = {val.every} requires val.sources: name a dataset there, or omit val.every")
+    if val.every and not (val.sources or val.benchmarks):
+        raise ClipTrainError(
+            f"val.every = {val.every} requires val.sources or val.benchmarks: name a dataset there, or omit val.every"
+        )
+    check_names(val.benchmarks)
+    for one in val.benchmarks:
+        if one.precision not in ("fp32", train.precision):  # fp32 is what a benchmark has that says nothing
+            raise ClipTrainError(
+                f"benchmark {one.name!r} has precision = {one.precision!r}, but val.benchmarks are measured in "
+                f"train.precision = {train.precision!r}: omit it"
+            )
     at_least: list[tuple[str, float, float]] = [
         *((f"train.{name}", value, 0) for name, value in given.items()),
         ("train.batch_size", train.batch_size, 1),

@@ -27,7 +27,8 @@ from clip_train.forecast import foresee
 from clip_train.forks import fork
 from clip_train.gradients import Gradients
 from clip_train.heldout import COLUMNS, chunk_of
-from clip_train.hooks import Averaging, CorruptLimit, Logging, Profiling, Saving, Validation
+from clip_train.hooks import Averaging, Benchmarks, CorruptLimit, Logging, Profiling, Saving, Validation
+from clip_train.hooks.benchmarks import Prepared, RankEmbedder, prepare
 from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
 from clip_train.matmul import computed_precision, multiplier
@@ -67,6 +68,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = make_stream(config, manifest, task, world)
         stack.callback(stream.close)
+        benchmarks = prepare(config, world) if config.val.benchmarks else []
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
         world.lead(lambda: stack.enter_context(folder.locked()))
@@ -95,7 +97,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         if resumed.step < steps:
             log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
             _log_start(config, folder, resumed, captions, how.precision, model, log, world)
-            batch_s = config.data.timeout + (MARGIN_S if config.data.workers else 0)  # the stream itself tells more
+            shared = {"stream": stream, "log": log, "world": world}
             watch.training = True
             computed = replace(config, train=how)  # a rate is compared with that of the precision that is used
             saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
@@ -103,15 +105,13 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
                 task=task,
                 gradients=gradients,
                 optimizer=optim.optimizer,
-                feed=Feed(stream, task, world, items=watch.batches(stream, batch_s)),
+                feed=Feed(stream, task, world, items=watch.batches(stream, _wait_s(config.data))),
                 rate=rate,
                 steps=steps,
                 start=resumed.step,
                 clip=optim.clip,
                 guard=optim.guard,
-                hooks=_hooks(
-                    computed, task, manifest, val_manifest, saving, optim, stream=stream, log=log, world=world
-                ),
+                hooks=_hooks(computed, task, manifest, val_manifest, benchmarks, saving, optim, **shared),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
@@ -123,6 +123,7 @@ def _hooks(
     task: Task,
     manifest: Manifest | SyntheticConfig,
     val_manifest: Manifest | None,
+    benchmarks: list[Prepared],
     saving: Callable[..., Saving],
     optim: Optimization,
     **shared: Any,
@@ -150,6 +151,8 @@ def _hooks(
     ]
     if val_manifest:
         hooks.append(_validation(config, task, val_manifest, optim, **shared))
+    if benchmarks:
+        hooks.append(_benchmarks(config, task, benchmarks, optim, **shared))
     return [*hooks, saving(every=config.checkpoint.every, **shared)]
 
 
@@ -201,11 +204,32 @@ def _validation(
         max_corrupt=val.max_corrupt,
         retrieval=val.retrieval,
         chance=partial(config.task.chance, task.model.spec),
-        wait_s=data.timeout + (MARGIN_S if data.workers else 0),
+        wait_s=_wait_s(data),
         weights=optim.weights,
         world=world,
         **shared,
     )
+
+
+def _benchmarks(
+    config: FitConfig, task: Task, prepared: list[Prepared], optim: Optimization, *, world: World, **shared: Any
+) -> Benchmarks:
+    data = config.data
+    embedder = RankEmbedder(task=task, world=world, workers=data.workers, timeout=data.timeout, wait_s=_wait_s(data))
+    return Benchmarks(
+        every=config.val.every,
+        prepared=prepared,
+        embedder=embedder,
+        precision=config.train.precision,
+        weights=optim.weights,
+        world=world,
+        **shared,
+    )
+
+
+def _wait_s(data: DataConfig) -> float:
+    """Returns the seconds that a wait for a batch may take: the stream's own error says more, and comes before."""
+    return data.timeout + (MARGIN_S if data.workers else 0)
 
 
 def check_batch(config: FitConfig, world: World) -> None:

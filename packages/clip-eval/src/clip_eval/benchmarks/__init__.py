@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,13 @@ BENCHMARKS: Registry[type[BenchmarkConfig]] = Registry(
         "retrieval": "clip_eval.benchmarks.retrieval:RetrievalConfig",
     },
 )
+
+
+def check_names(benchmarks: Sequence[BenchmarkConfig]) -> None:
+    """Raises ClipEvalError if two benchmarks have the same name."""
+    for name, n in Counter(benchmark.name for benchmark in benchmarks).items():
+        if n > 1:
+            raise ClipEvalError(f"two benchmarks are named {name!r}: choose different names")
 
 
 @dataclass(frozen=True, kw_only=True)

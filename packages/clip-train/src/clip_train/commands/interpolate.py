@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clip_train.errors import ClipTrainError
-from clip_train.extras import require_eval
 from clip_train.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -67,11 +66,11 @@ def run(config: Config) -> int:
 
 def _measure(recipe: str) -> Measure:
     """Returns the function that measures a weights file with the benchmarks of a recipe."""
-    evaluation = require_eval("evaluate")
     from clip_core.cli import parse
     from clip_eval.config import EvalConfig
+    from clip_eval.evaluation import evaluate
 
     config = parse(EvalConfig, [recipe], prog="clip-train interpolate --evaluate", description="")
     if not config.benchmarks:
         raise ClipTrainError(f"{recipe} has no [[benchmarks]]: name what the models are measured with")
-    return lambda path, out: evaluation.evaluate(replace(config, model=str(path), out=out))
+    return lambda path, out: evaluate(replace(config, model=str(path), out=out))

@@ -10,7 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_train.batchnorm import synchronise_batch_norms
@@ -20,6 +27,9 @@ from clip_train.parallelize.compilation import compile_parts
 from clip_train.parallelize.config import AUTOCAST, ParallelConfig
 from clip_train.parallelize.precision import convert
 from clip_train.parallelize.recompute import recompute_blocks
+
+ENTRIES = ("encode_image", "encode_text")
+"""methods of a module that use its parameters beside `forward`"""
 
 
 class Placement:
@@ -85,6 +95,9 @@ class Shards(Placement):
         for block in blocks:
             fully_shard(block, mp_policy=_policy(AUTOCAST.get(config.precision)), **shared)
         self._root: FSDPModule = fully_shard(module, mp_policy=_policy(None), **shared)
+        for name in ENTRIES:
+            if hasattr(module, name):
+                register_fsdp_forward_method(module, name)
         self._hybrid = bool(config.shard) and config.shard < world.size
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:

@@ -180,6 +180,24 @@ class Task:
         self.model.train()
         return out
 
+    @torch.no_grad()
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Returns the features of one tower, not normalised, float32 [B, D], in evaluation mode.
+
+        `inputs` on the device: images, uint8 [B, 3, H, W] of the model's size, or tokens, int64 [B, T]. The ranks of a
+        sharded model call this together, equally often, for the same tower.
+        """
+        self.model.eval()
+        with self.autocast():
+            if inputs.ndim == 2:
+                features = self._forward.encode_text(inputs)
+            else:
+                features = self._forward.encode_image(self._normalise(inputs))
+        if isinstance(self._forward, FSDPModule):
+            self._forward.reshard()
+        self.model.train()
+        return features.float()
+
     def weighed(self, batch: Batch) -> dict[str, Tensor]:
         """Returns how many values each of the `losses` of `held_out` is the mean of, by its name; scalars."""
         return {}
@@ -240,6 +258,12 @@ class _Forward(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         return self._compute(batch)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        return self.model.encode_image(image)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return self.model.encode_text(text)
 
 
 def sum_of(losses: Mapping[str, Tensor]) -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clip_core import ClipError
+from clip_eval.benchmarks.zeroshot import ZeroShotConfig, prompts_of
 from clip_train.captions import Captions
 from clip_train.errors import ClipTrainError
-from clip_train.extras import require_eval
 from clip_train.synthetic import SyntheticConfig
 
 if TYPE_CHECKING:
@@ -33,14 +33,13 @@ class LabelsConfig:
     """prompts of a class; {} stands for its name"""
 
     def check(self) -> None:
-        """Raises ClipTrainError if clip-eval is not installed, or for values that do not fit together."""
+        """Raises ClipTrainError for values that do not fit together."""
         self.benchmark("labels")
 
-    def benchmark(self, dataset: str) -> Any:
+    def benchmark(self, dataset: str) -> ZeroShotConfig:
         """Returns the config of a zero-shot benchmark with these labels."""
-        zeroshot = require_eval("task.labels", "clip_eval.benchmarks.zeroshot")
         try:
-            return zeroshot.ZeroShotConfig(
+            return ZeroShotConfig(
                 name="task.labels",
                 dataset=dataset,
                 label_column=self.column,
@@ -75,8 +74,8 @@ class ClassLabels:
                 self._read(type(manifest)(parts=[part]), part.source.dataset)
 
     def _read(self, manifest: Manifest, dataset: str) -> None:
-        labels = require_eval("task.labels", "clip_eval.labels")
-        zeroshot = require_eval("task.labels", "clip_eval.benchmarks.zeroshot")
+        from clip_eval import labels
+
         try:
             found = labels.read_labels(self._config.benchmark(dataset), manifest)
         except ClipError as error:
@@ -97,7 +96,7 @@ class ClassLabels:
                 "list all classes in task.labels.classes or task.labels.classes_file"
             )
         self.names = names
-        self.prompts = [zeroshot.prompts_of(row, self._config.templates) for row in found.classes]
+        self.prompts = [prompts_of(row, self._config.templates) for row in found.classes]
         self._index |= found.index
         self._plain = labels.plain
 
