@@ -193,12 +193,14 @@ def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, t
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path, parallel):
     exact = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision="fp32"))
     alone = dataclasses.replace(exact, run=str(tmp_path / "alone"))
     wanted = fit(alone)
 
-    together = dataclasses.replace(exact, run=str(tmp_path / "together"))
+    shared = dataclasses.replace(exact.train, parallel=parallel)
+    together = dataclasses.replace(exact, run=str(tmp_path / "together"), train=shared)
     port = free_port()
     ranks = [start(together, tmp_path, rank_environment(rank, 2, port)) for rank in range(2)]
     wait_for(logged(Path(together.run), 5), ranks[0])
@@ -209,6 +211,7 @@ def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, 
     result = fit(together)
     assert result.loss == pytest.approx(wanted.loss, rel=1e-3)
     assert result.val_loss == pytest.approx(wanted.val_loss, rel=1e-3)
+    assert steps_of(together.run)[0]["loss"] == pytest.approx(steps_of(alone.run)[0]["loss"], rel=1e-5)
     for found, line in zip(steps_of(together.run), steps_of(alone.run), strict=True):
         assert found["loss"] == pytest.approx(line["loss"], rel=1e-3)
         assert found["samples"] == line["samples"]

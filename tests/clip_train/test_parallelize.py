@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from clip_models import get_model_spec
 from clip_models.model import build_model
+from clip_models.model.drawing import named_tensors
 from clip_train import DataConfig, FitConfig, ModelConfig, Source, TrainConfig
 from clip_train.config import resolve
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
+from clip_train.model import make_model
 from clip_train.optim.build import make_optimizer
 from clip_train.optim.config import OptimConfig, SpikeConfig
 from clip_train.parallel import join_world
@@ -18,8 +21,10 @@ from clip_train.parallelize import precision as precisions
 from clip_train.parallelize.config import ParallelConfig
 from clip_train.parallelize.placement import place
 from clip_train.tasks.contrastive import ContrastiveConfig
+from clip_train.tasks.siglip import SigLIPConfig
+from clip_train.tasks.temperature import LogitBiasConfig
 from tests.support.distributed import run_ranks
-from tests.support.steps import CASES, FP32, HERE, PAIRS, batch_of
+from tests.support.steps import CASES, FP32, HERE, PAIRS, batch_of, whole
 from tests.support.training import largest_difference, train
 
 TASKS = ("patch dropout", "siglip", "coca", "distillation")
@@ -58,6 +63,31 @@ def test_copies_of_shards_on_four_ranks_train_as_one_process():
     for found in run_ranks(4, on_ranks, cases):
         for (task, *_), values in zip(cases, found, strict=True):
             assert largest_difference(values, train(task, HERE)) < 1e-5, task
+
+
+def drawn_weights(name: str) -> list[tuple[str, bool, np.ndarray]]:
+    with join_world("cpu") as world:
+        model = make_model(ModelConfig(name=name), seed=5, device="meta")
+        assert all(p.is_meta for p in model.parameters() if p.ndim)
+        task = SigLIPConfig(logit_bias=LogitBiasConfig(init=-7.0)).build(model, precision="fp32", world=world)
+        task.model.logit_bias.requires_grad_(False)
+        Gradients(task, world, replace(FP32, parallel="fsdp"), seed=5)
+        return [(key, t.requires_grad, whole(t.detach()).numpy()) for key, t in named_tensors(model)]
+
+
+@pytest.mark.slow
+def test_weights_that_are_drawn_shard_by_shard_are_those_of_the_whole_model():
+    name = "ViT-Ti-4-24"
+    wanted = make_model(ModelConfig(name=name), seed=5)
+    others = make_model(ModelConfig(name=name), seed=6)
+    for found in run_ranks(3, drawn_weights, name):
+        values = {key: value for key, _, value in found}
+        assert values.pop("logit_bias") == -7.0
+        assert {key for key, trained, _ in found if not trained} == {"logit_bias"}
+        assert values.keys() == {key for key, _ in named_tensors(wanted)}
+        for key, tensor in named_tensors(wanted):
+            assert np.array_equal(values[key], tensor.detach().numpy()), key
+        assert any(not np.array_equal(values[key], tensor.detach().numpy()) for key, tensor in named_tensors(others))
 
 
 def sharded_parts() -> dict[str, object]:

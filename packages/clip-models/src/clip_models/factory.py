@@ -15,6 +15,7 @@ import torch
 from clip_core import ImageMode
 from clip_models.errors import ClipModelsError, first_line
 from clip_models.model import CLIP, build_model, build_shapes
+from clip_models.model.drawing import draw_model
 from clip_models.model.precision import apply_precision, require_precision
 from clip_models.preprocess.image import EvalTransform, TrainTransform, preprocess_eval, preprocess_train
 from clip_models.specs import ModelSpec, get_model_spec, list_models, to_open_clip_config
@@ -60,8 +61,8 @@ def create_model(
     "local-dir:/folder", a file that describes itself, or its URL.
     `pretrained`: weights for the architecture: a tag, any of the forms above, a file or a folder. Weights of another
     architecture or activation are refused. `load_weights=False` uses the description of the source and random weights.
-    `precision`: see `apply_precision`. `seed` makes random weights reproducible, the same on every device, and does not
-    change torch's generators; without it they are drawn from the global one. On the device "meta" nothing is drawn.
+    `precision`: see `apply_precision`. `seed` makes random weights reproducible, the same on every device, each tensor
+    from its own name, and does not change torch's generators; without it they are drawn from the global one. On the device "meta" nothing is drawn.
     `force_*` and `model_kwargs` (keys of ModelSpec; the tables vision and text are merged) change the spec before it is
     built; position embeddings of the weights are resized to a forced image size or context length.
     `force_preprocess_cfg` overrides the preprocessing of the weights.
@@ -94,10 +95,10 @@ def create_model(
             sure_of |= {"quick_gelu", "preprocess"}  # checked in _find
         model = load_pretrained(spec, source.weights, sure_of=sure_of)
     else:
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:  # not torch.manual_seed, which would also reset the generators of the accelerators
-                torch.default_generator.manual_seed(seed)
-            model = build_shapes(spec) if device.type == "meta" else build_model(spec)
+        if device.type == "meta":
+            model = build_shapes(spec)
+        else:
+            model = build_model(spec) if seed is None else draw_model(spec, seed)
         if pretrained_image and pretrained_image_path is None:
             load_default_tower(model, "image")
         if pretrained_text and pretrained_text_path is None:

@@ -18,11 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clip_train.draws import KeyedDraws
 from clip_train.errors import ClipTrainError
+from clip_train.model import is_drawn
 from clip_train.monitor.similarity import pair_sums
 from clip_train.parallel import World
 from clip_train.parallelize.compilation import compiled_step, limited
 from clip_train.parallelize.config import ParallelConfig
-from clip_train.parallelize.placement import place
+from clip_train.parallelize.placement import draw_shards, place
 from clip_train.parallelize.precision import LossScale
 from clip_train.tasks.base import Batch, Task, sum_of
 
@@ -50,6 +51,8 @@ class Gradients:
         self._config = config
         self._placement = place(task.module(), task.model.blocks(), world, config)
         self._module = self._placement.module
+        if not is_drawn(task.model):
+            draw_shards(task.model, seed, world, config)
         self._losses = compiled_step(self._losses_of_batch, config)
         self.scale = LossScale(world.device) if config.precision == "fp16" else None
         """the factor on the loss; None in all precisions but fp16"""

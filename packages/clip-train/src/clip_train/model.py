@@ -12,6 +12,8 @@ from clip_train.errors import ClipTrainError
 from clip_train.lora import LoraConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from clip_models import CLIP
     from clip_models.specs import ModelSpec
 
@@ -140,10 +142,10 @@ def weights_of(pretrained: str, **paths: str) -> dict[str, Any]:
     return {"pretrained": pretrained or None, **{name: path or None for name, path in paths.items()}}
 
 
-def make_model(config: ModelConfig, *, seed: int) -> CLIP:
-    """Returns the model on the CPU, in training mode. Raises ClipError.
+def make_model(config: ModelConfig, *, seed: int, device: Literal["cpu", "meta"] = "cpu") -> CLIP:
+    """Returns the model in training mode. Raises ClipError.
 
-    `seed`: of the random weights.
+    `seed`: of the random weights. On "meta" there are none, but for scalars: they are drawn when the model is sharded.
     """
     from clip_models import create_model
 
@@ -151,6 +153,7 @@ def make_model(config: ModelConfig, *, seed: int) -> CLIP:
     model = create_model(
         config.name,
         seed=seed,
+        device=device,
         force_quick_gelu=config.quick_gelu,
         force_patch_dropout=config.patch_dropout,
         force_image_size=config.image_size,
@@ -162,6 +165,8 @@ def make_model(config: ModelConfig, *, seed: int) -> CLIP:
             pretrained_text_path=config.pretrained_text,
         ),
     )
+    if device == "meta":
+        _draw_scalars(model, seed)
     lock = config.lock
     if lock.image:
         model.lock_image_tower(lock.image_unlocked_groups, lock.image_freeze_batch_norms)
@@ -175,3 +180,21 @@ def make_model(config: ModelConfig, *, seed: int) -> CLIP:
     if trained <= {"logit_scale", "logit_bias"}:
         raise ClipTrainError("model.lock locks every weight of both towers: unlock one of them, or some groups")
     return model
+
+
+def _draw_scalars(model: CLIP, seed: int) -> None:
+    """Gives the scalars of a model on the meta device their values, which a task may change before it is sharded."""
+    from torch import nn
+
+    from clip_models.model.drawing import Drawing
+
+    drawing = Drawing(model.spec, seed)
+    for name, parameter in list(model.named_parameters()):
+        if parameter.ndim == 0:
+            place, _, key = name.rpartition(".")
+            setattr(model.get_submodule(place), key, nn.Parameter(drawing.value(name), parameter.requires_grad))
+
+
+def is_drawn(model: nn.Module) -> bool:
+    """Whether the model has its weights: those of one on the meta device are drawn when it is sharded."""
+    return not any(parameter.is_meta for parameter in model.parameters())

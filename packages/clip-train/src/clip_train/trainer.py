@@ -38,6 +38,7 @@ from clip_train.monitor.log import ShownLog
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.parallel import MARGIN_S, World, join_world
+from clip_train.parallelize.placement import is_sharded
 from clip_train.runfolder import FitResult, RunFolder, RunLog
 from clip_train.synthetic import SyntheticConfig, SyntheticStream
 from clip_train.tasks.base import Task
@@ -57,7 +58,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         check_batch(config, world)
         manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
-        model = make_model(config.model, seed=config.train.seed)
+        later = is_sharded(world, config.train) and not (config.model.weights() or config.task.reads_weights)
+        model = make_model(config.model, seed=config.train.seed, device="meta" if later else "cpu")
         how = replace(config.train, precision=computed_precision(config.train.precision, world))
         task = config.task.build(model, precision=how.precision, world=world)
         task.text_lengths = config.data.text_lengths

@@ -61,6 +61,7 @@ class HFTextConfig(TextConfig):
     """An encoder of the transformers library with a pooler and a projection. Needs the extra `hf`."""
 
     TOWER = "clip_models.towers.text.hf:HFTextTower"
+    draws_on_meta = False  # there transformers leaves its own initialisation out
 
     model_name: str
     """Id of the model on the hub; names where default weights and the tokenizer come from."""

@@ -89,6 +89,9 @@ class TextConfig(TowerConfig):
     output_tokens: bool = False
     """Return all tokens beside the pooled vector."""
 
+    draws_on_meta: ClassVar[bool] = True
+    """Whether the tower draws the same random weights when it is built on the meta device."""
+
     @property
     def spare_columns(self) -> str:
         """Which columns at the right of a batch of token ids change no feature and may be cut off.

@@ -18,8 +18,11 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_models import CLIP
+from clip_models.model.drawing import Drawing, named_tensors
 from clip_train.batchnorm import synchronise_batch_norms
 from clip_train.errors import ClipTrainError
 from clip_train.parallel import World
@@ -130,6 +133,31 @@ def place(module: nn.Module, blocks: Sequence[nn.Module], world: World, config: 
 
 
 _PLACEMENTS: dict[str, type[Placement]] = {kind.name: kind for kind in (Copies, Shards)}
+
+
+def is_sharded(world: World, config: ParallelConfig) -> bool:
+    """Whether `place` will shard the module."""
+    kind = config.parallel if config.parallel != "auto" else _default(world, config)
+    return world.size > 1 and kind == Shards.name
+
+
+@torch.no_grad()
+def draw_shards(model: CLIP, seed: int, world: World, config: ParallelConfig) -> None:
+    """Draws the weights of a sharded model on the meta device, tensor by tensor, of which each rank keeps its shard.
+
+    They are those that the same seed gives the whole model. No rank holds more than one whole tensor.
+    """
+    drawing, device = Drawing(model.spec, seed), torch.device("cpu") if config.offload else world.device
+    drawn = {name for name, tensor in named_tensors(model) if not tensor.is_meta}
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    for name, tensor in named_tensors(model):
+        if name in drawn:
+            continue
+        value = drawing.value(name).to(tensor.dtype)
+        if isinstance(tensor, DTensor):
+            place = tensor.to_local().device
+            value = distribute_tensor(value.to(place), tensor.device_mesh, tensor.placements, src_data_rank=None)
+        tensor.copy_(value)
 
 
 def _default(world: World, config: ParallelConfig) -> str:

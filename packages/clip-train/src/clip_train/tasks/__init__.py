@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from clip_core.config import Variant
 from clip_core.registry import Registry
@@ -43,6 +43,9 @@ class TaskConfig(Variant):
 
     KINDS = TASKS
     DEFAULT = "contrastive"
+
+    reads_weights: ClassVar[bool] = False
+    """whether a task reads the weights of its model before the first step, so that they cannot be drawn later"""
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ClipError for a value that is not valid, or a model that was made for another objective.

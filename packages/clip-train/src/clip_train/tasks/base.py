@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from clip_models import CLIP, ModelSpec, PreprocessConfig
+from clip_train.model import is_drawn
 from clip_train.parallel import World
 from clip_train.parallelize.config import AUTOCAST
 
@@ -55,7 +56,7 @@ class Task:
     """whether a step needs what `start` reads of the samples, so that it cannot be simulated without them"""
 
     def __init__(self, model: CLIP, *, precision: str, world: World) -> None:
-        self.model: CLIP = model.to(world.device)
+        self.model: CLIP = model.to(world.device) if is_drawn(model) else model
         self.world = world
         self._autocast = AUTOCAST.get(precision)
         self._forward = _Forward(self)

@@ -1,0 +1,73 @@
+"""Random weights from a seed: each tensor from its own name, in the distribution of the tower, from the meta device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clip_models import HFTextConfig, ResNetConfig, TimmConfig, create_model, get_model_spec
+from clip_models.model import build_model
+from clip_models.model.drawing import Drawing, draw_model, named_tensors
+from tests.support import coca
+
+VIT = get_model_spec("ViT-Ti-4-24")
+BERT = {"model_type": "bert", "vocab_size": 49408, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 96, "max_position_embeddings": 60, "pad_token_id": 0}  # fmt: skip
+LARGER = replace(VIT.preprocess, size=(32, 32))
+SPECS = {
+    "vit": VIT,
+    "coca": coca.TINY,
+    "resnet": replace(
+        VIT, vision=ResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=16, head_width=32), preprocess=LARGER
+    ),
+    "timm": replace(
+        VIT, vision=TimmConfig(image_size=32, model_name="test_vit", pool="avg", proj="linear"), preprocess=LARGER
+    ),
+    "convnext": replace(
+        VIT, vision=TimmConfig(image_size=32, model_name="test_convnext", pool="avg", proj="linear"), preprocess=LARGER
+    ),
+    "hf": replace(VIT, text=HFTextConfig(model_name="some/encoder", context_length=20, config=BERT), custom_text=True),
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_distributions_are_those_of_the_towers(kind):
+    spec = SPECS[kind]
+    torch.manual_seed(0)
+    plain, drawn = (dict(named_tensors(model)) for model in (build_model(spec), draw_model(spec, 3)))
+    assert drawn.keys() == plain.keys()
+    for name, wanted in plain.items():
+        found = drawn[name]
+        assert (found.dtype, found.shape, found.requires_grad) == (wanted.dtype, wanted.shape, wanted.requires_grad)
+        if not wanted.is_floating_point() or wanted.numel() == 1 or wanted.std() == 0:
+            assert torch.equal(found, wanted), name
+        elif wanted.numel() > 2000:
+            assert found.std().item() == pytest.approx(wanted.std().item(), rel=0.15), name
+            assert abs(found.mean() - wanted.mean()) < 0.15 * wanted.std(), name
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm", "hf"])
+def test_one_tensor_alone_is_that_of_the_model_and_no_generator_changes(kind):
+    model, state = draw_model(SPECS[kind], 3), torch.get_rng_state()
+    drawing = Drawing(SPECS[kind], 3)
+    for name, tensor in reversed(list(named_tensors(model))):
+        assert torch.equal(drawing.value(name), tensor), name
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_equal_shapes_of_other_names_are_other_numbers():
+    tensors = {name: tensor for name, tensor in named_tensors(create_model("ViT-Ti-4-24", seed=0)) if tensor.ndim == 2}
+    other = dict(named_tensors(create_model("ViT-Ti-4-24", seed=1)))
+    same = dict(named_tensors(create_model("ViT-Ti-4-24", seed=0)))
+    seen: list[torch.Tensor] = []
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, same[name])
+        assert not torch.equal(tensor, other[name]), name
+        assert not any(each.shape == tensor.shape and torch.equal(each, tensor) for each in seen), name
+        seen.append(tensor)
+
+
+def test_a_tensor_keeps_its_numbers_when_the_model_gets_more_layers():
+    deeper = replace(VIT, text=replace(VIT.text, layers=VIT.text.layers + 1))
+    few, more = draw_model(VIT, 0), dict(named_tensors(draw_model(deeper, 0)))
+    assert all(torch.equal(tensor, more[name]) for name, tensor in named_tensors(few) if name.startswith("visual."))
