@@ -71,3 +71,10 @@ def test_a_tensor_keeps_its_numbers_when_the_model_gets_more_layers():
     deeper = replace(VIT, text=replace(VIT.text, layers=VIT.text.layers + 1))
     few, more = draw_model(VIT, 0), dict(named_tensors(draw_model(deeper, 0)))
     assert all(torch.equal(tensor, more[name]) for name, tensor in named_tensors(few) if name.startswith("visual."))
+
+
+def test_a_default_device_does_not_matter():
+    with torch.device("meta"):
+        model = create_model("ViT-Ti-4-24", seed=0)
+    wanted = create_model("ViT-Ti-4-24", seed=0).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())

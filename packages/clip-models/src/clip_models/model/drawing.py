@@ -43,7 +43,7 @@ class Drawing:
 
     def value(self, name: str) -> Tensor:
         """Returns a parameter or buffer of the model by its name, on the CPU. Changes no generator."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
             if self._calls is None:
                 if not self._whole:
                     torch.default_generator.manual_seed(self._seed)

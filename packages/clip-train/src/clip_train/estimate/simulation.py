@@ -119,7 +119,7 @@ def build(config: FitConfig) -> tuple[CLIP, Task]:
         shapes_only(),
         mock.patch.object(nn.Module, "to", lambda module, *args, **options: module),  # it stays on the meta device
     ):
-        model = make_model(config.model, seed=config.train.seed)
+        model = make_model(config.model, seed=config.train.seed, device="meta")
         return model, config.task.build(model, precision=config.train.precision, world=World(0, 1, torch.device("cpu")))
 
 
