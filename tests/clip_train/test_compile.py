@@ -60,7 +60,6 @@ def short_towers_without_graphs(monkeypatch):
         case("siglip", "step", "off", 1),
         case("coca", "model", "ops", 2),
         case("distillation", "model", "full", 1),
-        case("drop path", "block", "ops", 1),
     ],
 )
 def test_what_is_compiled_trains_as_what_is_not(task, parallel, parts):

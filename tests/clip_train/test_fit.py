@@ -193,13 +193,12 @@ def test_a_stop_signal_on_one_rank_saves_on_all_and_asks_for_a_requeue(recipe, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path, parallel):
+def test_two_ranks_learn_what_one_does_and_one_can_go_on_where_two_were(recipe, tmp_path):
     exact = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, precision="fp32"))
     alone = dataclasses.replace(exact, run=str(tmp_path / "alone"))
     wanted = fit(alone)
 
-    shared = dataclasses.replace(exact.train, parallel=parallel)
+    shared = dataclasses.replace(exact.train, parallel="fsdp")
     together = dataclasses.replace(exact, run=str(tmp_path / "together"), train=shared)
     port = free_port()
     ranks = [start(together, tmp_path, rank_environment(rank, 2, port)) for rank in range(2)]
