@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported. The tests run in more processes than there are cores: threads beside them wait for each other,
-# which takes 40 % more CPU time.
+# Before torch is imported. The tests run in more processes than there are cores: threads beside them wait for each
+# other, which takes 40 % more CPU time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SLOW_FOLDERS = {"parity", "integration", "faults"}
 
