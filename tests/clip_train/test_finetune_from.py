@@ -70,7 +70,8 @@ def test_a_run_starts_from_a_file_a_folder_or_the_hub_and_resizes_positions(data
     with Hub().running() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        # Not the variable, which is read when the library is imported.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         hub.add("org/model", {path.name: path.read_bytes() for path in (base / "open_clip").iterdir()})
         for number, source in enumerate(
             [base / "base.safetensors", f"local-dir:{base / 'open_clip'}", "hf-hub:org/model"]
