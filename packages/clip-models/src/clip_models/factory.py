@@ -61,9 +61,8 @@ def create_model(
     "local-dir:/folder", a file that describes itself, or its URL.
     `pretrained`: weights for the architecture: a tag, any of the forms above, a file or a folder. Weights of another
     architecture or activation are refused. `load_weights=False` uses the description of the source and random weights.
-    `precision`: see `apply_precision`. `seed` makes random weights reproducible, the same on every device, each tensor
-    from its own name, and does not change torch's generators; without it they are drawn from the global one. On the
-    device "meta" nothing is drawn.
+    `precision`: see `apply_precision`. `seed` makes random weights reproducible, the same on every device, and does not
+    change torch's generators; without it they are drawn from the global one. On the device "meta" nothing is drawn.
     `force_*` and `model_kwargs` (keys of ModelSpec; the tables vision and text are merged) change the spec before it is
     built; position embeddings of the weights are resized to a forced image size or context length.
     `force_preprocess_cfg` overrides the preprocessing of the weights.

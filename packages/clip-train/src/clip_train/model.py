@@ -195,6 +195,13 @@ def _draw_scalars(model: CLIP, seed: int) -> None:
             setattr(model.get_submodule(place), key, nn.Parameter(drawing.value(name), parameter.requires_grad))
 
 
+def can_draw_later(model: ModelConfig, *, read: bool) -> bool:
+    """Whether the weights may be drawn when the model is sharded; `read`: the task reads them before."""
+    from clip_models.model.drawing import draws_by_name
+
+    return not (read or model.weights()) and draws_by_name(model.spec())
+
+
 def is_drawn(model: nn.Module) -> bool:
     """Whether the model has its weights: those of one on the meta device are drawn when it is sharded."""
     return not any(parameter.is_meta for parameter in model.parameters())

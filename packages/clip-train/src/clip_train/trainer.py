@@ -32,7 +32,7 @@ from clip_train.hooks.benchmarks import Prepared, RankEmbedder, prepare
 from clip_train.lengthen import go_on, stable_step
 from clip_train.loop import Hook, Loop
 from clip_train.matmul import computed_precision, multiplier
-from clip_train.model import make_model
+from clip_train.model import can_draw_later, make_model
 from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.monitor.log import ShownLog
 from clip_train.nodecheck import check_nodes
@@ -58,7 +58,7 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         check_batch(config, world)
         manifest, val_manifest = find_samples(config, world)
         steps = total_steps(config, manifest.samples)
-        later = is_sharded(world, config.train) and not (config.model.weights() or config.task.reads_weights)
+        later = is_sharded(world, config.train) and can_draw_later(config.model, read=config.task.reads_weights)
         model = make_model(config.model, seed=config.train.seed, device="meta" if later else "cpu")
         how = replace(config.train, precision=computed_precision(config.train.precision, world))
         task = config.task.build(model, precision=how.precision, world=world)

@@ -22,39 +22,31 @@ from clip_models.specs import ModelSpec
 
 
 class Drawing:
-    """How the weights of a model are drawn from a seed.
-
-    A model with a tower that reads values while it is built, or that draws nothing on the meta device, is drawn whole,
-    in the order of its tensors.
-    """
+    """Draws the weights of a model one by one. Its towers are of kinds that draw on the meta device."""
 
     def __init__(self, spec: ModelSpec, seed: int) -> None:
-        self._spec, self._seed = spec, seed
-        self._calls: _Calls | None = _Calls() if spec.text.draws_on_meta else None
-        self._whole: dict[str, Tensor] = {}
-        self._named: dict[str, Tensor] = {}
-        if self._calls is None:
-            return
-        try:
-            with torch.device("meta"), _Constants(self._calls), self._calls:
-                self._named = dict(named_tensors(build_model(spec)))
-        except (NotImplementedError, RuntimeError):
-            self._calls = None
+        self._seed, self._calls = seed, _Calls()
+        with torch.device("meta"), _Constants(self._calls), self._calls:
+            self._named = dict(named_tensors(build_model(spec)))
 
     def value(self, name: str) -> Tensor:
         """Returns a parameter or buffer of the model by its name, on the CPU. Changes no generator."""
         with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
-            if self._calls is None:
-                if not self._whole:
-                    torch.default_generator.manual_seed(self._seed)
-                    self._whole = {key: tensor.detach() for key, tensor in named_tensors(build_model(self._spec))}
-                return self._whole[name]
             torch.default_generator.manual_seed(_seed_of(self._seed, name))
             return self._calls.repeat(self._named[name])
 
 
+def draws_by_name(spec: ModelSpec) -> bool:
+    """Whether each tensor of the model is drawn from its own name. Otherwise they are drawn together, in order."""
+    return spec.vision.draws_on_meta and spec.text.draws_on_meta
+
+
 def draw_model(spec: ModelSpec, seed: int) -> CLIP:
-    """Returns the model of a spec on the CPU, with random weights from a seed."""
+    """Returns the model of a spec on the CPU, with random weights from a seed. Changes no generator."""
+    if not draws_by_name(spec):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset those of the accelerators too
+            return build_model(spec)
     drawing, model = Drawing(spec, seed), build_shapes(spec).to_empty(device="cpu")
     with torch.no_grad():
         for name, tensor in named_tensors(model):

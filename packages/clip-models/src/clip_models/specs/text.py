@@ -14,6 +14,7 @@ class CLIPTextConfig(TransformerSizes, TextConfig):
     """CLIP's text transformer, with the options of CLIPA, SigLIP, MetaCLIP 2 and CoCa."""
 
     TOWER = "clip_models.towers.text.clip:TextTransformer"
+    draws_on_meta = True
 
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Rows of the token embedding."""
@@ -61,7 +62,6 @@ class HFTextConfig(TextConfig):
     """An encoder of the transformers library with a pooler and a projection. Needs the extra `hf`."""
 
     TOWER = "clip_models.towers.text.hf:HFTextTower"
-    draws_on_meta = False  # there transformers leaves its own initialisation out
 
     model_name: str
     """Id of the model on the hub; names where default weights and the tokenizer come from."""
