@@ -205,6 +205,7 @@ def test_float8_needs_a_device_that_has_it():
         ({"parallel": "ddp", "offload": True}, r"train\.offload = True has no effect"),
         ({"parallel": "fsdp", "compile": "model"}, r"train\.compile = 'model' does not work with a sharded model"),
         ({"compile": "step", "micro_batches": 2}, r"'step' does not work with train\.micro_batches = 2"),
+        ({"compile_backend": "eager"}, r"train\.compile_backend = 'eager' has no effect with train\.compile = 'off'"),
         ({"compile_limit": 0}, r"train\.compile_limit = 0 must be at least 1"),
     ],
 )

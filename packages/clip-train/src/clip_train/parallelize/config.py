@@ -45,6 +45,11 @@ class ParallelConfig:
             )
         if self.compile_limit < 1:
             raise ClipTrainError(f"train.compile_limit = {self.compile_limit} must be at least 1")
+        if self.compile == "off" and self.compile_backend != "inductor":
+            raise ClipTrainError(
+                f"train.compile_backend = {self.compile_backend!r} has no effect with train.compile = 'off': set "
+                "train.compile, or omit it"
+            )
         sharded = self.parallel == "fsdp"
         if self.parallel == "ddp":
             for name, value in (("shard", self.shard), ("offload", self.offload)):
