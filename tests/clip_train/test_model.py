@@ -10,7 +10,10 @@ from clip_models import create_model, save_model
 from clip_train import DataConfig, FitConfig, LockConfig, ModelConfig, OptimConfig, Source, TrainConfig, fit
 from clip_train.config import resolve
 from clip_train.errors import ClipTrainError
-from clip_train.model import make_model
+from clip_train.model import can_draw_later, make_model
+from clip_train.tasks.classification import ClassificationConfig
+from clip_train.tasks.contrastive import PairConfig
+from clip_train.tasks.siglip import SigLIPConfig
 
 NAME = "ViT-Ti-4-24"
 
@@ -91,3 +94,17 @@ def test_a_model_without_a_weight_to_train_is_refused():
 def test_a_value_that_the_tower_cannot_have_is_named(keys, message):
     with pytest.raises(ClipError, match=message):
         make(**keys)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "later"),
+    [
+        (ModelConfig(name="ViT-Ti-4-24"), SigLIPConfig, True),
+        (ModelConfig(name="ViT-Ti-4-24", pretrained="a.safetensors"), SigLIPConfig, False),
+        (ModelConfig(name="ViT-B-16-SigLIP"), SigLIPConfig, False),  # a trunk of timm
+        (ModelConfig(name="ViT-Ti-4-24"), ClassificationConfig, False),
+        (ModelConfig(name="ViT-Ti-4-24"), PairConfig, False),  # the base of tasks from outside
+    ],
+)
+def test_weights_are_drawn_later_only_where_nothing_reads_them_before(model, task, later):
+    assert can_draw_later(model, read=task.reads_weights) == later

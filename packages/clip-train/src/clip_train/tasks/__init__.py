@@ -44,8 +44,9 @@ class TaskConfig(Variant):
     KINDS = TASKS
     DEFAULT = "contrastive"
 
-    reads_weights: ClassVar[bool] = False
-    """whether a task reads the weights of its model before the first step, so that they cannot be drawn later"""
+    reads_weights: ClassVar[bool] = True
+    """whether a task may read or change the weights of its model before the first step, other than scalars; if not,
+    those of a sharded model are drawn later"""
 
     def check(self, spec: ModelSpec) -> None:
         """Raises ClipError for a value that is not valid, or a model that was made for another objective.

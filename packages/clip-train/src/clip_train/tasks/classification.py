@@ -30,8 +30,6 @@ class ClassificationConfig(TaskConfig):
     classifier.safetensors of such a run in `classifier`, the tower is fine-tuned (LP-FT, Kumar et al. 2022).
     """
 
-    reads_weights = True
-
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     """classes of the samples"""
     classifier: str = "prompts"

@@ -100,6 +100,8 @@ class PairConfig(TowersConfig):
 class ContrastiveConfig(PairConfig):
     """Image-text contrastive training (CLIP, Radford et al. 2021)."""
 
+    reads_weights = False
+
     loss: str = "contrastive"
     """the loss of the pairs: a registered name, or package.module:function"""
     label_smoothing: float = 0.0

@@ -38,6 +38,8 @@ class GlobalContrastiveConfig(TowersConfig):
     `logit_scale.init` is the inverse of the initial temperature, and `logit_scale.max` of the lowest one.
     """
 
+    reads_weights = False
+
     version: Literal["sogclr", "isogclr", "v1", "v2", "v3"] = "v3"
     """sogclr and v1 have a fixed temperature, isogclr and v2 one for each image and caption, v3 a trained one; gamma is
     constant in sogclr and isogclr, and falls in v1 to v3"""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class SigLIPConfig(PairConfig):
     """Sigmoid training of image-text pairs (SigLIP, Zhai et al. 2023). The bias of the logits is trained."""
 
+    reads_weights = False
+
     loss: str = "sigmoid"
     """the loss of the pairs: a registered name, or package.module:function"""
     exchange: Literal["ring", "gather"] = "ring"
