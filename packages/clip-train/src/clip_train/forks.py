@@ -17,22 +17,24 @@ from clip_train.parallel import World
 from clip_train.runfolder import read_run
 
 FORK = "fork.json"
+_Begin = tuple[int, int, dict[str, Any]]
 
 
 def fork(config: FitConfig, checkpoints: Checkpoints, stream: Any, steps: int, world: World, samples: int) -> Resumed:
     """Loads the parent's checkpoint and writes fork.json. Returns where the run begins.
 
     A fork begins at the samples that the parent has seen: with another batch size its step has another number. Those of
-    OpenCLIP's epoch_N.pt are N times `samples`, an epoch. Raises ClipTrainError if the parent does not fit.
+    OpenCLIP's epoch_N.pt are N times `samples`, an epoch. Its stream begins after the samples that the parent has read,
+    which are more if it has gone back from a spike. Raises ClipTrainError if the parent does not fit.
     """
-    seen, record = (_openclip if is_openclip(config.parent) else _parent)(config, checkpoints, world, samples)
+    seen, read, record = (_openclip if is_openclip(config.parent) else _parent)(config, checkpoints, world, samples)
     batch = config.train.batch_size
     begin = seen // batch
     if begin >= steps:
         raise ClipTrainError(
             f"parent = {config.parent!r} is at step {begin}, and the run ends at step {steps}: raise its length"
         )
-    stream.load_state_dict({**stream.state_dict(), "step": begin})
+    stream.load_state_dict({**stream.state_dict(), "step": -(-read // batch)})
     world.lead(lambda: Store(config.run).write_json(FORK, {**record, "begins_at": begin}))
     # From here on the parent is not needed: it may remove this checkpoint.
     checkpoints.save(begin, stream.state_dict(), {})
@@ -40,8 +42,8 @@ def fork(config: FitConfig, checkpoints: Checkpoints, stream: Any, steps: int, w
     return Resumed(begin, {}, {})
 
 
-def _parent(config: FitConfig, checkpoints: Checkpoints, world: World, samples: int) -> tuple[int, dict[str, Any]]:
-    """Loads a checkpoint of a run. Returns (samples seen, the record)."""
+def _parent(config: FitConfig, checkpoints: Checkpoints, world: World, samples: int) -> _Begin:
+    """Loads a checkpoint of a run. Returns (samples seen, samples read, the record for fork.json)."""
     run, at = split_run(config.parent)
     parent = world.lead(lambda: _checked(config, run))
     step = int(at) if at else max(world.lead(Folder(run).steps), default=0)
@@ -55,16 +57,18 @@ def _parent(config: FitConfig, checkpoints: Checkpoints, world: World, samples: 
         state = checkpoints.load_from(Folder(run), step)
     except Damaged as error:
         raise ClipTrainError(f"parent = {config.parent!r} is damaged: {error}; choose another step") from error
-    return seen, {"run": run, "step": step, "config": parent.fingerprint(), "state": state["sha256"]}
+    read = state["stream"]["step"] * parent.train.batch_size
+    return seen, read, {"run": run, "step": step, "config": parent.fingerprint(), "state": state["sha256"]}
 
 
-def _openclip(config: FitConfig, checkpoints: Checkpoints, world: World, samples: int) -> tuple[int, dict[str, Any]]:
-    """Loads a checkpoint of OpenCLIP, on every rank. Returns (samples seen, the record)."""
+def _openclip(config: FitConfig, checkpoints: Checkpoints, world: World, samples: int) -> _Begin:
+    """Loads a checkpoint of OpenCLIP, on every rank. Returns the same as `_parent`."""
     if config.optim.name != "adamw":
         raise ClipTrainError(f"parent = {config.parent!r} has AdamW's state: set optim.name = 'adamw'")
     path = Path(config.parent)
     epoch = load_openclip(checkpoints.state, path)
-    return epoch * samples, {"run": config.parent, "epoch": epoch, "sha256": world.lead(lambda: sha256_of(path))}
+    record = {"run": config.parent, "epoch": epoch, "sha256": world.lead(lambda: sha256_of(path))}
+    return epoch * samples, epoch * samples, record
 
 
 def _checked(config: FitConfig, run: str) -> FitConfig:

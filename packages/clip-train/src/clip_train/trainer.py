@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -37,9 +37,12 @@ from clip_train.monitor.flops import Utilisation, utilisation
 from clip_train.monitor.log import ShownLog
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
+from clip_train.optim.guard import Spike
+from clip_train.optim.plan import Plan
 from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.parallelize.placement import is_sharded
-from clip_train.runfolder import FitResult, RunFolder, RunLog
+from clip_train.rewinds import Rewinds
+from clip_train.runfolder import FitResult, RunFolder
 from clip_train.synthetic import SyntheticConfig, SyntheticStream
 from clip_train.tasks.base import Task
 from clip_train.watch import Watch
@@ -66,10 +69,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
         optim = Optimization(model, config.optim, world.device, gradients.scale)
-        plan = plan_of(config, steps, manifest.samples)
-        rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = make_stream(config, manifest, task, world)
-        stack.callback(stream.close)
+        stack.callback(lambda: stream.close())
         benchmarks = prepare(config, world) if config.val.benchmarks else []
         captions = foresee(config, _tokenizer(task), manifest, val_manifest, steps, world)
 
@@ -84,78 +85,131 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             about={"model": model.spec.to_dict(), "steps": steps, "task": task.about},
         )
         world.lead(lambda: go_on(config, steps, manifest.samples))
-        resumed = checkpoints.resume()
-        if resumed is None:
-            world.lead(folder.check_new)
-            resumed = Resumed(0, {}, {})
-            if config.parent:
-                resumed = fork(config, checkpoints, stream, steps, world, manifest.samples)
-        else:
-            stream.load_state_dict(resumed.stream)
-        watch.saved = resumed.step or None
-        world.lead(folder.write_config)
-        metrics = dict(resumed.metrics)
-        gradients.multiplier = multiplier(how, model, world, metrics)
-        if resumed.step < steps:
-            log = stack.enter_context(ShownLog(config, resumed.step, steps=steps)) if world.leads else None
-            _log_start(config, folder, resumed, captions, how.precision, model, log, world)
-            shared = {"stream": stream, "log": log, "world": world}
-            watch.training = True
-            computed = replace(config, train=how)  # a rate is compared with that of the precision that is used
-            saving = partial(Saving, checkpoints=checkpoints, pinned=stable_step(plan, config.train.batch_size))
-            Loop(
-                task=task,
-                gradients=gradients,
-                optimizer=optim.optimizer,
-                feed=Feed(stream, task, world, items=watch.batches(stream, _wait_s(config.data))),
-                rate=rate,
-                steps=steps,
-                start=resumed.step,
-                clip=optim.clip,
-                guard=optim.guard,
-                hooks=_hooks(computed, task, manifest, val_manifest, benchmarks, saving, optim, **shared),
-                collective=world.collective,
-                metrics=metrics,
-            ).run()
+        run = _Run(
+            config=config,
+            computed=replace(config, train=how),
+            folder=folder,
+            world=world,
+            manifest=manifest,
+            val_manifest=val_manifest,
+            steps=steps,
+            task=task,
+            gradients=gradients,
+            optim=optim,
+            benchmarks=benchmarks,
+            checkpoints=checkpoints,
+            rewinds=Rewinds(config.run, config.optim.spike, world),
+        )
+        events = partial(_start_events, config, captions, how.precision, model, folder, world)
+        while True:
+            try:
+                metrics = run.finish(stream, events)
+                break
+            except Spike as spike:
+                rewind = run.rewinds.add(spike, checkpoints)
+                events = partial(_rewind_events, rewind)
+                stream.close()
+                stream = make_stream(config, manifest, task, world)
         return world.lead(partial(_export, config, folder, steps, metrics))
 
 
-def _hooks(
-    config: FitConfig,
-    task: Task,
-    manifest: Manifest | SyntheticConfig,
-    val_manifest: Manifest | None,
-    benchmarks: list[Prepared],
-    saving: Callable[..., Saving],
-    optim: Optimization,
-    **shared: Any,
-) -> list[Hook]:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The parts of a run that stay when it goes back to a checkpoint."""
+
+    config: FitConfig
+    computed: FitConfig
+    """the config with the precision that is computed in"""
+    folder: RunFolder
+    world: World
+    manifest: Manifest | SyntheticConfig
+    val_manifest: Manifest | None
+    steps: int
+    task: Task
+    gradients: Gradients
+    optim: Optimization
+    benchmarks: list[Prepared]
+    checkpoints: Checkpoints
+    rewinds: Rewinds
+
+    def finish(self, stream: Any, events: Callable[[Resumed], list[dict[str, Any]]]) -> dict[str, float]:
+        """Trains from the newest checkpoint, or the beginning, to the last step. Returns the latest measured values.
+
+        `stream` is new. `events` are logged first. Raises Spike if the run has to go back.
+        """
+        config, world = self.config, self.world
+        resumed = self._resume(stream)
+        world.watch.saved = resumed.step or None
+        world.lead(self.folder.write_config)
+        metrics = dict(resumed.metrics)
+        self.gradients.multiplier = multiplier(self.computed.train, self.task.model, world, metrics)
+        if resumed.step == self.steps:
+            return metrics
+        plan = plan_of(config, self.steps, self.manifest.samples)
+        with ExitStack() as opened:
+            log = opened.enter_context(ShownLog(config, resumed.step, steps=self.steps)) if world.leads else None
+            for event in events(resumed):
+                if log:
+                    log.write({"step": resumed.step, **event})
+            world.watch.training = True
+            Loop(
+                task=self.task,
+                gradients=self.gradients,
+                optimizer=self.optim.optimizer,
+                feed=Feed(stream, self.task, world, items=world.watch.batches(stream, _wait_s(config.data))),
+                rate=learning_rate(config.optim, plan, config.train.batch_size),
+                steps=self.steps,
+                start=resumed.step,
+                clip=self.optim.clip,
+                guard=self.optim.guard,
+                hooks=_hooks(self, plan, stream=stream, log=log, world=world),
+                collective=world.collective,
+                metrics=metrics,
+            ).run()
+        return metrics
+
+    def _resume(self, stream: Any) -> Resumed:
+        config, world = self.config, self.world
+        resumed = self.checkpoints.resume()
+        if resumed is not None:
+            stream.load_state_dict(resumed.stream)
+            self.rewinds.continue_after(resumed, stream)
+            return resumed
+        world.lead(self.folder.check_new)
+        if config.parent:
+            return fork(config, self.checkpoints, stream, self.steps, world, self.manifest.samples)
+        return Resumed(0, {}, {})
+
+
+def _hooks(run: _Run, plan: Plan, **shared: Any) -> list[Hook]:
     """Returns the hooks in order; `shared` are the fields that all of them have."""
-    log_every = config.train.log_every
+    config, samples = run.computed, run.manifest.samples
+    log_every, batch_size = config.train.log_every, config.train.batch_size
     hooks: list[Hook] = [
-        *([Averaging(ema=optim.ema)] if optim.ema else []),
-        *([_profiling(config, shared["world"])] if config.profile.start else []),
+        *([Averaging(ema=run.optim.ema)] if run.optim.ema else []),
+        *([_profiling(config, run.world)] if config.profile.start else []),
         Logging(
             every=log_every,
-            batch_size=config.train.batch_size,
-            samples=manifest.samples,
-            utilisation=_utilisation(config, task, shared["world"]),
+            batch_size=batch_size,
+            samples=samples,
+            utilisation=_utilisation(config, run.task, run.world),
             **shared,
         ),
         CorruptLimit(
             every=log_every,
             limit=config.data.max_corrupt,
-            samples=manifest.samples,
-            batch_size=config.train.batch_size,
+            samples=samples,
+            batch_size=batch_size,
             warns=config.data.long_captions == "error",
             **shared,
         ),
     ]
-    if val_manifest:
-        hooks.append(_validation(config, task, val_manifest, optim, **shared))
-    if benchmarks:
-        hooks.append(_benchmarks(config, task, benchmarks, optim, **shared))
-    return [*hooks, saving(every=config.checkpoint.every, **shared)]
+    if run.val_manifest:
+        hooks.append(_validation(config, run.task, run.val_manifest, run.optim, **shared))
+    if run.benchmarks:
+        hooks.append(_benchmarks(config, run.task, run.benchmarks, run.optim, **shared))
+    pinned = stable_step(plan, batch_size)
+    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=run.checkpoints, pinned=pinned, **shared)]
 
 
 def _profiling(config: FitConfig, world: World) -> Profiling:
@@ -264,18 +318,17 @@ def find_samples(config: FitConfig, world: World) -> tuple[Manifest | SyntheticC
     return manifest, held_out
 
 
-def _log_start(
+def _start_events(
     config: FitConfig,
-    folder: RunFolder,
-    resumed: Resumed,
     captions: list[dict[str, Any]],
     precision: str,
     model: CLIP,
-    log: RunLog | None,
+    folder: RunFolder,
     world: World,
-) -> None:
-    """Logs what is to be known of a run from its start, and measures the nodes if the config says so."""
-    events: list[dict[str, Any]] = [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
+    resumed: Resumed,
+) -> list[dict[str, Any]]:
+    """Returns what is to be known of a run from its start, and measures the nodes if the config says so."""
+    events = _damaged(resumed)
     if not resumed.step:
         events += captions
     if precision != config.train.precision:
@@ -290,9 +343,15 @@ def _log_start(
         events.append(
             {"event": "node_check", **check_nodes(world, folder.local or Path(gettempdir()), config.train.node_check)}
         )
-    if log:
-        for event in events:
-            log.write({"step": resumed.step, **event})
+    return events
+
+
+def _rewind_events(rewind: Mapping[str, Any], resumed: Resumed) -> list[dict[str, Any]]:
+    return [*_damaged(resumed), {"event": "rewind", **rewind}]
+
+
+def _damaged(resumed: Resumed) -> list[dict[str, Any]]:
+    return [{"event": "damaged_checkpoint", **moved} for moved in resumed.damaged]
 
 
 def make_stream(

@@ -28,8 +28,10 @@ class EmaConfig:
 class SpikeConfig:
     """What happens at a step whose loss or gradient norm is far above the median of the steps before."""
 
-    action: Literal["off", "skip", "stop"] = "off"
-    """off trains on it, skip leaves its update out, stop ends the run before the update"""
+    action: Literal["off", "skip", "rewind", "stop"] = "off"
+    """off trains on it, skip leaves its update out, stop ends the run before the update, rewind continues from the
+    newest checkpoint without the batches from there to the spike; a loss or norm that is not finite ends the run, but
+    with rewind it is a spike"""
     loss: float = 2.0
     """a spike has more than this many times the median loss; 0 does not look at the loss"""
     norm: float = 5.0
@@ -37,7 +39,8 @@ class SpikeConfig:
     window: int = 100
     """steps of the running median; the first steps, until it is full, are not judged"""
     most: int = 10
-    """the run ends when more steps than this are skipped in a row"""
+    """the run ends when more steps than this are skipped in a row, or at a spike after so many rewinds to one
+    checkpoint"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,15 @@ from torch import Tensor
 from clip_train.errors import ClipTrainError
 from clip_train.optim.config import SpikeConfig
 
+
+class Spike(ClipTrainError):
+    """A spike to go back from. `step` is the number of steps up to it, itself included."""
+
+    def __init__(self, step: int, why: str) -> None:
+        super().__init__(why)
+        self.step = step
+
+
 VERDICT = "verdict "  # keeps its names apart from those of losses, norms and hooks
 
 
@@ -56,24 +65,28 @@ class Guard:
     def settle(self, step: int, loss: float, norm: float, lr: float, values: dict[str, float]) -> bool:
         """Takes the values of the `verdict` out of `values` and returns whether the step's update was made.
 
-        Raises ClipTrainError if the step ends the run.
+        Raises ClipTrainError if the step ends the run, and Spike if the run goes back from it.
         """
         found = {name: values.pop(VERDICT + name) for name in self._verdict}
         if found["good"]:
             return True
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        spike, finite = self._config, math.isfinite(loss) and math.isfinite(norm)
+        allowed = (f" (optim.spike allows {found['loss']:.4g})", f" ({found['norm']:.4g})") if finite else ("", "")
+        what = f"step {step}: the loss is {loss:.4g}{allowed[0]} and the gradient norm {norm:.4g}{allowed[1]}"
+        if spike.action == "rewind":
+            raise Spike(step, what)
+        if not finite:
             raise ClipTrainError(
-                f"step {step}: the loss is {loss} and the gradient norm {norm}; checkpoints are not affected. Lower "
-                f"optim.lr (now {lr:g}), lengthen optim.warmup or set optim.grad_clip_norm"
+                f"{what}; checkpoints are not affected. Lower optim.lr (now {lr:g}), lengthen optim.warmup or set "
+                "optim.grad_clip_norm"
             )
-        spike, streak = self._config, int(found["streak"])
+        streak = int(found["streak"])
         if spike.action == "skip" and streak <= spike.most:
             return False
         row = f" in {streak} steps in a row (optim.spike.most = {spike.most})" if spike.action == "skip" else ""
         raise ClipTrainError(
-            f"step {step}: the loss is {loss:.4g} (optim.spike allows {found['loss']:.4g}) and the gradient norm "
-            f"{norm:.4g} ({found['norm']:.4g}){row}; checkpoints are not affected. Lower optim.lr (now {lr:g}), set "
-            "optim.grad_clip_norm, or raise the limits of optim.spike"
+            f"{what}{row}; checkpoints are not affected. Lower optim.lr (now {lr:g}), set optim.grad_clip_norm, or "
+            "raise the limits of optim.spike"
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -81,8 +94,9 @@ class Guard:
         return {"window": self._window, "streak": self._streak}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned. Steps are good again."""
         self._window, self._streak = (tensors[name].to(self._window.device) for name in ("window", "streak"))
+        self._over = torch.zeros_like(self._over)
 
     def _limits(self) -> Tensor:
         """Returns the largest loss and norm that are no spikes; infinity until the window is full."""
