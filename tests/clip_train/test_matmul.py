@@ -14,13 +14,14 @@ from clip_models.towers.products import Linear, linear
 from clip_train import ClipTrainError, FitConfig, ModelConfig, TrainConfig
 from clip_train import matmul as module
 from clip_train.config import resolve
+from clip_train.losses import products
 from clip_train.matmul import computed_precision, multiplier, onednn
 from clip_train.parallel import World
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
 HERE = World(0, 1, torch.device("cpu"))
 FP32 = TrainConfig(precision="fp32")
-AUTO = replace(FP32, matmul="auto")
+AUTO = replace(FP32, deterministic="off")
 
 
 class Operators(TorchDispatchMode):
@@ -110,12 +111,14 @@ def test_auto_measures_once_and_keeps_the_choice(model, monkeypatch, faster):
     metrics = {}
     first = multiplier(AUTO, model, HERE, metrics)
     assert (first is onednn) == faster
-    assert metrics == {"onednn": float(faster)}
+    assert metrics == {"matmul": float(faster)}
     assert multiplier(AUTO, model, HERE, metrics) is first  # as after a resume
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("options", [{"matmul": "torch"}, {"precision": "bf16"}, {"compile": "block"}])
+@pytest.mark.parametrize(
+    "options", [{"matmul": "torch"}, {"precision": "bf16"}, {"compile": "block"}, {"deterministic": "auto"}]
+)
 def test_nothing_is_measured_where_it_has_no_effect(model, monkeypatch, options):
     monkeypatch.setattr(module, "_onednn_is_faster", lambda model: pytest.fail("measured"))
     metrics = {}
@@ -150,13 +153,34 @@ def test_bf16_is_computed_in_fp32_where_the_cpu_has_to_emulate_it(monkeypatch, n
     assert computed_precision("pure_bf16", HERE) == "pure_bf16"
 
 
-def test_onednn_is_refused_where_it_has_no_effect(model, tmp_path):
-    for options, message in (
-        ({"device": "cuda"}, "no effect with train.device = 'cuda'"),
-        ({"compile": "block"}, "no effect with train.compile = 'block'"),
-    ):
-        train = TrainConfig(steps=1, matmul="onednn", **options)
-        with pytest.raises(ClipTrainError, match=message):
-            resolve(FitConfig(run=str(tmp_path), model=ModelConfig(name="ViT-Ti-4-24"), train=train))
-    with pytest.raises(ClipTrainError, match="this run uses cuda"):
-        multiplier(replace(FP32, matmul="onednn"), model, World(0, 1, torch.device("cuda")), {})
+@pytest.mark.parametrize(
+    ("matmul", "options", "message"),
+    [
+        ("onednn", {"device": "cuda"}, "no effect with train.device = 'cuda': it is for eager training on a CPU"),
+        ("onednn", {"compile": "block"}, "no effect with train.compile = 'block'"),
+        ("tf32x3", {"device": "cpu"}, "no effect with train.device = 'cpu': it is for a loss that is not compiled"),
+        ("bf16x3", {"compile": "step"}, "no effect with train.compile = 'step'"),
+    ],
+)
+def test_a_library_is_refused_where_it_has_no_effect(model, tmp_path, matmul, options, message):
+    train = TrainConfig(steps=1, matmul=matmul, **options)
+    with pytest.raises(ClipTrainError, match=message):
+        resolve(FitConfig(run=str(tmp_path), model=ModelConfig(name="ViT-Ti-4-24"), train=train))
+    here = torch.device("cpu" if matmul == "onednn" and "compile" in options else options.get("device", "cuda"))
+    with pytest.raises(ClipTrainError, match=message):
+        multiplier(replace(train, precision="fp32"), model, World(0, 1, here), {})
+
+
+def test_on_cuda_the_product_of_the_loss_is_measured_and_kept(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "fastest", lambda width, device: asked.append(width) or "tf32x3")
+    world, metrics = World(0, 1, torch.device("cuda")), {}
+    before = products._product
+    for _ in range(2):
+        with multiplier(TrainConfig(), model, world, metrics)():
+            assert products._product is products.PRODUCTS["tf32x3"]
+        assert products._product is before
+    assert asked == [model.spec.embed_dim]
+    assert metrics == {"matmul": 2.0}
+    assert multiplier(TrainConfig(deterministic="strict"), model, world, {}) is nullcontext
+    assert multiplier(TrainConfig(compile="step"), model, world, {}) is nullcontext

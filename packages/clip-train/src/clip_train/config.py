@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,9 +93,10 @@ class TrainConfig(ParallelConfig):
     """seed of the weights, the sample order and the augmentation"""
     threads: int = 0
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
-    matmul: Literal["auto", "torch", "onednn"] = "torch"
-    """library that multiplies the float32 matrices of linear layers on a CPU; auto measures both at the start of the
-    run, and a resumed run keeps the choice. Bits differ between them, so two runs with auto may differ"""
+    matmul: Literal["auto", "torch", "onednn", "tf32x3", "bf16x3"] = "auto"
+    """how float32 matrices are multiplied: by torch, on a CPU those of linear layers by onednn, on CUDA those of the
+    loss as three products of TF32 or bf16. auto is torch where bits are promised (`deterministic`); elsewhere the start
+    of the run measures which is the fastest, of the loss with a gradient right to 1e-5, and a resumed run keeps it"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""
@@ -179,6 +181,24 @@ class FitConfig:
         return fingerprint(whole)
 
 
+_MATMUL: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "onednn": ("cpu", ("off",), "eager training on a CPU"),
+    "tf32x3": ("cuda", ("off", "block", "model"), "a loss that is not compiled, on CUDA"),
+    "bf16x3": ("cuda", ("off", "block", "model"), "a loss that is not compiled, on CUDA"),
+}
+"""The device, the ways of compilation, and both in words, that a value of train.matmul is for."""
+
+
+def check_matmul(matmul: str, device: str, compiled: str) -> None:
+    """Raises ClipTrainError for a library that has no effect. `device` may be auto, which is not known yet."""
+    wanted, compilations, words = _MATMUL.get(matmul, (device, (compiled,), ""))
+    for name, value, valid in (("device", device, (wanted, "auto")), ("compile", compiled, compilations)):
+        if value not in valid:
+            raise ClipTrainError(
+                f"train.matmul = {matmul!r} has no effect with train.{name} = {value!r}: it is for {words}; omit it"
+            )
+
+
 def resolve(config: FitConfig) -> FitConfig:
     """Checks the values and returns the config. Raises ClipError. Requires neither torch nor the data."""
     spec = config.model.spec()
@@ -192,11 +212,7 @@ def resolve(config: FitConfig) -> FitConfig:
     if len(given) != 1:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
-    if train.matmul == "onednn" and (train.device == "cuda" or train.compile != "off"):
-        against = "device = 'cuda'" if train.device == "cuda" else f"compile = {train.compile!r}"
-        raise ClipTrainError(
-            f"train.matmul = 'onednn' has no effect with train.{against}: it is for eager training on a CPU; omit it"
-        )
+    check_matmul(train.matmul, train.device, train.compile)
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
     if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):

@@ -1,9 +1,10 @@
-"""The arithmetic of linear layers on a CPU: which library multiplies float32 matrices, and when bf16 is worth it.
+"""What multiplies float32 matrices, of linear layers on a CPU and of the loss on CUDA, and when bf16 is worth it.
 
-PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as fast on an
-AMD CPU with AVX-512 (Zen 5), and 1.2 times as slow on one with AVX2 (Zen 3). So a run measures both, once: the sums of
-the two are not the same to the last bit, and the choice is kept in the run's metrics for the time it is resumed.
-It applies to the linear layers of the native towers; those of timm and transformers use PyTorch's BLAS.
+On a CPU PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as
+fast on an AMD CPU of the kind Zen 5, 1.1 times on Zen 4, and 1.2 times as slow on Zen 3. It is used in the linear
+layers of the native towers; those of timm and transformers use PyTorch's BLAS. On CUDA the loss has a choice
+(`clip_train.losses.products`). The sums of the libraries are not the same to the last bit: a run that measures them
+does it once, and keeps its choice in its metrics for the time it is resumed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +23,17 @@ from torch.autograd.function import once_differentiable
 
 from clip_models import CLIP
 from clip_models.towers.products import Product, computed_by
+from clip_train.arithmetic import deterministic_mode
+from clip_train.config import TrainConfig, check_matmul
 from clip_train.errors import ClipTrainError
+from clip_train.losses.products import computed_by as loss_computed_by
+from clip_train.losses.products import fastest
 from clip_train.parallel import World
 
 if TYPE_CHECKING:
-    from clip_train.config import TrainConfig
     from clip_train.parallelize.config import Precision
 
+LIBRARIES = ("torch", "onednn", "tf32x3", "bf16x3")
 _TURNS = 4
 _FLOPS = 1e9  # of one turn, of each library
 _GAIN = 1.15  # what oneDNN has to win by, so that noise does not decide
@@ -75,20 +81,31 @@ def multiplier(
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Returns the context of a step's products, the same on all ranks, as `matmul` of the config says.
 
-    auto takes the library that `metrics["onednn"]` names (1 or 0), and measures it if there is no such entry, and adds
-    it. Raises ClipTrainError for a library that this device does not have.
+    auto takes the library whose number in LIBRARIES is `metrics["matmul"]`. Where several could be used it measures
+    them if there is no such entry, and adds it. Raises ClipTrainError for a library that this device does not have.
     """
-    choice, usable = config.matmul, world.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if choice == "onednn" and not usable:
-        raise ClipTrainError(
-            f"train.matmul = 'onednn' is for CPUs, and for a PyTorch with oneDNN; this run uses {world.device}: "
-            "set it to 'auto'"
-        )
-    if choice == "auto" and usable and config.compile == "off" and config.precision == "fp32":
-        if "onednn" not in metrics:
-            metrics["onednn"] = world.lead(lambda: float(_onednn_is_faster(model)))
-        choice = "onednn" if metrics["onednn"] else "torch"
-    return onednn if choice == "onednn" else nullcontext
+    choice: str = config.matmul
+    device = world.device.type
+    if choice == "onednn" and not torch.backends.mkldnn.is_available():
+        raise ClipTrainError("train.matmul = 'onednn' needs a PyTorch with oneDNN: set it to 'auto'")
+    if choice == "auto":
+        free = deterministic_mode(config, world.device) != "strict"
+        if free and device == "cuda" and config.compile != "step":
+            choice = _kept(lambda: fastest(model.spec.embed_dim, world.device), world, metrics)
+        elif free and device == "cpu" and config.compile == "off" and config.precision == "fp32":
+            choice = _kept(lambda: "onednn" if _onednn_is_faster(model) else "torch", world, metrics)
+        else:
+            choice = "torch"
+    check_matmul(choice, device, config.compile)
+    if choice == "onednn":
+        return onednn
+    return nullcontext if choice == "torch" else partial(loss_computed_by, choice)
+
+
+def _kept(measured: Callable[[], str], world: World, metrics: MutableMapping[str, float]) -> str:
+    if "matmul" not in metrics:
+        metrics["matmul"] = world.lead(lambda: float(LIBRARIES.index(measured())))
+    return LIBRARIES[int(metrics["matmul"])]
 
 
 def computed_precision(precision: Precision, world: World) -> Precision:

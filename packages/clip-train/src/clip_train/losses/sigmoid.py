@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clip_train.losses.exchange import Exchange
+from clip_train.losses.products import mm
 from clip_train.losses.tiles import column_tiles
 
 
@@ -44,15 +45,15 @@ class _Pairs:
         """Adds the pairs with M captions, of which the first is sample `start` of all. Returns N · d loss / d S · X."""
         scaled_x_BD, grad_y_MD = self.scale * self.x_BD, torch.zeros_like(y_MD)
         for part in column_tiles(len(self.x_BD), len(y_MD), y_MD.device, self.chunk):
-            s_Bt = torch.addmm(self.bias, scaled_x_BD, y_MD[part].T)
+            s_Bt = mm(scaled_x_BD, y_MD[part].T).add_(self.bias)
             positive = self._negate_positives(s_Bt, start + part.start)
             self.total += F.softplus(s_Bt).sum()
             if self.gradients:
                 p_Bt = s_Bt.sigmoid_()
                 self._negate_positives(p_Bt, start + part.start, positive)
                 self.grad_bias += p_Bt.sum()
-                self.grad_x_BD.addmm_(p_Bt, y_MD[part])
-                torch.mm(p_Bt.T, self.x_BD, out=grad_y_MD[part])
+                self.grad_x_BD += mm(p_Bt, y_MD[part])
+                grad_y_MD[part] = mm(p_Bt.T, self.x_BD)
         return grad_y_MD
 
     def _negate_positives(self, s_Bt: Tensor, start: int, positive: Tensor | None = None) -> Tensor | None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_train.losses.exchange import Exchange
+from clip_train.losses.products import mm
 
 TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 """Elements of a tile by device type. On a CPU a tile of 2 MB stays in the cache between the operations on it."""
@@ -47,7 +48,7 @@ class Similarities:
 
     def tile(self, part: slice, own: Tensor | float) -> Tensor:
         """Returns float32 [B, t], with `own` ([B], or a number) in the places of the own similarities."""
-        s_Bt = (self.x_BD @ self.y_ND[part].T).float()
+        s_Bt = mm(self.x_BD, self.y_ND[part].T).float()
         self.set_own(s_Bt, part, own)
         return s_Bt
 
@@ -65,8 +66,8 @@ class Similarities:
         px_ND = torch.empty_like(self.y_ND, dtype=torch.float32)
         for part in self.parts():
             p_Bt = coefficients(part).to(dtype)
-            py_BD += p_Bt @ self.y_ND[part]
-            px_ND[part] = p_Bt.T @ x_BD
+            py_BD += mm(p_Bt, self.y_ND[part])
+            px_ND[part] = mm(p_Bt.T, x_BD)
         return py_BD, px_ND
 
 
