@@ -101,7 +101,7 @@ def test_a_value_that_the_tower_cannot_have_is_named(keys, message):
     [
         (ModelConfig(name="ViT-Ti-4-24"), SigLIPConfig, True),
         (ModelConfig(name="ViT-Ti-4-24", pretrained="a.safetensors"), SigLIPConfig, False),
-        (ModelConfig(name="ViT-B-16-SigLIP"), SigLIPConfig, False),  # a trunk of timm
+        (ModelConfig(name="ViT-B-16-SigLIP"), SigLIPConfig, True),  # a trunk of timm
         (ModelConfig(name="ViT-Ti-4-24"), ClassificationConfig, False),
         (ModelConfig(name="ViT-Ti-4-24"), PairConfig, False),  # the base of tasks from outside
     ],

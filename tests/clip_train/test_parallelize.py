@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from clip_models import get_model_spec
-from clip_models.model import build_model
-from clip_models.model.drawing import named_tensors
+from clip_models import ModelSpec, get_model_spec
+from clip_models.model import build_model, build_shapes
+from clip_models.model.drawing import draw_model, named_tensors
 from clip_train import DataConfig, FitConfig, ModelConfig, Source, TrainConfig
 from clip_train.config import resolve
 from clip_train.errors import ClipTrainError
 from clip_train.gradients import Gradients
-from clip_train.model import make_model
+from clip_train.model import draw_scalars
 from clip_train.optim.build import make_optimizer
 from clip_train.optim.config import OptimConfig, SpikeConfig
 from clip_train.parallel import join_world
@@ -24,9 +24,11 @@ from clip_train.tasks.contrastive import ContrastiveConfig
 from clip_train.tasks.siglip import SigLIPConfig
 from clip_train.tasks.temperature import LogitBiasConfig
 from tests.support.distributed import run_ranks
-from tests.support.steps import CASES, FP32, HERE, PAIRS, batch_of, whole
+from tests.support.steps import CASES, FP32, HERE, PAIRS, VIT, batch_of, whole
+from tests.support.towers import BERT, TRUNK
 from tests.support.training import largest_difference, train
 
+LARGER = replace(VIT.preprocess, size=(32, 32))
 TASKS = ("patch dropout", "siglip", "coca", "distillation")
 Case = tuple[str, ParallelConfig, int]
 # Every pair of values of (task, placement, recomputation, micro-batches); with averages and clipping by tower.
@@ -62,9 +64,10 @@ def test_copies_of_shards_on_four_ranks_train_as_one_process():
             assert largest_difference(values, train(task, HERE)) < 1e-5, task
 
 
-def drawn_weights(name: str) -> list[tuple[str, bool, np.ndarray]]:
+def drawn_weights(spec: ModelSpec) -> list[tuple[str, bool, np.ndarray]]:
     with join_world("cpu") as world:
-        model = make_model(ModelConfig(name=name), seed=5, device="meta")
+        model = build_shapes(spec)
+        draw_scalars(model, 5)
         assert all(p.is_meta for p in model.parameters() if p.ndim)
         task = SigLIPConfig(logit_bias=LogitBiasConfig(init=-7.0)).build(model, precision="fp32", world=world)
         task.model.logit_bias.requires_grad_(False)
@@ -73,14 +76,15 @@ def drawn_weights(name: str) -> list[tuple[str, bool, np.ndarray]]:
 
 
 @pytest.mark.slow
-def test_weights_that_are_drawn_shard_by_shard_are_those_of_the_whole_model():
-    name = "ViT-Ti-4-24"
-    wanted = make_model(ModelConfig(name=name), seed=5)
-    others = make_model(ModelConfig(name=name), seed=6)
-    for found in run_ranks(3, drawn_weights, name):
+@pytest.mark.parametrize("kind", ["native", "libraries"])
+def test_weights_that_are_drawn_shard_by_shard_are_those_of_the_whole_model(kind):
+    spec = VIT if kind == "native" else replace(VIT, vision=TRUNK, text=BERT, preprocess=LARGER, custom_text=True)
+    wanted, others = draw_model(spec, 5), draw_model(spec, 6)
+    for found in run_ranks(3, drawn_weights, spec):
         values = {key: value for key, _, value in found}
         assert values.pop("logit_bias") == -7.0
-        assert {key for key, trained, _ in found if not trained} == {"logit_bias"}
+        frozen = {key for key, tensor in named_tensors(wanted) if not tensor.requires_grad}
+        assert {key for key, trained, _ in found if not trained} == {"logit_bias", *frozen}
         assert values.keys() == {key for key, _ in named_tensors(wanted)}
         for key, tensor in named_tensors(wanted):
             assert np.array_equal(values[key], tensor.detach().numpy()), key

@@ -1,11 +1,29 @@
-"""An image and a text tower from outside the packages, for specs that name them."""
+"""Small towers of libraries, and an image and a text tower from outside the packages."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clip_models.specs import TextConfig, VisionConfig
+from clip_models.specs import HFTextConfig, TextConfig, TimmConfig, VisionConfig
 from clip_models.towers.base import ImageTower, TextTower, names_under
+
+BERT = HFTextConfig(
+    model_name="some/encoder",
+    context_length=20,
+    config={
+        "model_type": "bert",
+        "vocab_size": 49408,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 60,
+        "pad_token_id": 0,
+    },
+)
+"""A small text tower of transformers."""
+TRUNK = TimmConfig(image_size=32, model_name="test_vit", pool="avg", proj="linear")
+"""A small image tower of timm."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,19 @@
 """Random weights from a seed: each tensor from its own name, in the distribution of the tower, from the meta device."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from clip_models import HFTextConfig, ResNetConfig, TimmConfig, create_model, get_model_spec
+from clip_models import ClipModelsError, ResNetConfig, TimmConfig, create_model, get_model_spec
 from clip_models.model import build_model
 from clip_models.model.drawing import Drawing, draw_model, named_tensors
 from tests.support import coca
+from tests.support.towers import BERT, TRUNK, MeanColor, MeanColorConfig
 
 VIT = get_model_spec("ViT-Ti-4-24")
-BERT = {"model_type": "bert", "vocab_size": 49408, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 96, "max_position_embeddings": 60, "pad_token_id": 0}  # fmt: skip
 HIERA = TimmConfig(image_size=224, model_name="hiera_tiny_224", pool="", proj="linear")
 LARGER = replace(VIT.preprocess, size=(32, 32))
 SPECS = {
@@ -21,15 +22,13 @@ SPECS = {
     "resnet": replace(
         VIT, vision=ResNetConfig(image_size=32, layers=(1, 1, 1, 1), width=16, head_width=32), preprocess=LARGER
     ),
-    "timm": replace(
-        VIT, vision=TimmConfig(image_size=32, model_name="test_vit", pool="avg", proj="linear"), preprocess=LARGER
-    ),
+    "timm": replace(VIT, vision=TRUNK, preprocess=LARGER),
     "convnext": replace(
         VIT, vision=TimmConfig(image_size=32, model_name="test_convnext", pool="avg", proj="linear"), preprocess=LARGER
     ),
-    # A trunk of timm that leaves its initialisation out on the meta device.
+    # A trunk of timm that leaves its initialisation out on the meta device, and reads numbers while it draws them.
     "hiera": replace(VIT, vision=HIERA, preprocess=replace(VIT.preprocess, size=(224, 224))),
-    "hf": replace(VIT, text=HFTextConfig(model_name="some/encoder", context_length=20, config=BERT), custom_text=True),
+    "hf": replace(VIT, text=BERT, custom_text=True),
 }
 
 
@@ -49,13 +48,56 @@ def test_the_distributions_are_those_of_the_towers(kind):
             assert abs(found.mean() - wanted.mean()) < 0.15 * wanted.std(), name
 
 
-@pytest.mark.parametrize("kind", ["vit", "coca", "resnet"])
+@pytest.mark.parametrize("kind", SPECS)
 def test_one_tensor_alone_is_that_of_the_model_and_no_generator_changes(kind):
     model, state = draw_model(SPECS[kind], 3), torch.get_rng_state()
     drawing = Drawing(SPECS[kind], 3)
     for name, tensor in reversed(list(named_tensors(model))):
         assert torch.equal(drawing.value(name), tensor), name
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Reader(MeanColor):
+    def __init__(self, config, embed_dim: int, quick_gelu: bool = False) -> None:
+        super().__init__(config, embed_dim, quick_gelu)
+        self.largest = float(self.linear.weight.detach().max())
+
+
+class ReaderConfig(MeanColorConfig):
+    TOWER = f"{__name__}:Reader"
+
+
+def test_a_tower_that_reads_its_random_numbers_is_drawn_in_order():
+    spec, state = replace(VIT, vision=ReaderConfig(image_size=24)), torch.get_rng_state()
+    with pytest.raises(ClipModelsError, match="reads its random numbers while it is built"):
+        Drawing(spec, 3)
+    model = draw_model(spec, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.visual.largest == model.visual.linear.weight.max() > 0
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        assert torch.equal(build_model(spec).visual.linear.weight, model.visual.linear.weight)
+
+
+@pytest.mark.slow
+def test_a_model_of_5_billion_parameters_is_laid_out_in_little_memory():
+    result = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    parameters, mib, spread = map(float, result.stdout.split())
+    assert parameters > 5e9
+    assert mib < 1500  # 20 GB as float32
+    assert spread == pytest.approx(0.02, rel=0.01)
+
+
+LARGE = """
+import resource
+from clip_models import get_model_spec
+from clip_models.model.drawing import Drawing, named_tensors
+drawing = Drawing(get_model_spec("EVA02-E-14-plus"), 0)
+block = drawing.value("visual.trunk.blocks.3.mlp.fc1.weight")
+print(sum(tensor.numel() for tensor in drawing.shapes.values()))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(float(block.std()))
+"""
 
 
 def test_equal_shapes_of_other_names_are_other_numbers():

@@ -166,7 +166,7 @@ def make_model(config: ModelConfig, *, seed: int, device: Literal["cpu", "meta"]
         ),
     )
     if device == "meta":
-        _draw_scalars(model, seed)
+        draw_scalars(model, seed)
     lock = config.lock
     if lock.image:
         model.lock_image_tower(lock.image_unlocked_groups, lock.image_freeze_batch_norms)
@@ -182,7 +182,7 @@ def make_model(config: ModelConfig, *, seed: int, device: Literal["cpu", "meta"]
     return model
 
 
-def _draw_scalars(model: CLIP, seed: int) -> None:
+def draw_scalars(model: CLIP, seed: int) -> None:
     """Gives the scalars of a model on the meta device their values, which a task may change before it is sharded."""
     from torch import nn
 
@@ -197,9 +197,16 @@ def _draw_scalars(model: CLIP, seed: int) -> None:
 
 def can_draw_later(model: ModelConfig, *, read: bool) -> bool:
     """Whether the weights may be drawn when the model is sharded; `read`: the task reads them before."""
-    from clip_models.model.drawing import draws_by_name
+    from clip_models import ClipModelsError
+    from clip_models.model.drawing import Drawing
 
-    return not (read or model.weights()) and draws_by_name(model.spec())
+    if read or model.weights():
+        return False
+    try:
+        Drawing(model.spec(), 0)
+    except ClipModelsError:  # a tower reads its random numbers
+        return False
+    return True
 
 
 def is_drawn(model: nn.Module) -> bool:

@@ -13,7 +13,6 @@ class ModernTextConfig(TransformerSizes, TextConfig):
     """A text transformer of current design for captions of any length (OpenCLIP's `text_arch: "modern"`)."""
 
     TOWER = "clip_models.towers.text.modern:ModernTextTransformer"
-    draws_on_meta = True
 
     eos_id: int | None = None
     """Id of the end token; needed by pool_type eos."""

@@ -14,7 +14,6 @@ class CLIPTextConfig(TransformerSizes, TextConfig):
     """CLIP's text transformer, with the options of CLIPA, SigLIP, MetaCLIP 2 and CoCa."""
 
     TOWER = "clip_models.towers.text.clip:TextTransformer"
-    draws_on_meta = True
 
     vocab_size: int = CLIP_BPE_VOCAB_SIZE
     """Rows of the token embedding."""

@@ -38,9 +38,6 @@ class TowerConfig(Variant):
 
     TOWER: ClassVar[str]
     """`module:class` of the tower, imported when one is built: a `clip_models.towers.common.Tower`."""
-    draws_on_meta: ClassVar[bool] = False
-    """Whether the tower makes the same calls to draw its weights when it is built on the meta device. Libraries may
-    leave theirs out there without an error: transformers does, and some of timm's trunks."""
 
     def build(self, embed_dim: int, quick_gelu: bool = False) -> Any:
         """Returns the tower with random weights. Raises ClipModelsError if it needs an extra that is missing."""

@@ -13,7 +13,6 @@ class ViTConfig(VisionConfig):
     """CLIP's own vision transformer."""
 
     TOWER = "clip_models.towers.image.vit:VisionTransformer"
-    draws_on_meta = True
 
     patch_size: int = 16
     """Side of a patch, in pixels. A border that is narrower than a patch is ignored, as in OpenCLIP."""
@@ -80,7 +79,6 @@ class ResNetConfig(VisionConfig):
     """OpenAI's modified ResNet: three-convolution stem, antialiased strides, attention pooling."""
 
     TOWER = "clip_models.towers.image.resnet:ModifiedResNet"
-    draws_on_meta = True
 
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     """Blocks of the four stages."""

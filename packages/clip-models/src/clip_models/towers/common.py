@@ -1,6 +1,7 @@
 """What several towers share: initialisation, recomputation, checks of inputs, and the padding of captions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,16 +18,42 @@ class NoRandomInit(TorchFunctionMode):
 
     _SKIPPED = frozenset(
         getattr(nn.init, f"{name}_")
-        for name in ("normal", "uniform", "trunc_normal", "kaiming_normal", "kaiming_uniform", "xavier_normal",
-                     "xavier_uniform")
-    ) | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}  # fmt: skip
+        for name in ("normal", "uniform", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform")
+    ) | {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_}
     _WITHOUT_NUMBERS: ClassVar[Mapping[Any, Any]] = {torch.randn: torch.empty, torch.rand: torch.empty}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._truncated = truncated_normal_by(lambda tensor, *_, **__: tensor)
+
+    def __enter__(self) -> Any:
+        self._truncated.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._truncated.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self._SKIPPED:
             return args[0] if args else kwargs["tensor"]
         return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
+
+
+@contextmanager
+def truncated_normal_by(function: Callable[..., Tensor]) -> Iterator[None]:
+    """Within it `torch.nn.init.trunc_normal_` calls `function` with its arguments.
+
+    PyTorch's own draws again until all numbers are in range: without drawing, on memory as it is, it might not end.
+    """
+    name = "_no_grad_trunc_normal_"
+    own = getattr(nn.init, name)
+    setattr(nn.init, name, function)
+    try:
+        yield
+    finally:
+        setattr(nn.init, name, own)
 
 
 def call_block(block: Callable[..., Any], *args: Any, recompute: bool) -> Any:
