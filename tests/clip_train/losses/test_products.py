@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from clip_train.losses import products
+from clip_train.losses import products, selection
 from clip_train.losses.contrastive import contrastive_loss
 from clip_train.losses.distillation import distillation_loss
-from clip_train.losses.products import PRODUCTS, computed_by, fastest, gradient_error, mm
+from clip_train.losses.products import PRODUCTS, computed_by, mm
+from clip_train.losses.selection import fastest, gradient_error
 from clip_train.losses.sigmoid import sigmoid_loss
 from tests.support import dense_losses as dense
 
@@ -70,8 +71,8 @@ def test_the_losses_are_computed_with_it_forward_and_backward(case, name):
     ],
 )
 def test_the_fastest_product_with_a_right_gradient_is_chosen(monkeypatch, seconds, errors, chosen):
-    monkeypatch.setattr(products, "_seconds", lambda name, *_: dict(zip(PRODUCTS, seconds, strict=True))[name])
-    monkeypatch.setattr(products, "gradient_error", lambda name, *_: dict(zip(PRODUCTS, errors, strict=True))[name])
+    monkeypatch.setattr(selection, "_seconds", lambda name, *_: dict(zip(PRODUCTS, seconds, strict=True))[name])
+    monkeypatch.setattr(selection, "gradient_error", lambda name, *_: dict(zip(PRODUCTS, errors, strict=True))[name])
     assert fastest(64, CPU) == chosen
 
 

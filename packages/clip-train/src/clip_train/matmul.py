@@ -3,7 +3,7 @@
 On a CPU PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as
 fast on an AMD CPU of the kind Zen 5, 1.1 times on Zen 4, and 1.2 times as slow on Zen 3. It is used in the linear
 layers of the native towers; those of timm and transformers use PyTorch's BLAS. On CUDA the loss has a choice
-(`clip_train.losses.products`). The sums of the libraries are not the same to the last bit: a run that measures them
+(`losses/products.py`). The sums of the libraries are not the same to the last bit: a run that measures them
 does it once, and keeps its choice in its metrics for the time it is resumed.
 """
 
@@ -27,7 +27,7 @@ from clip_train.arithmetic import deterministic_mode
 from clip_train.config import TrainConfig, check_matmul
 from clip_train.errors import ClipTrainError
 from clip_train.losses.products import computed_by as loss_computed_by
-from clip_train.losses.products import fastest
+from clip_train.losses.selection import fastest
 from clip_train.parallel import World
 
 if TYPE_CHECKING:

@@ -7,20 +7,14 @@ a GPU multiply the short numbers several times as fast as its other units multip
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
-ERROR = 1e-5  # largest relative error of a gradient
-_TURNS = 5
-_ROWS, _COLUMNS = 512, 8192  # of a tile
-_SCALE, _NOISE = 100.0, 4.0  # the largest scale of the logits, and pairs that are not yet told apart well
 _BITS = 13  # that float32 has more than TF32
 
 
@@ -74,49 +68,3 @@ def _split(x: Tensor, shorten: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tens
 
 PRODUCTS: Mapping[str, Product] = {"torch": torch.mm, "tf32x3": _tf32x3, "bf16x3": _bf16x3}
 _product: Product = torch.mm
-
-
-def fastest(width: int, device: torch.device) -> str:
-    """Returns the name of the fastest product on a device with which gradients of the contrastive loss keep ERROR.
-
-    `width`: channels of the features. Both are measured, on random features.
-    """
-    seconds = {name: _seconds(name, width, device) for name in PRODUCTS}
-    for name in sorted(seconds, key=seconds.__getitem__):
-        if name == "torch" or gradient_error(name, width, device) < ERROR:
-            return name
-    raise AssertionError("PRODUCTS has torch")
-
-
-def gradient_error(name: str, width: int, device: torch.device) -> float:
-    """Returns the relative error of the gradient of the contrastive loss with a product, against float64."""
-    from clip_train.losses.contrastive import contrastive_loss
-
-    generator = torch.Generator().manual_seed(0)  # the run's own generator must not move
-    text = torch.randn(_ROWS, width, generator=generator)
-    image = text + _NOISE * torch.randn(_ROWS, width, generator=generator)
-    features = [F.normalize(x).to(device).requires_grad_() for x in (image, text)]
-    exact = [x.detach().double().requires_grad_() for x in features]
-    scale = torch.tensor(_SCALE, device=device)
-    logits = scale.double() * exact[0] @ exact[1].T
-    labels = torch.arange(_ROWS, device=device)
-    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    wanted = torch.cat(torch.autograd.grad(loss, exact))
-    with computed_by(name):
-        found = torch.cat(torch.autograd.grad(contrastive_loss(features[0], features[1], scale), features))
-    return float((found.double() - wanted).norm() / wanted.norm())
-
-
-def _seconds(name: str, width: int, device: torch.device) -> float:
-    """Measures the three products of a tile."""
-    x, y = (torch.ones(rows, width, device=device) for rows in (_ROWS, _COLUMNS))
-    p = torch.ones(_ROWS, _COLUMNS, device=device)
-    best = float("inf")
-    with computed_by(name):
-        for _ in range(_TURNS):
-            start = time.perf_counter()
-            mm(x, y.T), mm(p, y), mm(p.T, x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best = min(best, time.perf_counter() - start)
-    return best
