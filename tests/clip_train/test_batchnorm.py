@@ -14,6 +14,7 @@ from clip_train.parallelize.config import ParallelConfig
 from clip_train.parallelize.placement import place
 from clip_train.tasks.contrastive import ContrastiveConfig
 from tests.support.distributed import run_ranks
+from tests.support.steps import FP32, whole
 
 PAIRS = 12
 VISION = {
@@ -27,7 +28,7 @@ def spec_of(kind: str) -> ModelSpec:
     return replace(spec, name=kind, vision=VISION[kind], preprocess=replace(spec.preprocess, size=(32, 32)))
 
 
-def one_step(kind: str, world: World, training: bool = True) -> dict[str, np.ndarray]:
+def one_step(kind: str, world: World, training: bool = True, parallel: ParallelConfig = FP32) -> dict[str, np.ndarray]:
     """The loss, gradients and running statistics of this rank's share of twelve pairs."""
     torch.manual_seed(0)
     task = ContrastiveConfig().build(build_model(spec_of(kind)), precision="fp32", world=world)
@@ -36,23 +37,32 @@ def one_step(kind: str, world: World, training: bool = True) -> dict[str, np.nda
     text = get_tokenizer("ViT-Ti-4-24").encode_numpy([f"number {number}" for number in range(PAIRS)])
     task.model.train(training)
     batch = task.prepare({"image": images[share], "text": text[share]})
-    loss = Gradients(task, world).backward(batch, 0)["loss"]
+    loss = Gradients(task, world, parallel).backward(batch, 0)["loss"]
     values = {"loss": loss, **{f"grad {name}": p.grad for name, p in task.model.named_parameters()}}
-    return {name: t.double().numpy() for name, t in {**values, **dict(task.model.named_buffers())}.items()}
+    return {name: whole(t).double().numpy() for name, t in {**values, **dict(task.model.named_buffers())}.items()}
 
 
-def on_ranks(kind: str, training: bool) -> dict[str, np.ndarray]:
+def on_ranks(kind: str, training: bool, parallel: ParallelConfig) -> dict[str, np.ndarray]:
     with join_world("cpu") as world:
-        return one_step(kind, world, training)
+        return one_step(kind, world, training, parallel)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", VISION)
-def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training):
+@pytest.mark.parametrize(
+    ("kind", "training", "parallel"),
+    [
+        ("native", True, "ddp"),
+        ("native", True, "fsdp"),
+        ("native", False, "ddp"),
+        ("timm", True, "ddp"),
+        ("timm", True, "fsdp"),
+        ("timm", False, "fsdp"),
+    ],
+)
+def test_two_ranks_have_the_gradient_and_the_statistics_of_one(kind, training, parallel):
     pytest.importorskip("timm")
     alone = one_step(kind, World(0, 1, torch.device("cpu")), training)
-    both = run_ranks(2, on_ranks, kind, training)
+    both = run_ranks(2, on_ranks, kind, training, replace(FP32, parallel=parallel))
     assert sum("running_var" in name for name in alone) >= 5
     gradients = [name for name in alone if name.startswith("grad")]
     for rank in both:

@@ -57,9 +57,10 @@ def test_two_ranks_train_as_one_process_in_every_combination():
 
 
 @pytest.mark.slow
-def test_copies_of_shards_on_four_ranks_train_as_one_process():
-    cases: list[Case] = [("coca", replace(FP32, parallel="fsdp", shard=2), 3)]
-    for found in run_ranks(4, on_ranks, cases):
+@pytest.mark.parametrize(("ranks", "shard", "offload", "parts"), [(4, 2, False, 3), (6, 3, False, 2), (2, 0, True, 1)])
+def test_copies_of_shards_and_offloaded_shards_train_as_one_process(ranks, shard, offload, parts):
+    cases: list[Case] = [("coca", replace(FP32, parallel="fsdp", shard=shard, offload=offload), parts)]
+    for found in run_ranks(ranks, on_ranks, cases):
         for (task, *_), values in zip(cases, found, strict=True):
             assert largest_difference(values, train(task, HERE)) < 1e-5, task
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clip_train.config import TrainConfig
 
 Deterministic = Literal["off", "warn", "strict"]
+_LEVELS: tuple[Deterministic, ...] = ("off", "warn", "strict")  # by the number that PyTorch gives them
 
 
 def deterministic_mode(config: TrainConfig, device: torch.device) -> Deterministic:
@@ -34,20 +35,26 @@ def arithmetic(config: TrainConfig, world: World) -> Iterator[None]:
     mode, cuda = deterministic_mode(config, world.device), world.device.type == "cuda"
     kernels: Any = torch.utils.deterministic
     threads, filling = torch.get_num_threads(), kernels.fill_uninitialized_memory
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     with torch.random.fork_rng(devices=[world.device] if cuda else []):
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(int(fingerprint(["train", config.seed, world.rank])[:15], 16))
         if cuda and mode != "off":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(mode != "off", warn_only=mode == "warn")
+        _choose_algorithms(_LEVELS.index(mode), config.compile != "off")
         # Filling every new tensor costs a pass over the memory, and nothing here reads what it has not written.
         kernels.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(algorithms, warn_only=only_warns)
+            _choose_algorithms(before, config.compile != "off")
             kernels.fill_uninitialized_memory = filling
+
+
+def _choose_algorithms(level: int, compiled: bool) -> None:
+    if compiled:  # tells the compiler too, which takes a second to import
+        torch.use_deterministic_algorithms(level > 0, warn_only=level == 1)
+    else:
+        torch.set_deterministic_debug_mode(level)
