@@ -49,7 +49,8 @@ def run_commands(
         command: Any = import_module(f"{package}.commands.{name.replace('-', '_')}")
         config = parse(command.Config, rest, prog=f"{prog} {name}", description=commands[name])
         adjust(config)
-        return command.run(config)
+        status: int | None = command.run(config)
+        return status
 
     run_cli(main, quiet)
 

@@ -137,7 +137,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     Raises ConfigError, which names `where` (a file or a command) and the full key.
     """
     try:
-        return _build(cls, data, "")
+        built: T = _build(cls, data, "")
+        return built
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

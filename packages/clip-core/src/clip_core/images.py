@@ -160,7 +160,8 @@ def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
         raise ImageError(f"{found}; only 0 to 1, 255 or 65535 have a defined 8-bit form", "pixel_format")
     if high > 255:
         return (values / 256).astype(np.uint8)
-    return np.rint(values * 255 if image.mode == "F" and high <= 1 else values).astype(np.uint8)
+    rounded: np.ndarray = np.rint(values * 255 if image.mode == "F" and high <= 1 else values)
+    return rounded.astype(np.uint8)
 
 
 def _check_pixels(size: tuple[int, int] | None, max_pixels: int, name: str) -> None:

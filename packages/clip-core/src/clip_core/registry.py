@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from clip_core.errors import ClipError
 from clip_core.suggest import did_you_mean
@@ -18,7 +18,7 @@ class Registry(Generic[T]):
 
     def __init__(self, what: str, known: Mapping[str, str]) -> None:
         self._what = what
-        self._known: dict[str, Any] = dict(known)
+        self._known: dict[str, T | str] = dict(known)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
@@ -52,7 +52,8 @@ class Registry(Generic[T]):
             return target
         module, _, attribute = target.partition(":")
         try:
-            return getattr(import_module(module), attribute)
+            item: T = getattr(import_module(module), attribute)
+            return item
         except (ImportError, AttributeError) as error:
             if name in self._known:
                 raise

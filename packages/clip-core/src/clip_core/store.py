@@ -21,7 +21,7 @@ from clip_core.errors import ClipError
 from clip_core.files import sync
 
 # Read at import: when the limit of open files is exceeded, it is too late.
-ADVICE = tomllib.loads(Path(__file__).with_name("advice.toml").read_text("utf-8"))
+ADVICE: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("advice.toml").read_text("utf-8"))
 TEMPORARY = ".tmp-"  # prefix of files under construction, which are never listed
 
 
@@ -73,7 +73,7 @@ class Store:
         if self.local:  # fsspec counts a link to a missing file as one that exists
             return os.path.exists(self.full(name))
         with self.trying("read", name):
-            return self.fs.exists(self.full(name))
+            return bool(self.fs.exists(self.full(name)))
 
     def size(self, name: str) -> int:
         """Returns the size of a file in bytes."""
@@ -97,7 +97,8 @@ class Store:
     def read_bytes(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Returns a file's bytes, or by one ranged read those from `start` to before `end`."""
         with self.trying("read", name):
-            return self.fs.cat_file(self.full(name), start=start, end=end)
+            data: bytes = self.fs.cat_file(self.full(name), start=start, end=end)
+            return data
 
     def read_json(self, name: str) -> Any:
         try:

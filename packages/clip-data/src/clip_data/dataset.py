@@ -172,7 +172,8 @@ class Dataset:
         return set(self._names(f"{COMMITS}/{stage}", ".json"))
 
     def record(self, stage: str, unit: Unit) -> dict[str, Any]:
-        return self.store.read_json(record_name(stage, unit.name))
+        record: dict[str, Any] = self.store.read_json(record_name(stage, unit.name))
+        return record
 
     def records(self, stage: str, units: Iterable[Unit]) -> list[dict[str, Any]]:
         """Returns the commit records of some units, in their order."""
@@ -193,11 +194,12 @@ class Dataset:
             raise ClipDataError(
                 f"{self.url} already holds {stage} results of another config: {change}; use another folder"
             )
-        return wanted["fingerprint"]
+        return str(wanted["fingerprint"])
 
     def stage(self, stage: str) -> dict[str, Any]:
         """Returns the name, the config and the fingerprint of a stage that was started."""
-        return self.store.read_json(f"{COMMITS}/{stage}.json")
+        found: dict[str, Any] = self.store.read_json(f"{COMMITS}/{stage}.json")
+        return found
 
     def pending(self, stage: str) -> list[Unit]:
         """Returns the units without a commit record of the stage, in order."""
@@ -225,7 +227,8 @@ class Dataset:
         if not self.store.exists(selection_description(name)):
             known = ", ".join(self.selections()) or "none"
             raise ClipDataError(f"{self.url} has no selection {name!r}; it has {known}")
-        return self.store.read_json(selection_description(name))
+        found: dict[str, Any] = self.store.read_json(selection_description(name))
+        return found
 
     def _names(self, folder: str, suffix: str = "") -> list[str]:
         found = self.store.list(folder)

@@ -148,7 +148,8 @@ def _footer(store: Store, entry: Mapping[str, Any], config: PlanConfig) -> tuple
 
 def _source(entry: Mapping[str, Any]) -> str:
     """Returns the source of units: its URL, or the name of its conversion relative to the dataset."""
-    return entry["table"]["name"] if "table" in entry else entry["url"]
+    source: str = entry["table"]["name"] if "table" in entry else entry["url"]
+    return source
 
 
 def _location(store: Store, entry: Mapping[str, Any]) -> str:

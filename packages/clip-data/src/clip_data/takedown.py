@@ -55,7 +55,8 @@ def take_down(dataset: Dataset, samples: Sequence[str], reason: str, *, allow_mi
         if wanted_urls:
             same = [canonical_url(url or "") in wanted_urls for url in table["url"].to_pylist()]
             hit = pc.or_(hit, pa.array(same, pa.bool_()))
-        return table.filter(hit).to_pylist()
+        found: list[dict[str, Any]] = table.filter(hit).to_pylist()
+        return found
 
     done = dataset.committed(ACQUIRE)
     units = [unit for unit in dataset.units if unit.name in done]

@@ -75,7 +75,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 def per_class_recall(confusion: np.ndarray) -> np.ndarray:
     """Returns float64 [C], the share of a class's samples that were recognised; NaN for a class without a sample."""
     counts = confusion.sum(axis=1)
-    return np.divide(confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    recall: np.ndarray = np.divide(confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    return recall
 
 
 @dataclass(frozen=True, kw_only=True)

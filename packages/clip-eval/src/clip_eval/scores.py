@@ -25,7 +25,8 @@ def normalize(features: np.ndarray) -> np.ndarray:
             f"{len(bad)} of {len(wide)} feature vectors are zero or not finite (first: row {bad[0]}): "
             "the model's weights are broken or overflow in this precision"
         )
-    return (wide / norms).astype(np.float32)
+    unit: np.ndarray = wide / norms
+    return unit.astype(np.float32)
 
 
 def on_grid(features: np.ndarray) -> np.ndarray:

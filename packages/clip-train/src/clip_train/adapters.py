@@ -47,21 +47,25 @@ class LinearAttention(Attention):
         """The weights with the product of the adapter, for what multiplies by parts of them (`at`)."""
         layer: Any = self.in_proj
         product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        return layer.base_layer.weight + layer.scaling["default"] * product
+        weight: Tensor = layer.base_layer.weight + layer.scaling["default"] * product
+        return weight
 
     @property
     def in_proj_bias(self) -> Tensor:  # type: ignore[override]
         layer: Any = self.in_proj
-        return layer.bias
+        bias: Tensor = layer.bias
+        return bias
 
     def qkv(self, x: Tensor) -> Tensor:
-        return self.in_proj(x)
+        qkv: Tensor = self.in_proj(x)
+        return qkv
 
     def at(self, x_BLD: Tensor, token_B: Tensor, mask: Tensor | None = None) -> Tensor:
         layer: Any = self.in_proj
         if self.training and isinstance(layer.lora_dropout["default"], nn.Dropout):
             # Dropout leaves out inputs of the product, which the weights of `in_proj_weight` cannot express.
-            return self(x_BLD, mask)[torch.arange(x_BLD.shape[0], device=x_BLD.device), token_B]
+            y_BLD: Tensor = self(x_BLD, mask)
+            return y_BLD[torch.arange(x_BLD.shape[0], device=x_BLD.device), token_B]
         return super().at(x_BLD, token_B, mask)
 
 

@@ -55,7 +55,7 @@ def _batch_norm(
         x, axes = input.float(), [axis for axis in range(input.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
         own_count = x.new_tensor([x.numel() / x.shape[1]])
-        total = _SumOverRanks.apply(torch.cat([x.sum(axes), own_count]))
+        total: Tensor = _SumOverRanks.apply(torch.cat([x.sum(axes), own_count]))
         mean_C, count = total[:-1] / total[-1], total[-1].detach()
         centred = x - mean_C.view(shape)
         var_C = _SumOverRanks.apply(centred.square().sum(axes)) / count

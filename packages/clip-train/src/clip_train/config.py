@@ -163,7 +163,7 @@ class FitConfig:
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result. The rest of the config may change when a run is continued."""
-        whole = to_dict(self)
+        whole: dict[str, Any] = to_dict(self)
         for table, keys in _NOT_DECIDING.items():
             for key in keys:
                 del (whole[table] if table else whole)[key]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,14 +55,14 @@ class KeyedDraws:
 
         return call
 
-    def _keyed_path(self, module: Any, forward: Any, name: str) -> Any:
+    def _keyed_path(self, module: Any, forward: Callable[[Tensor], Tensor], name: str) -> Any:
         number = _number(name, 1)
 
         def call(x: Tensor) -> Tensor:
             keys_B = self._keys_B
             if keys_B is None or not module.training or not module.drop_prob or len(x) != len(keys_B):
                 return forward(x)
-            share = 1 - module.drop_prob
+            share: float = 1 - module.drop_prob
             kept_B = (_uniform(_mixed(keys_B ^ number)) < share).to(x.dtype)
             scale_B = kept_B / share if share and module.scale_by_keep else kept_B
             return x * scale_B.view(-1, *[1] * (x.ndim - 1))

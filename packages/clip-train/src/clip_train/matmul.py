@@ -47,7 +47,8 @@ def onednn() -> AbstractContextManager[None]:
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     plain = type(weight) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
     if plain and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
-        return _Linear.apply(x, weight, bias)
+        y: Tensor = _Linear.apply(x, weight, bias)
+        return y
     return F.linear(x, weight, bias)
 
 
@@ -73,7 +74,8 @@ class _Linear(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns x·weightᵀ + bias."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 def multiplier(

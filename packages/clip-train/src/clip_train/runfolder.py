@@ -203,7 +203,8 @@ class RunLog:
 
 
 def _step_of(line: bytes) -> float:
-    return _row_of(line).get("step", float("inf"))
+    step: float = _row_of(line).get("step", float("inf"))
+    return step
 
 
 def _row_of(line: bytes) -> dict[str, Any]:

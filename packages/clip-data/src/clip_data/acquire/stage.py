@@ -187,9 +187,10 @@ def _values(source: pa.Table, name: str) -> list[Any]:
     column = source[name]
     try:
         try:
-            return column.to_pylist()
+            values: list[Any] = column.to_pylist()
         except OverflowError:
-            return column.cast(pa.string()).to_pylist()
+            values = column.cast(pa.string()).to_pylist()
+        return values
     except (ValueError, LookupError, pa.ArrowException) as error:
         advice = "convert the column in the source, or leave it out"
         raise ClipDataError(f"column {name!r} holds a value that cannot be read: {error}; {advice}") from error

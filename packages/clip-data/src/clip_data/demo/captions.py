@@ -29,7 +29,8 @@ def write_caption(
 def _single(rng: Random, thing: SceneObject, ground: str, width: int, height: int) -> str:
     place = _place(rng, thing.x / width - 0.5, thing.y / height - 0.5)
     about = rng.random()
-    frame = rng.choice(_WORDS["single"]["ground" if about < 0.15 else "place" if about < 0.4 and place else "plain"])
+    kind = "ground" if about < 0.15 else "place" if about < 0.4 and place else "plain"
+    frame: str = rng.choice(_WORDS["single"][kind])
     phrase = _phrase(rng, thing)
     is_clause = rng.random() < 0.06
     with_article = f"{_article(_noun(rng, thing.shape))} that is {thing.color}" if is_clause else _article(phrase)
@@ -39,10 +40,10 @@ def _single(rng: Random, thing: SceneObject, ground: str, width: int, height: in
 
 def _several(rng: Random, layout: str, objects: Sequence[SceneObject]) -> str:
     kinds, number = [(o.color, o.shape) for o in objects], str(len(objects))
-    opening = rng.choice(_WORDS["openings"])
+    opening: str = rng.choice(_WORDS["openings"])
     if len(set(kinds)) == 1:
         many = f"{kinds[0][0]} {_noun(rng, kinds[0][1], plural=True)}"
-        frame = rng.choice(_WORDS["alike"][number][layout])
+        frame: str = rng.choice(_WORDS["alike"][number][layout])
         return opening + frame.format(all=f"{'two' if number == '2' else 'three'} {many}", many=many)
     if len(set(kinds)) < len(objects):
         color, shape = twice = next(kind for kind in kinds if kinds.count(kind) == 2)

@@ -128,7 +128,7 @@ class _Worker:
     def take(self) -> Outcome | None:
         """Returns the outcome of the current unit; None if the worker is dead."""
         try:
-            outcome = self.connection.recv()
+            outcome: Outcome = self.connection.recv()
         except (EOFError, OSError):
             return None
         self.unit = None

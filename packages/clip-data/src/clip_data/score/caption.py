@@ -71,4 +71,5 @@ class CaptionScorer:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    shares: np.ndarray = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return shares

@@ -31,7 +31,7 @@ class Selection:
         """Returns int32 [kept]: the rows kept of a unit, ascending."""
         if self.name:
             file = unit.selection_name(self.name)
-            rows = read_table(self.store, file, ["row"])["row"].to_numpy().astype(np.int32)
+            rows: np.ndarray = read_table(self.store, file, ["row"])["row"].to_numpy().astype(np.int32)
         else:
             file = unit.sidecar_name
             status = read_table(self.store, file, ["status"])["status"]

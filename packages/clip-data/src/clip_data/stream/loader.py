@@ -303,7 +303,7 @@ def _context(tokenizer: Tokenizer | None, workers: int) -> int:
             pickle.dumps(tokenizer)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ClipDataError(f"the tokenizer cannot be sent to worker processes ({error}): {IMPORTABLE}") from error
-    return tokens(tokenizer, ["a"]).shape[1]
+    return int(tokens(tokenizer, ["a"]).shape[1])
 
 
 def _natural(name: str, value: Any) -> int:

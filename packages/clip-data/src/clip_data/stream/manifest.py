@@ -111,7 +111,8 @@ def _removed(
     def hit(unit: Unit) -> np.ndarray:
         rows = selection.rows(unit)
         uids = dataset.sidecar(unit, ["uid"])["uid"].take(rows)
-        return rows[pc.is_in(uids, wanted).to_numpy()]
+        removed: np.ndarray = rows[pc.is_in(uids, wanted).to_numpy()]
+        return removed
 
     with ThreadPoolExecutor(8) as threads:
         hits = zip(units, threads.map(hit, units), strict=True)

@@ -26,7 +26,8 @@ def refuse_overlap(training: Manifest, held_out: Manifest, *, name: str, option:
     distinct = np.unique(wanted)
 
     def shared(uids: np.ndarray) -> np.ndarray:
-        return uids[distinct[np.searchsorted(distinct, uids).clip(max=len(distinct) - 1)] == uids]
+        found: np.ndarray = uids[distinct[np.searchsorted(distinct, uids).clip(max=len(distinct) - 1)] == uids]
+        return found
 
     both = np.unique(np.concatenate(list(_each_unit(training, f"compare the training samples with {name}", shared))))
     if not len(both):

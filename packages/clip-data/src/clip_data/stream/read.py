@@ -67,7 +67,8 @@ class Window:
 
 
 def _integers(column: pa.ChunkedArray) -> np.ndarray:
-    return column.fill_null(-1).to_numpy().astype(np.int64)
+    values: np.ndarray = column.fill_null(-1).to_numpy()
+    return values.astype(np.int64)
 
 
 class SourceReader:

@@ -169,7 +169,7 @@ def _shape(tensor: Tensor) -> Tensor:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -22,7 +22,8 @@ _Plain = dict[str, Any]
 def _defaults(config: type, table: str, *but: str) -> _Plain:
     """Returns what OpenCLIP assumes for absent keys. A key at its default has no meaning in any tower."""
     tables = read_table("openclip_defaults")
-    return {f.name: f.default for f in fields(config) if f.name not in but} | tables["block"] | tables[table]
+    given: _Plain = tables["block"] | tables[table]
+    return {f.name: f.default for f in fields(config) if f.name not in but} | given
 
 
 _VISION_DEFAULTS = _defaults(ViTConfig, "vision", "norm_eps", "gelu_tanh")

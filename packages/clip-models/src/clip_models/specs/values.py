@@ -16,7 +16,8 @@ class PlainData:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types; `from_dict` is its inverse."""
-        return config.to_dict(self)
+        plain: dict[str, Any] = config.to_dict(self)
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -65,7 +65,7 @@ class Folder:
         """Returns state.json. Raises Damaged, and ClipTrainError for another format."""
         data = self.read(step, STATE)
         try:
-            state = json.loads(data)
+            state: dict[str, Any] = json.loads(data)
             digest, version = state["sha256"], state["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise Damaged(

@@ -85,4 +85,5 @@ def caption_loss(
     tokens = torch.as_tensor(count, device=logits.device).clamp(min=1)
     weight = (tokens if mean == "all" else tokens * ranks).double().reciprocal()
     with torch.autocast(logits.device.type, enabled=False):
-        return _Caption.apply(logits, labels, ignore, weight, ranks)
+        loss: Tensor = _Caption.apply(logits, labels, ignore, weight, ranks)
+        return loss

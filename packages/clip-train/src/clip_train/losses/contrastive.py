@@ -107,4 +107,5 @@ def contrastive_loss(
         raise ValueError(f"logits is {logits!r}: choose one of {', '.join(LOGITS)}")
     options = _Options(Exchange(ranks), label_smoothing, LOGITS[logits], tile)
     with torch.autocast(image.device.type, enabled=False):
-        return _Contrastive.apply(image.float(), text.float(), scale.float(), groups, options)
+        loss: Tensor = _Contrastive.apply(image.float(), text.float(), scale.float(), groups, options)
+        return loss

@@ -93,7 +93,7 @@ class _Distillation(torch.autograd.Function):
         student, teacher = ctx.student, ctx.teacher
 
         def coefficients(part: slice) -> Tensor:
-            p_Bt = student.softmaxes(part).sub_(teacher.softmaxes(part))
+            p_Bt: Tensor = student.softmaxes(part).sub_(teacher.softmaxes(part))
             student.similarities.set_own(p_Bt, part, teacher.own_slope_B - student.own_slope_B)
             return p_Bt
 
@@ -135,4 +135,5 @@ def distillation_loss(
     with torch.autocast(image.device.type, enabled=False):
         student = image.float(), text.float(), scale.float()
         teacher = tuple(tensor.detach().float() for tensor in (teacher_image, teacher_text, teacher_scale))
-        return _Distillation.apply(*student, teacher, Exchange(ranks), temperature, tile)
+        loss: Tensor = _Distillation.apply(*student, teacher, Exchange(ranks), temperature, tile)
+        return loss

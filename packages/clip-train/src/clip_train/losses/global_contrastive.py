@@ -132,7 +132,7 @@ class _GlobalContrastive(torch.autograd.Function):
 
         def coefficients(part: slice) -> Tensor:
             image, text = pairs.tile(part, -torch.inf)
-            p_Bt = image.sub_(log_whole_2N[0, pairs.rows, None]).exp_()
+            p_Bt: Tensor = image.sub_(log_whole_2N[0, pairs.rows, None]).exp_()
             p_Bt += text.sub_(log_whole_2N[1, part]).exp_()
             pairs.cosines.set_own(p_Bt, part, -weight_N[pairs.rows])
             return p_Bt

@@ -134,4 +134,5 @@ def sigmoid_loss(
             groups_N = Exchange(ranks).gather(groups)
             alone = -1 - torch.arange(len(groups_N), device=groups.device)
             groups_N = torch.where(groups_N < 0, alone, groups_N)
-        return _Sigmoid.apply(x_BD, y_BD, scale, bias, groups_N, chunk, gradients, ranks, exchange == "ring")
+        loss: Tensor = _Sigmoid.apply(x_BD, y_BD, scale, bias, groups_N, chunk, gradients, ranks, exchange == "ring")
+        return loss

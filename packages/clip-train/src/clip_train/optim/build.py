@@ -67,7 +67,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     if isinstance(target, type):
         keywords = {**_keywords(target, config), **replaced}
         try:
-            optimizer = target(groups, **keywords)
+            optimizer: torch.optim.Optimizer = target(groups, **keywords)
         except (TypeError, ValueError, AssertionError) as error:
             given = ", ".join(f"{name} = {value!r}" for name, value in keywords.items())
             raise ClipTrainError(f"optim.name = {config.name!r} does not accept {given}: {error}") from error

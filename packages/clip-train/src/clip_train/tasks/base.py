@@ -175,7 +175,7 @@ class Task:
         equally often.
         """
         self.model.eval()
-        out = self._forward(batch)
+        out: Outputs = self._forward(batch)
         if isinstance(self._forward, FSDPModule):
             self._forward.reshard()  # no backward pass does it, and the weights may change before the next call
         self.model.train()

@@ -139,7 +139,8 @@ def read_classifier(file: str, names: list[str], width: int) -> Tensor:
     """
     try:
         tensors, metadata = read_tensors(Path(file))
-        weight, classes = tensors["weight"], json.loads(metadata[CLASSES])
+        weight: Tensor = tensors["weight"]
+        classes = json.loads(metadata[CLASSES])
     except (ClipError, KeyError, ValueError) as error:
         raise ClipTrainError(f"task.classifier = {file!r} is not a classifier of clip-train: {error}") from error
     if classes != names:
