@@ -38,7 +38,6 @@ from clip_train.monitor.log import ShownLog
 from clip_train.nodecheck import check_nodes
 from clip_train.optim.build import Optimization, learning_rate
 from clip_train.optim.guard import Spike
-from clip_train.optim.plan import Plan
 from clip_train.parallel import MARGIN_S, World, join_world
 from clip_train.parallelize.placement import is_sharded
 from clip_train.rewinds import Rewinds
@@ -69,6 +68,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
         task.start(manifest, val_manifest, batch_size=config.train.batch_size)
         gradients = Gradients(task, world, how, micro_batches=how.micro_batches, seed=how.seed)
         optim = Optimization(model, config.optim, world.device, gradients.scale)
+        plan = plan_of(config, steps, manifest.samples)
+        rate = learning_rate(config.optim, plan, config.train.batch_size)
         stream = make_stream(config, manifest, task, world)
         stack.callback(lambda: stream.close())
         benchmarks = prepare(config, world) if config.val.benchmarks else []
@@ -93,6 +94,8 @@ def train(config: FitConfig, folder: RunFolder) -> FitResult:
             manifest=manifest,
             val_manifest=val_manifest,
             steps=steps,
+            pinned=stable_step(plan, config.train.batch_size),
+            rate=rate,
             task=task,
             gradients=gradients,
             optim=optim,
@@ -125,6 +128,9 @@ class _Run:
     manifest: Manifest | SyntheticConfig
     val_manifest: Manifest | None
     steps: int
+    pinned: int
+    """the step whose checkpoint is never removed; -1 for none"""
+    rate: Callable[[int], float]
     task: Task
     gradients: Gradients
     optim: Optimization
@@ -145,7 +151,6 @@ class _Run:
         self.gradients.multiplier = multiplier(self.computed.train, self.task.model, world, metrics)
         if resumed.step == self.steps:
             return metrics
-        plan = plan_of(config, self.steps, self.manifest.samples)
         with ExitStack() as opened:
             log = opened.enter_context(ShownLog(config, resumed.step, steps=self.steps)) if world.leads else None
             for event in events(resumed):
@@ -157,12 +162,12 @@ class _Run:
                 gradients=self.gradients,
                 optimizer=self.optim.optimizer,
                 feed=Feed(stream, self.task, world, items=world.watch.batches(stream, _wait_s(config.data))),
-                rate=learning_rate(config.optim, plan, config.train.batch_size),
+                rate=self.rate,
                 steps=self.steps,
                 start=resumed.step,
                 clip=self.optim.clip,
                 guard=self.optim.guard,
-                hooks=_hooks(self, plan, stream=stream, log=log, world=world),
+                hooks=_hooks(self, stream=stream, log=log, world=world),
                 collective=world.collective,
                 metrics=metrics,
             ).run()
@@ -181,7 +186,7 @@ class _Run:
         return Resumed(0, {}, {})
 
 
-def _hooks(run: _Run, plan: Plan, **shared: Any) -> list[Hook]:
+def _hooks(run: _Run, **shared: Any) -> list[Hook]:
     """Returns the hooks in order; `shared` are the fields that all of them have."""
     config, samples = run.computed, run.manifest.samples
     log_every, batch_size = config.train.log_every, config.train.batch_size
@@ -208,8 +213,7 @@ def _hooks(run: _Run, plan: Plan, **shared: Any) -> list[Hook]:
         hooks.append(_validation(config, run.task, run.val_manifest, run.optim, **shared))
     if run.benchmarks:
         hooks.append(_benchmarks(config, run.task, run.benchmarks, run.optim, **shared))
-    pinned = stable_step(plan, batch_size)
-    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=run.checkpoints, pinned=pinned, **shared)]
+    return [*hooks, Saving(every=config.checkpoint.every, checkpoints=run.checkpoints, pinned=run.pinned, **shared)]
 
 
 def _profiling(config: FitConfig, world: World) -> Profiling:
