@@ -73,20 +73,29 @@ _ADVICE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a run asks of SLURM. The defaults of `trainer`, `name` and `log` are those of infra/slurm/train.sbatch."""
+class Request:
+    """What a run asks of SLURM."""
 
     nodes: int = 1
+    """nodes of the job"""
     gpus: int = 0
     """GPUs of each node, each with a rank of its own; 0 trains on CPUs with one rank on each node"""
     cpus: int = 0
     """CPUs of each rank; 0 leaves it to the cluster"""
     time: str = ""
-    """time limit, in a form of sbatch; empty for the limit of the partition"""
+    """time limit, e.g. 24:00:00 or 2-12; the run is saved and queued again before it; empty for the partition's"""
     partition: str = ""
+    """partition of the job; empty for the default"""
     account: str = ""
+    """account that pays; empty for the default"""
     options: tuple[str, ...] = ()
-    """further options of sbatch, without their dashes"""
+    """further options of sbatch, without their dashes: qos=high exclusive"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Request):
+    """A job. The defaults of `trainer`, `name` and `log` are those of infra/slurm/train.sbatch."""
+
     name: str = "clip-train"
     log: str = "%x-%j.log"
     """path of the output; %x is the name, %j the number of the job"""

@@ -12,23 +12,9 @@ __all__ = ["Config", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(FitConfig):
+class Config(slurm.Request, FitConfig):
     """A training run, and what it asks of SLURM."""
 
-    nodes: int = 1
-    """nodes of the job"""
-    gpus: int = 0
-    """GPUs of each node, each with a rank of its own; 0 trains on CPUs with one rank on each node"""
-    cpus: int = 0
-    """CPUs of each rank; 0 leaves it to the cluster"""
-    time: str = ""
-    """time limit, e.g. 24:00:00 or 2-12; the run is saved and queued again before it; empty for the partition's"""
-    partition: str = ""
-    """partition of the job; empty for the default"""
-    account: str = ""
-    """account that pays; empty for the default"""
-    options: tuple[str, ...] = ()
-    """further options of sbatch, without their dashes: qos=high exclusive"""
     dry_run: bool = False
     """prints the script and neither writes nor submits anything"""
 
@@ -38,9 +24,8 @@ def run(config: Config) -> int:
     if "://" in fit.run:
         raise ClipTrainError(f"run = {fit.run!r}: SLURM writes the output of a job to files, so 'submit' needs a path")
     path = Path(fit.run)
-    names = ("nodes", "gpus", "cpus", "time", "partition", "account", "options")
     job = slurm.Job(
-        **{name: getattr(config, name) for name in names},
+        **{f.name: getattr(config, f.name) for f in fields(slurm.Request)},
         name=slurm.name_of(path),
         log=f"{fit.run}/job-%j.log",
         trainer=slurm.trainer_path(),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_LOGIT_SCALE = 100.0
 Batch = Mapping[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 class Outputs(NamedTuple):
@@ -86,14 +87,8 @@ class Task:
         return {}
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         """Returns the parts of the loss that compare samples: means over all `ranks`, the same on every rank.
 
         `batch`: the whole batch of this rank, with `targets`. `step`: number of the training step, from 0; None in an

@@ -10,7 +10,7 @@ from torch import Tensor
 from clip_models import CLIP
 from clip_train.losses.caption import caption_loss
 from clip_train.parallel import World
-from clip_train.tasks.base import Batch, Outputs
+from clip_train.tasks.base import Batch, Outputs, Tensors
 from clip_train.tasks.dual_encoder import DualEncoderTask
 
 if TYPE_CHECKING:
@@ -58,14 +58,8 @@ class CaptioningTask(DualEncoderTask):
         return Outputs(features, self.shared(), {"caption_loss": self._config.caption_weight * caption})
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         """Returns {"contrastive_loss": the mean over the pairs, times its weight}."""
         losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
         return {name: self._config.contrastive_weight * loss for name, loss in losses.items()}

@@ -18,7 +18,7 @@ from clip_models.weights.tensorfiles import read_tensors
 from clip_train.errors import ClipTrainError
 from clip_train.losses.caption import caption_loss
 from clip_train.parallel import World
-from clip_train.tasks.base import Batch, Outputs, Task
+from clip_train.tasks.base import Batch, Outputs, Task, Tensors
 from clip_train.tasks.classification import CLASSES
 from clip_train.tasks.labels import ClassLabels
 
@@ -87,14 +87,8 @@ class ClassifierTask(Task):
         return Outputs({}, {}, {"classification_loss": loss})
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         return {}
 
     def report(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from clip_models import CLIP
 from clip_train.errors import ClipTrainError
 from clip_train.losses.positives import caption_groups, value_groups
 from clip_train.parallel import World
-from clip_train.tasks.base import Batch, Outputs, Task
+from clip_train.tasks.base import Batch, Outputs, Task, Tensors
 
 if TYPE_CHECKING:
     from clip_train.tasks.contrastive import PairConfig, TowersConfig
@@ -72,14 +72,8 @@ class DualEncoderTask(TowersTask):
         return tensors
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         """Returns {"contrastive_loss": the mean over the pairs}."""
         options = {"groups": batch["group"]} if "group" in batch else {}
         return {"contrastive_loss": self._loss(features["image"], features["text"], **shared, ranks=ranks, **options)}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from clip_models import CLIP
 from clip_train.errors import ClipTrainError
@@ -14,7 +13,7 @@ from clip_train.losses.exchange import Exchange
 from clip_train.losses.global_contrastive import NEVER, global_contrastive_loss
 from clip_train.losses.table import SampleTable
 from clip_train.parallel import World
-from clip_train.tasks.base import Batch
+from clip_train.tasks.base import Batch, Tensors
 from clip_train.tasks.dual_encoder import TowersTask
 from clip_train.tasks.global_contrastive import VERSIONS, GlobalContrastiveConfig
 
@@ -57,14 +56,8 @@ class NormalisedTask(TowersTask):
         return {} if self._table is None else {"samples": self._table}
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         """Returns {"contrastive_loss": the estimate of the loss over all samples}.
 
         An evaluation has the normalisers of its batch alone, and the temperature of the model.

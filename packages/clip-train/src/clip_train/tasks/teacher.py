@@ -13,7 +13,7 @@ from clip_train.errors import ClipTrainError
 from clip_train.losses.distillation import distillation_loss
 from clip_train.parallel import World
 from clip_train.synthetic import SyntheticConfig
-from clip_train.tasks.base import Batch, Normalise
+from clip_train.tasks.base import Batch, Normalise, Tensors
 from clip_train.tasks.dual_encoder import DualEncoderTask
 from clip_train.tasks.stored import StoredEmbeddings
 
@@ -38,14 +38,8 @@ class DistillationTask(DualEncoderTask):
         self._config = config
 
     def losses_of(
-        self,
-        features: dict[str, Tensor],
-        shared: dict[str, Tensor],
-        batch: Batch,
-        *,
-        ranks: int,
-        step: int | None = None,
-    ) -> dict[str, Tensor]:
+        self, features: Tensors, shared: Tensors, batch: Batch, *, ranks: int, step: int | None = None
+    ) -> Tensors:
         """Returns {"contrastive_loss", "distillation_loss"}, means over the pairs times their weights."""
         losses = super().losses_of(features, shared, batch, ranks=ranks, step=step)
         distilled = distillation_loss(
