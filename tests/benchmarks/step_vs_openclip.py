@@ -62,7 +62,7 @@ def main() -> None:
     rows = []
     model = clip_models.create_model(args.model)
     for precision, batch, longest, captions in product(args.precision, args.batch, args.longest, args.captions):
-        how = TrainConfig(precision=precision, matmul=args.matmul, deterministic="off")
+        how = TrainConfig(precision=precision, matmul=args.matmul)
         images, texts = samples(model, batch, longest, full=captions == "full")
         sides = [their_step(model, images, texts, precision), our_step(model, images, texts, how)]
         rows.append({"what": f"{precision}, {batch} x {longest} {captions}", **by_turns(sides, args.rounds)})

@@ -21,7 +21,6 @@ from clip_train.parallel import World
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
 HERE = World(0, 1, torch.device("cpu"))
 FP32 = TrainConfig(precision="fp32")
-AUTO = replace(FP32, deterministic="off")
 
 
 class Operators(TorchDispatchMode):
@@ -104,45 +103,27 @@ def model():
     return create_model("ViT-Ti-4-24")
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_auto_measures_once_and_keeps_the_choice(model, monkeypatch, faster):
-    asked = []
-    monkeypatch.setattr(module, "_onednn_is_faster", lambda model: asked.append(model) or faster)
-    metrics = {}
-    first = multiplier(AUTO, model, HERE, metrics)
-    assert (first is onednn) == faster
-    assert metrics == {"matmul": float(faster)}
-    assert multiplier(AUTO, model, HERE, metrics) is first  # as after a resume
-    assert len(asked) == 1
+ZEN_5 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n"
 
 
 @pytest.mark.parametrize(
-    "options", [{"matmul": "torch"}, {"precision": "bf16"}, {"compile": "block"}, {"deterministic": "auto"}]
+    ("info", "faster"),
+    [
+        (ZEN_5, True),
+        (ZEN_5.replace("26", "25"), False),
+        (ZEN_5.replace("26", "27"), True),
+        (ZEN_5.replace("AuthenticAMD", "GenuineIntel"), False),
+        ("CPU architecture: 8\n", False),
+    ],
 )
-def test_nothing_is_measured_where_it_has_no_effect(model, monkeypatch, options):
-    monkeypatch.setattr(module, "_onednn_is_faster", lambda model: pytest.fail("measured"))
+def test_the_kind_of_the_cpu_decides(model, monkeypatch, info, faster):
+    monkeypatch.setattr(module, "Path", lambda name: SimpleNamespace(exists=lambda: True, read_text=lambda **_: info))
     metrics = {}
-    assert multiplier(replace(AUTO, **options), model, HERE, metrics) is not onednn
+    assert (multiplier(FP32, model, HERE, metrics) is onednn) == faster
+    assert multiplier(replace(FP32, matmul="torch"), model, HERE, metrics) is nullcontext
+    assert multiplier(replace(FP32, precision="bf16"), model, HERE, metrics) is nullcontext
+    assert multiplier(replace(FP32, compile="block"), model, HERE, metrics) is nullcontext
     assert metrics == {}
-
-
-@pytest.mark.parametrize(("seconds", "faster"), [(0.5, True), (0.95, False), (1.2, False)])
-def test_onednn_has_to_be_clearly_faster_and_the_measurement_moves_no_generator(model, monkeypatch, seconds, faster):
-    clock = [0.0]
-
-    def taking(duration, function):
-        def call(*args):
-            clock[0] += duration
-            return function(*args)
-
-        return call
-
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(module, "_linear", taking(seconds, module._linear))
-    monkeypatch.setattr(module, "F", SimpleNamespace(linear=taking(1.0, F.linear)))
-    before = torch.get_rng_state()
-    assert module._onednn_is_faster(model) == faster
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("native", [True, False])

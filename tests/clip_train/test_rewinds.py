@@ -47,7 +47,9 @@ def recipe(datasets) -> FitConfig:
         data=DataConfig(sources=(Source(dataset=str(datasets / "train")),), workers=0),
         task=SpikyConfig(),
         optim=OptimConfig(lr=1e-3, warmup=2, spike=REWIND),
-        train=TrainConfig(steps=STEPS, batch_size=4, precision="fp32", threads=1, log_every=1, device="cpu"),
+        train=TrainConfig(
+            steps=STEPS, batch_size=4, precision="fp32", threads=1, log_every=1, device="cpu", matmul="torch"
+        ),
         checkpoint=CheckpointConfig(every=3),
     )
 

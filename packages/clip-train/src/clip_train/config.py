@@ -95,8 +95,8 @@ class TrainConfig(ParallelConfig):
     """CPU threads of torch in each rank; 0 uses torch's default (bits differ between thread counts)"""
     matmul: Literal["auto", "torch", "onednn", "tf32x3", "bf16x3"] = "auto"
     """how float32 matrices are multiplied: by torch, on a CPU those of linear layers by onednn, on CUDA those of the
-    loss as three products of TF32 or bf16. auto is torch where bits are promised (`deterministic`); elsewhere the start
-    of the run measures which is the fastest, of the loss with a gradient right to 1e-5, and a resumed run keeps it"""
+    loss as three products of TF32 or bf16. auto takes what is known to be fastest on the CPU; on CUDA, unless bits are
+    promised, the start of the run measures which is, with a gradient right to 1e-5, and a resumed run keeps it"""
     deterministic: Literal["auto", "off", "warn", "strict"] = "auto"
     """strict: equal runs have equal bits, and an operation that cannot promise it is an error; warn: it is a warning;
     off: the fastest kernels; auto: strict on a CPU, off on CUDA. The samples are the same in every case"""

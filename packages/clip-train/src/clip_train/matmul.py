@@ -1,19 +1,19 @@
 """What multiplies float32 matrices, of linear layers on a CPU and of the loss on CUDA, and when bf16 is worth it.
 
 On a CPU PyTorch multiplies float32 matrices with its BLAS, MKL on x86. oneDNN, which PyTorch has too, is 2.2 times as
-fast on an AMD CPU of the kind Zen 5, 1.1 times on Zen 4, and 1.2 times as slow on Zen 3. It is used in the linear
-layers of the native towers; those of timm and transformers use PyTorch's BLAS. On CUDA the loss has a choice
-(`losses/products.py`). The sums of the libraries are not the same to the last bit: a run that measures them
-does it once, and keeps its choice in its metrics for the time it is resumed.
+fast on an AMD CPU of the kind Zen 5, as fast on Zen 4, and 1.2 times as slow on Zen 3. The kind of the CPU decides, and
+no measurement, so that equal runs have equal bits. It is used in the linear layers of the native towers; those of timm
+and transformers use PyTorch's BLAS. On CUDA the loss has a choice (`losses/products.py`), which a run measures once,
+and keeps in its metrics for the time it is resumed.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+import re
 from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clip_models import CLIP
-from clip_models.towers.products import Product, computed_by
+from clip_models.towers.products import computed_by
 from clip_train.arithmetic import deterministic_mode
 from clip_train.config import TrainConfig, check_matmul
 from clip_train.errors import ClipTrainError
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from clip_train.parallelize.config import Precision
 
 LIBRARIES = ("torch", "onednn", "tf32x3", "bf16x3")
-_TURNS = 4
-_FLOPS = 1e9  # of one turn, of each library
-_GAIN = 1.15  # what oneDNN has to win by, so that noise does not decide
+_ONEDNN_SINCE = {"AuthenticAMD": 26}
+"""By vendor, the first family of CPUs whose products are clearly faster in oneDNN; 26 is Zen 5."""
 
 
 def onednn() -> AbstractContextManager[None]:
@@ -83,31 +82,43 @@ def multiplier(
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Returns the context of a step's products, the same on all ranks, as `matmul` of the config says.
 
-    auto takes the library whose number in LIBRARIES is `metrics["matmul"]`. Where several could be used it measures
-    them if there is no such entry, and adds it. Raises ClipTrainError for a library that this device does not have.
+    On CUDA auto takes the entry of LIBRARIES whose number is `metrics["matmul"]`, and measures and adds it if there is
+    none. Raises ClipTrainError for a library that this device does not have.
     """
-    choice: str = config.matmul
-    device = world.device.type
+    choice, device = str(config.matmul), world.device.type
     if choice == "onednn" and not torch.backends.mkldnn.is_available():
         raise ClipTrainError("train.matmul = 'onednn' needs a PyTorch with oneDNN: set it to 'auto'")
     if choice == "auto":
-        free = deterministic_mode(config, world.device) != "strict"
-        if free and device == "cuda" and config.compile != "step":
-            choice = _kept(lambda: fastest(model.spec.embed_dim, world.device), world, metrics)
-        elif free and device == "cpu" and config.compile == "off" and config.precision == "fp32":
-            choice = _kept(lambda: "onednn" if _onednn_is_faster(model) else "torch", world, metrics)
-        else:
-            choice = "torch"
+        choice = _chosen(config, model, world, metrics)
     check_matmul(choice, device, config.compile)
     if choice == "onednn":
         return onednn
     return nullcontext if choice == "torch" else partial(loss_computed_by, choice)
 
 
-def _kept(measured: Callable[[], str], world: World, metrics: MutableMapping[str, float]) -> str:
+def _chosen(config: TrainConfig, model: CLIP, world: World, metrics: MutableMapping[str, float]) -> str:
+    if world.device.type == "cpu" and config.compile == "off" and config.precision == "fp32":
+        return world.lead(lambda: "onednn" if _has_faster_onednn() else "torch")
+    strict = deterministic_mode(config, world.device) == "strict"
+    if world.device.type != "cuda" or config.compile == "step" or strict:
+        return "torch"
     if "matmul" not in metrics:
-        metrics["matmul"] = world.lead(lambda: float(LIBRARIES.index(measured())))
+        name = world.lead(lambda: fastest(model.spec.embed_dim, world.device))
+        metrics["matmul"] = float(LIBRARIES.index(name))
     return LIBRARIES[int(metrics["matmul"])]
+
+
+def _has_faster_onednn() -> bool:
+    vendor, family = _cpu()
+    return torch.backends.mkldnn.is_available() and family >= _ONEDNN_SINCE.get(vendor, family + 1)
+
+
+def _cpu() -> tuple[str, int]:
+    """Returns the vendor and the family of an x86 CPU under Linux, ("", 0) of any other."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    found = dict(re.findall(r"^(vendor_id|cpu family)\s*: *(.+)$", text, re.MULTILINE))
+    return found.get("vendor_id", ""), int(found.get("cpu family", 0))
 
 
 def computed_precision(precision: Precision, world: World) -> Precision:
@@ -118,26 +129,3 @@ def computed_precision(precision: Precision, world: World) -> Precision:
     if precision != "bf16" or world.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return precision
     return "fp32"
-
-
-def _onednn_is_faster(model: CLIP) -> bool:
-    """Measures a step of the linear layer that most weights of the model belong to."""
-    shapes: Counter[tuple[int, ...]] = Counter()
-    for block in model.blocks():
-        for weight in block.parameters():
-            if weight.ndim == 2:
-                shapes[tuple(weight.shape)] += weight.numel()
-    if not shapes:
-        return False
-    outputs, inputs = shapes.most_common(1)[0][0]
-    rows = min(max(int(_FLOPS / (6 * inputs * outputs)), 64), 2048)
-    generator = torch.Generator().manual_seed(0)  # the run's own generator must not move
-    x, matrix = (torch.randn(n, inputs, generator=generator).requires_grad_() for n in (rows, outputs))
-    grad = torch.randn(rows, outputs, generator=generator)
-    seconds: dict[Product, float] = {}
-    for _ in range(_TURNS):
-        for library in (F.linear, _linear):
-            start = time.perf_counter()
-            torch.autograd.grad(library(x, matrix, None), (x, matrix), grad)
-            seconds[library] = min(seconds.get(library, float("inf")), time.perf_counter() - start)
-    return seconds[F.linear] > _GAIN * seconds[_linear]
