@@ -69,6 +69,7 @@ def test_the_whole_way_from_urls_to_a_selection(tmp_path, capsys):
     assert pq.read_table(Path(root, "shards", "00000001.parquet"))["label"].to_pylist() == [5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_stage_in_which_every_row_fails_is_an_error(tmp_path, capsys):
     root = str(tmp_path / "out")
     pq.write_table(pa.table({"url": ["http://127.0.0.1:1/a", None], "caption": ["a", "b"]}), tmp_path / "urls.parquet")

@@ -112,6 +112,7 @@ def test_a_run_leaves_its_config_log_checkpoints_and_weights(uninterrupted):
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_the_exported_weights_are_those_that_were_trained(uninterrupted):
     config, result = uninterrupted
     model, spec = load_model(result.model, expect="ViT-Ti-4-24")
@@ -123,12 +124,14 @@ def test_the_exported_weights_are_those_that_were_trained(uninterrupted):
     assert not any(torch.equal(tensor, first[name]) for name, tensor in model.state_dict().items() if tensor.ndim == 2)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(uninterrupted, monkeypatch):
     config, result = uninterrupted
     monkeypatch.setattr("clip_train.trainer.train", lambda *_: pytest.fail("trained again"))
     assert fit(config) == result
 
 
+@pytest.mark.slow
 def test_done_json_can_be_removed_to_export_again(uninterrupted):
     config, result = uninterrupted
     (Path(config.run) / "done.json").unlink()
@@ -281,6 +284,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(recipe, unint
     assert steps_of(config.run)[-1]["step"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_run_without_its_checkpoints_is_refused_and_keeps_its_log(recipe, uninterrupted, tmp_path):
     config = dataclasses.replace(recipe, run=str(tmp_path / "run"))
     shutil.copytree(uninterrupted[0].run, config.run)

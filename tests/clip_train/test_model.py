@@ -48,6 +48,7 @@ def test_towers_start_from_their_own_files(tmp_path):
     assert torch.equal(model.token_embedding.weight, text.token_embedding.weight)
 
 
+@pytest.mark.slow
 def test_a_locked_tower_keeps_its_weights_and_the_rest_is_trained(tmp_path, datasets):
     lock = LockConfig(image=True, image_unlocked_groups=1)
     config = FitConfig(

@@ -38,6 +38,7 @@ def run(tmp_path, datasets):
     return train
 
 
+@pytest.mark.slow
 def test_a_task_from_outside_is_trained_and_belongs_to_the_identity_of_the_run(run, tmp_path):
     kind = f"{HERE}:ShiftedConfig"
     config, result, rows = run("shifted", f'task = {{ kind = "{kind}", shift = 0.5 }}\noptim.lr = 1e-3')

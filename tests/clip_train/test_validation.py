@@ -183,6 +183,7 @@ def check(found: list[dict], alone: dict, kinds) -> None:
         assert max(each) <= CHUNK * math.ceil(math.ceil(SAMPLES / CHUNK) / len(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 13])
 def test_ranks_find_the_same_to_the_bit_and_read_their_share(root, alone, size, monkeypatch):
     own = threading.local()

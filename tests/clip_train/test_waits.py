@@ -214,6 +214,7 @@ with watch.running():
     assert "error: the trainer has waited 1 s (data.timeout) for a batch" in done.stderr
 
 
+@pytest.mark.slow
 def test_storage_that_does_not_answer_ends_the_process():
     code = """
 import time, torch

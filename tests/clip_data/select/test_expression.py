@@ -143,6 +143,7 @@ rows_of_data = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(conditions, rows_of_data)
 @settings(max_examples=300, deadline=None)
 def test_expressions_mean_what_they_mean_in_python(condition, rows):

@@ -274,6 +274,7 @@ def test_workers_do_not_outlive_a_killed_parent(root, tmp_path):
         assert not any(map(alive, workers))
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends_cleanly(root, tmp_path):
     with start_program(root, tmp_path, "leave") as program:
         output, errors = program.communicate(timeout=60)

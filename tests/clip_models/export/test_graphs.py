@@ -45,6 +45,7 @@ def test_onnx_gives_the_models_features_for_every_batch(model, onnx_folder, batc
     np.testing.assert_allclose(run_onnx(onnx_folder / "text.onnx", "text", captions.numpy()), text, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_self_check_is_in_the_folder_and_in_the_graphs(model, onnx_folder):
     description = json.loads((onnx_folder / "export.json").read_text())
     check = description["self_check"]
@@ -58,12 +59,14 @@ def test_the_self_check_is_in_the_folder_and_in_the_graphs(model, onnx_folder):
         assert clip_models.ModelSpec.from_dict(metadata["clip_models.spec"]) == model.spec
 
 
+@pytest.mark.slow
 def test_preprocessing_and_tokenizer_stand_beside(model, onnx_folder):
     preprocess = json.loads((onnx_folder / "preprocess.json").read_text())
     assert clip_models.PreprocessConfig.from_dict(preprocess) == model.spec.preprocess
     assert (onnx_folder / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_tower_holds_its_own_weights_only(model, onnx_folder):
     bytes_of_image = sum(p.numel() * 4 for p in model.visual.parameters())
     assert (onnx_folder / "image.onnx").stat().st_size < 1.5 * bytes_of_image
@@ -95,6 +98,7 @@ def test_a_wrong_graph_is_refused_and_nothing_is_left(model, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -129,6 +133,7 @@ def test_exporting_is_quiet(onnx_folder, model, tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 
 
+@pytest.mark.slow
 def test_text_graphs_are_right_for_captions_of_every_length(model, onnx_folder):
     tokenizer = clip_models.get_tokenizer(model.spec)
     for count in (0, 1, 7, 200):  # one by one: the tower itself cuts each to its own length
@@ -147,6 +152,7 @@ class StateDict(ExportFormat):
         (folder / "metadata.txt").write_text("\n".join(sorted(metadata)))
 
 
+@pytest.mark.slow
 def test_a_user_defined_format_is_one_class(model, tmp_path, monkeypatch):
     monkeypatch.setattr(FORMATS, "_known", dict(FORMATS._known))
     FORMATS.add("state-dict")(StateDict)

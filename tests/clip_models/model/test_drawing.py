@@ -32,6 +32,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_the_distributions_are_those_of_the_towers(kind):
     spec = SPECS[kind]

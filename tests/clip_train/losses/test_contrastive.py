@@ -35,6 +35,7 @@ def test_large_scales_do_not_overflow():
     assert math.isfinite(loss.item())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_batch():
     image, text = (t.requires_grad_() for t in features(8192, channels=4))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

@@ -76,6 +76,7 @@ def test_the_fastest_product_with_a_right_gradient_is_chosen(monkeypatch, second
     assert fastest(64, CPU) == chosen
 
 
+@pytest.mark.slow
 def test_the_measurement_moves_no_generator_and_leaves_the_product_as_it_was():
     before = torch.get_rng_state()
     assert fastest(8, CPU) in PRODUCTS

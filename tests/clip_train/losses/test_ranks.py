@@ -199,6 +199,7 @@ def answers(size: int) -> list[dict[str, tuple[float, dict[str, list[float]]]]]:
     return run_ranks(size, all_cases_on_this_rank) if size > 1 else [all_cases_on_this_rank()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", [1, 2, *(pytest.param(size, marks=pytest.mark.slow) for size in (3, 4))])
 def test_gradients_are_those_of_the_formula_on_the_whole_batch(size, name):

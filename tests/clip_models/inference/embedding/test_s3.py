@@ -57,6 +57,7 @@ def test_folders_tars_and_lists_of_a_bucket(server, settings, tmp_path):
         assert found == [image_bytes(0), image_bytes(1)], source
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_one_line(server, settings, capsys, tmp_path):
     (tmp_path / "process").write_text("[default]\ncredential_process = /bin/false\n")
     (tmp_path / "broken").write_text("no table\n")
