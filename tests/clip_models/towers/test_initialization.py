@@ -1,9 +1,13 @@
 """Initial weights against the numbers that OpenCLIP's initialisation prescribes."""
 
 import math
+import threading
 
 import pytest
 import torch
+from torch import nn
+
+from clip_models.towers.common import NoRandomInit
 
 TEXT, LAYERS, VISION, PATCH = 64, 2, 96, 4  # widths, text layers and patch size of the tiny model
 
@@ -54,3 +58,24 @@ def test_constants(tiny):
             assert not value.any(), name
         elif ".ln_" in f".{name}":
             assert (value == torch.ones_like(value)).all(), name
+
+
+def test_skipped_initialisation_ends_on_any_memory_and_is_that_of_its_thread_alone():
+    filled = torch.full((64,), 9.0)  # out of the range of a truncated normal, which is drawn again until it is in it
+    inside, outside = threading.Event(), threading.Event()
+
+    def skip():
+        with NoRandomInit():
+            inside.set()
+            outside.wait(10)
+
+    thread = threading.Thread(target=skip)
+    thread.start()
+    assert inside.wait(10)
+    with NoRandomInit():
+        nn.init.trunc_normal_(filled)
+        outside.set()
+        thread.join()
+    assert torch.equal(filled, torch.full((64,), 9.0))
+    nn.init.trunc_normal_(filled)
+    assert filled.abs().max() <= 2

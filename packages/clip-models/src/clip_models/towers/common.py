@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import torch
@@ -41,19 +43,29 @@ class NoRandomInit(TorchFunctionMode):
         return self._WITHOUT_NUMBERS.get(func, func)(*args, **kwargs)
 
 
+_truncated_normal: ContextVar[Callable[..., Tensor] | None] = ContextVar("truncated_normal", default=None)
+
+
 @contextmanager
 def truncated_normal_by(function: Callable[..., Tensor]) -> Iterator[None]:
-    """Within it `torch.nn.init.trunc_normal_` calls `function` with its arguments.
+    """Within it, in this thread, `torch.nn.init.trunc_normal_` calls `function` with its arguments.
 
     PyTorch's own draws again until all numbers are in range: without drawing, on memory as it is, it might not end.
     """
-    name = "_no_grad_trunc_normal_"
-    own = getattr(nn.init, name)
-    setattr(nn.init, name, function)
+    _redirect_truncated_normal()
+    token = _truncated_normal.set(function)
     try:
         yield
     finally:
-        setattr(nn.init, name, own)
+        _truncated_normal.reset(token)
+
+
+@cache
+def _redirect_truncated_normal() -> None:
+    # Once and for good: threads that put the original back in turn could leave each other's in its place.
+    name = "_no_grad_trunc_normal_"
+    own = getattr(nn.init, name)
+    setattr(nn.init, name, lambda *args, **kwargs: (_truncated_normal.get() or own)(*args, **kwargs))
 
 
 def call_block(block: Callable[..., Any], *args: Any, recompute: bool) -> Any:
