@@ -183,6 +183,19 @@ def test_a_fork_goes_on_after_the_samples_of_its_parent(recipe, batches, tmp_pat
     assert state["stream"]["step"] == 2 * (6 + 2)
 
 
+@pytest.mark.slow
+def test_a_fork_of_such_a_run_goes_back_itself(recipe, batches, tmp_path):
+    parent = spiky(recipe, tmp_path / "run", batches[4][1])  # step 6 has read 8 batches
+    fit(parent)
+    train = dataclasses.replace(recipe.train, steps=10)
+    child = spiky(recipe, tmp_path / "child", batches[9][0], window=3)  # in its step 8
+    fit(dataclasses.replace(child, parent=f"{parent.run}@6", train=train))
+    [event] = events(child.run, "rewind")
+    assert {name: event[name] for name in ("checkpoint", "spike", "batches")} == {
+        "checkpoint": 6, "spike": 8, "batches": 10
+    }  # fmt: skip
+
+
 def on_a_rank(config: FitConfig) -> str:
     return fit(config).model
 

@@ -1,15 +1,17 @@
 """Random weights from a seed: each tensor from its own name, in the distribution of the tower, from the meta device."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from clip_models import ClipModelsError, ResNetConfig, TimmConfig, create_model, get_model_spec
 from clip_models.model import build_model
-from clip_models.model.drawing import Drawing, draw_model, named_tensors
+from clip_models.model.drawing import Drawing, _Calls, draw_model, named_tensors
 from tests.support import coca
 from tests.support.towers import BERT, TRUNK, MeanColor, MeanColorConfig
 
@@ -66,6 +68,44 @@ class Reader(MeanColor):
 
 class ReaderConfig(MeanColorConfig):
     TOWER = f"{__name__}:Reader"
+
+
+class Cloner(MeanColor):
+    def __init__(self, config, embed_dim: int, quick_gelu: bool = False) -> None:
+        super().__init__(config, embed_dim, quick_gelu)
+        self.stack = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(64, 2, 128), 2)  # of copies
+
+
+class ClonerConfig(MeanColorConfig):
+    TOWER = f"{__name__}:Cloner"
+
+
+READS = {
+    "numpy": lambda x: x.numpy().sum(),
+    "array": lambda x: np.asarray(x).sum(),
+    "tolist": lambda x: x.tolist(),
+    "item": lambda x: x.sum().item(),
+    "condition": lambda x: bool((x > 0).any()),
+    "copy": copy.deepcopy,
+    "in place": lambda x: torch._foreach_mul_([x], 2.0),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_reads_numbers_that_are_not_drawn_is_refused(read):
+    calls = _Calls()
+    with torch.no_grad(), calls.recording():
+        x = torch.empty(3).normal_()
+        with pytest.raises(ClipModelsError, match="while it is built"):
+            READS[read](x)
+
+
+def test_copies_of_a_layer_are_drawn():
+    model = draw_model(replace(VIT, vision=ClonerConfig(image_size=24)), 3)
+    bound = 64**-0.5
+    for layer in model.visual.stack.layers:
+        assert layer.linear1.weight.abs().max() <= bound
+        assert layer.linear1.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_a_tower_that_reads_its_random_numbers_is_drawn_in_order():

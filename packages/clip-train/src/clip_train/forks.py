@@ -34,7 +34,8 @@ def fork(config: FitConfig, checkpoints: Checkpoints, stream: Any, steps: int, w
         raise ClipTrainError(
             f"parent = {config.parent!r} is at step {begin}, and the run ends at step {steps}: raise its length"
         )
-    stream.load_state_dict({**stream.state_dict(), "step": -(-read // batch)})
+    ahead = -(-(read - seen) // batch)  # what a rewound parent has read besides, in whole batches
+    stream.load_state_dict({**stream.state_dict(), "step": begin + ahead})
     world.lead(lambda: Store(config.run).write_json(FORK, {**record, "begins_at": begin}))
     # From here on the parent is not needed: it may remove this checkpoint.
     checkpoints.save(begin, stream.state_dict(), {})

@@ -28,7 +28,7 @@ class Rewinds:
         self._made: list[dict[str, Any]] = world.lead(self._read)
 
     def continue_after(self, resumed: Resumed, stream: Any) -> None:
-        """Moves the stream, which is where the checkpoint left it, past the spike that has led back to it."""
+        """Moves the stream, which is where the run begins or continues, past the spike that has led back there."""
         state = stream.state_dict()
         there = [each["batches"] for each in self._made if each["checkpoint"] == resumed.step]
         batches = max([state["step"], *there])

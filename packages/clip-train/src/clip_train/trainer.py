@@ -178,12 +178,13 @@ class _Run:
         resumed = self.checkpoints.resume()
         if resumed is not None:
             stream.load_state_dict(resumed.stream)
-            self.rewinds.continue_after(resumed, stream)
-            return resumed
-        world.lead(self.folder.check_new)
-        if config.parent:
-            return fork(config, self.checkpoints, stream, self.steps, world, self.manifest.samples)
-        return Resumed(0, {}, {})
+        else:
+            world.lead(self.folder.check_new)
+            resumed = Resumed(0, {}, {})
+            if config.parent:
+                resumed = fork(config, self.checkpoints, stream, self.steps, world, self.manifest.samples)
+        self.rewinds.continue_after(resumed, stream)
+        return resumed
 
 
 def _hooks(run: _Run, **shared: Any) -> list[Hook]:

@@ -9,13 +9,14 @@ draw a tensor, the calls behind it are made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -75,8 +76,8 @@ class _Calls(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Records the calls within it."""
-        with self, truncated_normal_by(partial(self._fill, nn.init.trunc_normal_)):
+        """Records the calls within it. Raises ClipModelsError for one that reads a tensor of random numbers."""
+        with self, truncated_normal_by(partial(self._fill, nn.init.trunc_normal_)), _Unread(self._random):
             yield
 
     def _fill(self, func: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -94,6 +95,8 @@ class _Calls(TorchDispatchMode):
         later = torch.Tag.nondeterministic_seeded in func.tags or any(_storage(x) in self._random for x in inputs)
         out = _unmade(func, args, kwargs) if later and not func.is_view else func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable and not func._schema.returns:
+            raise ClipModelsError(f"a tower changes tensors while it is built by a call that returns none ({func})")
         if made:
             self._add(_Call(func, args, kwargs, made))
             if later:
@@ -135,6 +138,21 @@ class _Calls(TorchDispatchMode):
         return sorted(wanted)
 
 
+class _Unread(TorchFunctionMode):
+    """Raises ClipModelsError for functions that read a tensor without a call that could be recorded."""
+
+    _READS = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__deepcopy__))
+
+    def __init__(self, random: Set[int]) -> None:
+        super().__init__()
+        self._random = random
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._READS and _storage(args[0]) in self._random:
+            raise ClipModelsError(f"a tower reads its random numbers while it is built ({func})")
+        return func(*args, **(kwargs or {}))
+
+
 def _unmade(func: Any, args: Any, kwargs: Any) -> Any:
     """Returns what a call would, without its values: the tensors that it changes, or new ones that are empty.
 
@@ -146,9 +164,9 @@ def _unmade(func: Any, args: Any, kwargs: Any) -> Any:
         for number, each in enumerate(schema.arguments)
         if each.alias_info is not None and each.alias_info.is_write
     ]
-    if written:
-        return written[0] if len(schema.returns) < 2 else tuple(written)
-    if not all("Tensor" in str(each.type) for each in schema.returns):
+    if written and all(each.alias_info is not None for each in schema.returns):
+        return written[0] if len(written) == 1 else tuple(written)
+    if written or not all("Tensor" in str(each.type) for each in schema.returns):
         raise ClipModelsError(f"a tower reads its random numbers while it is built ({func})")
     meta = {**kwargs, **({"device": torch.device("meta")} if "device" in kwargs else {})}
     out = func(*tree_map_only(Tensor, _shape, args), **tree_map_only(Tensor, _shape, meta))
