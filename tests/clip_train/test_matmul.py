@@ -17,6 +17,7 @@ from clip_train.config import resolve
 from clip_train.losses import products
 from clip_train.matmul import computed_precision, multiplier, onednn
 from clip_train.parallel import World
+from clip_train.tasks.contrastive import ContrastiveConfig
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch has no oneDNN here")
 HERE = World(0, 1, torch.device("cpu"))
@@ -150,6 +151,12 @@ def test_a_library_is_refused_where_it_has_no_effect(model, tmp_path, matmul, op
     here = torch.device("cpu" if matmul == "onednn" and "compile" in options else options.get("device", "cuda"))
     with pytest.raises(ClipTrainError, match=message):
         multiplier(replace(train, precision="fp32"), model, World(0, 1, here), {})
+
+
+def test_products_of_the_loss_are_refused_for_logits_in_bf16(tmp_path):
+    train, task = TrainConfig(steps=1, matmul="bf16x3"), ContrastiveConfig(logits="bf16")
+    with pytest.raises(ClipTrainError, match=r"'bf16x3' has no effect with task\.logits = 'bf16'"):
+        resolve(FitConfig(run=str(tmp_path), model=ModelConfig(name="ViT-Ti-4-24"), task=task, train=train))
 
 
 def test_on_cuda_the_product_of_the_loss_is_measured_and_kept(model, monkeypatch):

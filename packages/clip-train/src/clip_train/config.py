@@ -213,6 +213,11 @@ def resolve(config: FitConfig) -> FitConfig:
         named = ", ".join(f"train.{name} = {value}" for name, value in given.items()) or "none of them"
         raise ClipTrainError(f"give exactly one of train.steps, train.samples and train.epochs, not {named}")
     check_matmul(train.matmul, train.device, train.compile)
+    logits = getattr(config.task, "logits", "fp32")
+    if train.matmul in ("tf32x3", "bf16x3") and logits != "fp32":
+        raise ClipTrainError(
+            f"train.matmul = {train.matmul!r} has no effect with task.logits = {logits!r}: omit one of them"
+        )
     if not config.run:
         raise ClipTrainError("run is empty: name the output folder")
     if config.parent and split_run(config.parent)[0].rstrip("/") == config.run.rstrip("/"):
